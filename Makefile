@@ -1,0 +1,83 @@
+# make                build everything
+# make install        install it below DESTDIR; PREFIX=/usr SYSCONFDIR=/etc unless told otherwise
+# make demo           one command from a fresh machine to a job in a container on two nodes
+# make cluster        the same cluster, left running for you to try things
+# make test           every test; make test-long adds soaks and long fuzzing
+# make check          style, documentation, dependencies
+
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+CARGO ?= cargo
+
+# Where rustup puts cargo, for the first run after tests/bootstrap.sh.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+RELEASE = $(TARGET)/release
+STATIC = $(TARGET)/$(HOST)/release
+BUILD = $(CARGO) build --release --locked
+
+.PHONY: all install bootstrap sample-image testbed demo cluster cluster-stop test test-long check \
+	rpm-check
+.NOTPARALLEL:
+
+# Each with its own features: what runs with privilege is never built together with what speaks
+# TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
+all:
+	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
+	$(BUILD) -p spank-shifter
+	$(BUILD) -p image-manager --bins
+
+# conf/ is written for PREFIX=/usr.
+SUBSTITUTE = sed -E \
+	-e 's,/usr/(s?bin/(shifter|setupRoot|unsetupRoot)|(lib|share)/shifter),$(PREFIX)/\1,g' \
+	-e 's,^\# prefix = "/usr",prefix = "$(PREFIX)",'
+SHARE = $(DESTDIR)$(PREFIX)/share/shifter
+MAN = $(DESTDIR)$(PREFIX)/share/man
+
+install:
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
+	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0755 $(RELEASE)/shifterimg $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(RELEASE)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
+	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
+	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(DESTDIR)$(SYSCONFDIR)/shifter
+	for file in shifter.toml plugstack.conf.d/shifter.conf sudoers.d/shifter; do \
+		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
+	done
+	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \
+		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
+	for page in $(wildcard docs/man/*.[1-8]); do \
+		install -D -m 0644 -t $(MAN)/man$${page##*.} $$page || exit 1; \
+	done
+
+bootstrap:
+	tests/bootstrap.sh
+
+sample-image:
+	tests/sample-image.sh
+
+testbed:
+	$(CARGO) build --locked -p shifter-tests --bin testbed
+
+demo: bootstrap all testbed sample-image
+	@tests/world.sh $(TARGET)/debug/testbed demo
+
+cluster: bootstrap all testbed sample-image
+	@tests/cluster.sh start
+
+cluster-stop:
+	@tests/cluster.sh stop
+
+test: bootstrap all sample-image
+	tests/run.sh
+
+test-long: bootstrap all sample-image
+	tests/run.sh --long
+
+check: bootstrap
+	tests/check.sh
+
+rpm-check: bootstrap
+	tests/rpm.sh

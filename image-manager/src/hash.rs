@@ -1,0 +1,74 @@
+//! Digests of bytes: computing them, and comparing them with what a registry promised.
+//!
+//! Owns the two algorithms an image may be named by, sha256 and sha512. Never accepts another one:
+//! [`Digest`] cannot hold it.
+
+use sha2::{Digest as _, Sha256, Sha512};
+use shifter_core::reference::Digest;
+
+/// A digest that is being computed.
+pub enum Hasher {
+    /// SHA-256.
+    Sha256(Sha256),
+    /// SHA-512.
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// Starts the algorithm that `expected` was made with.
+    pub fn like(expected: &Digest) -> Self {
+        // `Digest` holds one of two algorithms; a third would never compare equal to its text.
+        match expected.algorithm() {
+            "sha512" => Self::Sha512(Sha512::new()),
+            _ => Self::Sha256(Sha256::new()),
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(state) => state.update(bytes),
+            Self::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// Returns the digest as `<algorithm>:<hex>`.
+    pub fn finish(self) -> String {
+        match self {
+            Self::Sha256(state) => format!("sha256:{}", hex(&state.finalize())),
+            Self::Sha512(state) => format!("sha512:{}", hex(&state.finalize())),
+        }
+    }
+}
+
+/// True if `bytes` have the digest `expected`.
+pub fn matches(bytes: &[u8], expected: &Digest) -> bool {
+    let mut hasher = Hasher::like(expected);
+    hasher.update(bytes);
+    hasher.finish() == expected.to_string()
+}
+
+/// Returns the 64 hexadecimal digits of the SHA-256 of `bytes`.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_digests() {
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(sha256_hex(b""), empty);
+        let digest = Digest::parse(&format!("sha256:{empty}")).unwrap();
+        assert!(matches(b"", &digest) && !matches(b"x", &digest));
+        let long = format!("sha512:{}", "cf83e1357eefb8bd".to_owned() + &"0".repeat(112));
+        assert!(!matches(b"", &Digest::parse(&long).unwrap()));
+        assert!(Hasher::like(&Digest::parse(&long).unwrap()).finish().starts_with("sha512:cf83e1"));
+    }
+}

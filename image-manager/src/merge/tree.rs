@@ -1,0 +1,351 @@
+//! The tree while it is merged: nodes in one list, directories as maps from names to nodes.
+
+use super::MergeError;
+use super::name::split;
+use crate::layer::Metadata;
+use crate::squashfs::{self, Attributes, DataId, InodeId, Kind, Tree};
+use shifter_core::sanitize;
+use std::collections::BTreeMap;
+
+/// As many links as Linux follows in one path.
+const MAX_LINKS: u32 = 40;
+/// Names looked at for one path, links included: no honest image needs more, and a hostile one
+/// must not make each of a million entries expensive.
+const MAX_STEPS: u32 = 4096;
+const MAX_NAME: usize = 255;
+
+/// Which entry of which layer has a file's bytes; both are counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// Layer, bottom first.
+    pub layer: u32,
+    /// Entry, in the order of the archive.
+    pub entry: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct NodeId(u32);
+
+impl NodeId {
+    pub(super) const ROOT: Self = Self(0);
+
+    fn at(self) -> usize {
+        self.0 as usize
+    }
+}
+
+pub(super) struct Node {
+    pub(super) kind: NodeKind,
+    pub(super) metadata: Metadata,
+}
+
+pub(super) enum NodeKind {
+    Directory(Directory),
+    File { source: Source, size: u64 },
+    Symlink(Vec<u8>),
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+}
+
+#[derive(Default)]
+pub(super) struct Directory {
+    names: BTreeMap<Vec<u8>, Child>,
+    /// The last layer that hid all lower contents; makes hiding twice free.
+    hidden_in: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Child {
+    node: NodeId,
+    /// The last layer that touched this name or anything below it.
+    layer: u32,
+}
+
+/// All nodes; those that nothing refers to any more stay until the end.
+pub(super) struct Nodes {
+    nodes: Vec<Node>,
+    /// Counted from 1.
+    layer: u32,
+}
+
+/// A name on the way to a place, and its node if there is one yet.
+struct Step<'a> {
+    name: &'a [u8],
+    node: Option<NodeId>,
+}
+
+impl Nodes {
+    pub(super) fn new() -> Self {
+        let root = Node { kind: NodeKind::Directory(Directory::default()), metadata: implied() };
+        Self { nodes: vec![root], layer: 0 }
+    }
+
+    pub(super) fn start_layer(&mut self) {
+        self.layer += 1;
+    }
+
+    pub(super) fn add(&mut self, node: Node) -> NodeId {
+        // An entry makes at most as many nodes as its path has names; limits keep both low.
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(node);
+        id
+    }
+
+    pub(super) fn set_metadata(&mut self, node: NodeId, metadata: Metadata) {
+        self.nodes[node.at()].metadata = metadata;
+    }
+
+    fn directory(&self, node: NodeId) -> Option<&Directory> {
+        match &self.nodes[node.at()].kind {
+            NodeKind::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    fn directory_mut(&mut self, node: NodeId) -> Option<&mut Directory> {
+        match &mut self.nodes[node.at()].kind {
+            NodeKind::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    fn child(&self, parent: NodeId, name: &[u8]) -> Option<Child> {
+        self.directory(parent)?.names.get(name).copied()
+    }
+
+    /// Follows a path of directories and symbolic links. Names that do not exist are allowed:
+    /// they may be made. `..` in a link leads to the parent, at the root to the root.
+    fn walk<'a>(&'a self, path: &'a [u8]) -> Result<Vec<Step<'a>>, MergeError> {
+        let mut steps: Vec<Step<'a>> = Vec::new();
+        let mut ahead: Vec<&'a [u8]> = path.rsplit(|&b| b == b'/').collect();
+        let (mut links, mut names) = (0, 0);
+        while let Some(name) = ahead.pop() {
+            names += 1;
+            if names > MAX_STEPS {
+                return Err(MergeError::link_loop(path));
+            }
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    steps.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let here = steps.last().map_or(Some(NodeId::ROOT), |step| step.node);
+            let node = here.and_then(|here| self.child(here, name)).map(|child| child.node);
+            match node.map(|node| &self.nodes[node.at()].kind) {
+                None | Some(NodeKind::Directory(_)) => steps.push(Step { name, node }),
+                Some(NodeKind::Symlink(target)) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(MergeError::link_loop(path));
+                    }
+                    if target.starts_with(b"/") {
+                        steps.clear();
+                    }
+                    ahead.extend(target.rsplit(|&b| b == b'/'));
+                }
+                Some(_) => return Err(MergeError::parent(path)),
+            }
+        }
+        Ok(steps)
+    }
+
+    /// The directory at a path, links followed; `None` if there is none.
+    pub(super) fn find_directory(&self, path: &[u8]) -> Result<Option<NodeId>, MergeError> {
+        match self.walk(path) {
+            Ok(steps) => Ok(steps.last().map_or(Some(NodeId::ROOT), |step| step.node)),
+            Err(MergeError::ParentNotDirectory { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What a hard link at `path` means by `target`: its last name is not followed.
+    pub(super) fn find_link_target(
+        &self,
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<NodeId, MergeError> {
+        let (parent, name) = split(target);
+        let texts = || (sanitize::bytes(path), sanitize::bytes(target));
+        let parent = self.find_directory(parent)?;
+        match parent.and_then(|parent| self.child(parent, name)) {
+            None => {
+                let (path, target) = texts();
+                Err(MergeError::LinkTargetMissing { path, target })
+            }
+            Some(child) if self.directory(child.node).is_some() => {
+                let (path, target) = texts();
+                Err(MergeError::LinkTargetDirectory { path, target })
+            }
+            Some(child) => Ok(child.node),
+        }
+    }
+
+    /// The directory at a path, links followed, made where it is missing; all of it counts as
+    /// touched by the current layer.
+    pub(super) fn make_directory(
+        &mut self,
+        path: &[u8],
+        path_bytes: usize,
+    ) -> Result<NodeId, MergeError> {
+        let steps = self.walk(path)?;
+        let length: usize = steps.iter().map(|step| step.name.len() + 1).sum();
+        if length > path_bytes || steps.iter().any(|step| step.name.len() > MAX_NAME) {
+            return Err(MergeError::long(path));
+        }
+        let steps: Vec<_> = steps.iter().map(|step| (step.name.to_vec(), step.node)).collect();
+        let mut here = NodeId::ROOT;
+        for (name, node) in steps {
+            let node = match node {
+                Some(node) => node,
+                None => self.add(Node {
+                    kind: NodeKind::Directory(Directory::default()),
+                    metadata: implied(),
+                }),
+            };
+            self.put(here, &name, node);
+            here = node;
+        }
+        Ok(here)
+    }
+
+    /// Puts a directory at a name: one that is there keeps its contents.
+    pub(super) fn put_directory(&mut self, parent: NodeId, name: &[u8], metadata: Metadata) {
+        let existing = self.child(parent, name).map(|child| child.node);
+        let node = match existing.filter(|&node| self.directory(node).is_some()) {
+            Some(node) => {
+                self.set_metadata(node, metadata);
+                node
+            }
+            None => {
+                let kind = NodeKind::Directory(Directory::default());
+                self.add(Node { kind, metadata })
+            }
+        };
+        self.put(parent, name, node);
+    }
+
+    /// Puts a node at a name, in place of whatever was there.
+    pub(super) fn put(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
+        let layer = self.layer;
+        let Some(directory) = self.directory_mut(parent) else { return };
+        match directory.names.get_mut(name) {
+            Some(child) => *child = Child { node, layer },
+            None => {
+                directory.names.insert(name.to_vec(), Child { node, layer });
+            }
+        }
+    }
+
+    /// Hides what lower layers have at a name. What the current layer has there stays.
+    pub(super) fn hide(&mut self, parent: NodeId, name: &[u8]) {
+        let Some(child) = self.child(parent, name) else { return };
+        if child.layer == self.layer {
+            self.hide_contents(child.node);
+        } else if let Some(directory) = self.directory_mut(parent) {
+            directory.names.remove(name);
+        }
+    }
+
+    /// Hides what lower layers have in a directory and everything below it.
+    pub(super) fn hide_contents(&mut self, node: NodeId) {
+        let layer = self.layer;
+        let mut waiting = vec![node];
+        while let Some(node) = waiting.pop() {
+            let Some(directory) = self.directory_mut(node) else { continue };
+            if directory.hidden_in != layer {
+                directory.hidden_in = layer;
+                directory.names.retain(|_, child| child.layer == layer);
+                waiting.extend(directory.names.values().map(|child| child.node));
+            }
+        }
+    }
+}
+
+/// A directory that no layer describes.
+fn implied() -> Metadata {
+    Metadata { mode: 0o755, ..Metadata::default() }
+}
+
+/// The merged tree of an image.
+pub struct Merged {
+    nodes: Nodes,
+}
+
+impl Merged {
+    pub(super) fn new(nodes: Nodes) -> Self {
+        Self { nodes }
+    }
+
+    /// The files whose bytes are needed and their sizes, in the order of layers and archives.
+    pub fn sources(&self) -> BTreeMap<Source, u64> {
+        let mut sources = BTreeMap::new();
+        let mut waiting = vec![NodeId::ROOT];
+        while let Some(node) = waiting.pop() {
+            match &self.nodes.nodes[node.at()].kind {
+                NodeKind::Directory(directory) => {
+                    waiting.extend(directory.names.values().map(|child| child.node));
+                }
+                NodeKind::File { source, size } => {
+                    sources.insert(*source, *size);
+                }
+                _ => {}
+            }
+        }
+        sources
+    }
+
+    /// The tree for the writer and the number of its names; `data` gives what was written for a
+    /// source.
+    pub fn into_tree<E: From<squashfs::Error>>(
+        self,
+        mut data: impl FnMut(Source) -> Result<DataId, E>,
+    ) -> Result<(Tree, u64), E> {
+        let mut nodes: Vec<Option<Node>> = self.nodes.nodes.into_iter().map(Some).collect();
+        let mut inodes: Vec<Option<InodeId>> = vec![None; nodes.len()];
+        let mut take = |id: NodeId| nodes[id.at()].take();
+
+        let root = take(NodeId::ROOT).unwrap_or(Node { kind: NodeKind::Fifo, metadata: implied() });
+        let mut tree = Tree::new(attributes(root.metadata))?;
+        let mut waiting = vec![(Tree::ROOT, root.kind)];
+        let mut count = 0;
+        while let Some((parent, kind)) = waiting.pop() {
+            let NodeKind::Directory(directory) = kind else { continue };
+            for (name, child) in directory.names {
+                count += 1;
+                // A node that was taken already has been seen under another name.
+                let Some(node) = take(child.node) else {
+                    if let Some(inode) = inodes[child.node.at()] {
+                        tree.link(parent, &name, inode)?;
+                    }
+                    continue;
+                };
+                let attributes = attributes(node.metadata);
+                let kind = match node.kind {
+                    kind @ NodeKind::Directory(_) => {
+                        let inode = tree.add_directory(parent, &name, attributes)?;
+                        waiting.push((inode, kind));
+                        continue;
+                    }
+                    NodeKind::File { source, .. } => Kind::File(data(source)?),
+                    NodeKind::Symlink(target) => Kind::Symlink(target),
+                    NodeKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
+                    NodeKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
+                    NodeKind::Fifo => Kind::Fifo,
+                };
+                let inode = tree.add_inode(kind, attributes)?;
+                inodes[child.node.at()] = Some(inode);
+                tree.link(parent, &name, inode)?;
+            }
+        }
+        Ok((tree, count))
+    }
+}
+
+fn attributes(metadata: Metadata) -> Attributes {
+    let Metadata { mode, uid, gid, mtime, xattrs } = metadata;
+    Attributes { mode, uid, gid, mtime, xattrs }
+}

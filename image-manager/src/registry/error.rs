@@ -1,0 +1,175 @@
+//! What can go wrong between this program and a registry, in terms someone can act on.
+//!
+//! Addresses appear without their query, which may carry a signature; text from the other side is
+//! escaped before it is stored here.
+
+use std::io;
+use std::path::PathBuf;
+
+use shifter_core::exit::ExitCode;
+use thiserror::Error;
+
+use super::manifest::ManifestError;
+
+/// Says which request failed and why.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// No connection, or one that broke before the answer began.
+    #[error("cannot reach '{address}'")]
+    Unreachable {
+        /// Where the request went.
+        address: String,
+        /// The reason.
+        source: Box<ureq::Error>,
+    },
+    /// Nothing, or next to nothing, arrived for a whole minute.
+    #[error("'{address}' did not answer in time: {waited}")]
+    Stalled {
+        /// Where the request went.
+        address: String,
+        /// What was waited for and how long.
+        waited: String,
+    },
+    /// The connection broke in the middle of an answer.
+    #[error("the answer of '{address}' broke off")]
+    BrokeOff {
+        /// Where the request went.
+        address: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The registry answered with an error that has no better name here.
+    #[error("'{address}' answered {status}{message}")]
+    Refused {
+        /// Where the request went.
+        address: String,
+        /// The HTTP status.
+        status: u16,
+        /// The registry's own words, with a leading `: `, or nothing.
+        message: String,
+    },
+    /// The registry does not let this user have the image.
+    #[error("the registry '{registry}' denied access ({status}){message}")]
+    Denied {
+        /// The registry.
+        registry: String,
+        /// The HTTP status.
+        status: u16,
+        /// The registry's own words, with a leading `: `, or nothing.
+        message: String,
+        /// Whether a login was sent.
+        with_login: bool,
+    },
+    /// The registry has no such image.
+    #[error("not found in the registry '{registry}'{message}")]
+    NotFound {
+        /// The registry.
+        registry: String,
+        /// The registry's own words, with a leading `: `, or nothing.
+        message: String,
+    },
+    /// A redirect that is not followed.
+    #[error("'{address}' redirects to '{target}': {rule}")]
+    Redirect {
+        /// Where the request went.
+        address: String,
+        /// Where the answer points.
+        target: String,
+        /// The rule that forbids to go there.
+        rule: &'static str,
+    },
+    /// The registry asks to log in at a place that cannot be trusted, or in a way not known here.
+    #[error("the registry '{registry}' asks for a login that is not possible: {reason}")]
+    Login {
+        /// The registry.
+        registry: String,
+        /// Why not.
+        reason: String,
+    },
+    /// What arrived is not what was asked for: wrong digest or wrong length.
+    #[error("{what} from '{address}' is not what was asked for: {reason}")]
+    Forged {
+        /// The document.
+        what: &'static str,
+        /// Where it came from.
+        address: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A document is larger than any of its kind.
+    #[error("{what} from '{address}' is larger than {limit} bytes")]
+    TooLarge {
+        /// The document.
+        what: &'static str,
+        /// Where it came from.
+        address: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// A manifest or index cannot be used.
+    #[error("cannot use the manifest from '{address}'")]
+    Manifest {
+        /// Where it came from.
+        address: String,
+        /// The reason.
+        source: ManifestError,
+    },
+    /// The name of the registry is not one.
+    #[error("'{0}' is not the address of a registry")]
+    Address(String),
+    /// Plain http is not configured for this registry, a proxy is malformed, or the like.
+    #[error("{variable} does not name a proxy: '{value}'")]
+    Proxy {
+        /// The environment variable.
+        variable: &'static str,
+        /// Its value without a password.
+        value: String,
+    },
+    /// A file of the configuration cannot be used.
+    #[error("cannot use '{}': {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The blob could not be stored.
+    #[error("cannot store a layer")]
+    Write(#[source] io::Error),
+}
+
+impl RegistryError {
+    /// Returns the code the program ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NotFound { .. } => ExitCode::Image,
+            Self::Denied { .. } => ExitCode::Denied,
+            Self::Manifest { source, .. } if source.is_about_the_image() => ExitCode::Image,
+            Self::Write(_) => ExitCode::Internal,
+            _ => ExitCode::Registry,
+        }
+    }
+
+    /// Returns a known way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { .. } => Some("check the spelling of the name and the tag".into()),
+            Self::Denied { with_login: false, registry, .. } => Some(format!(
+                "the image may not exist or be private; log in with 'docker login {registry}' or 'podman login --authfile ~/.docker/config.json {registry}'"
+            )),
+            Self::Denied { with_login: true, .. } => {
+                Some("the login in ~/.docker/config.json does not give access".into())
+            }
+            Self::Unreachable { source, .. } if speaks_plain_http(source) => Some(
+                "a registry without TLS needs 'plain_http = true' in the configuration".into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// True for the error that rustls reports when the other side does not speak TLS.
+fn speaks_plain_http(error: &ureq::Error) -> bool {
+    let text = error.to_string();
+    text.contains("InvalidContentType") || text.contains("corrupt message")
+}

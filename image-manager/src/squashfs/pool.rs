@@ -1,0 +1,192 @@
+//! Compresses blocks on a few threads and hands them back in the order in which they came.
+//!
+//! Memory is bounded: at most [`PER_THREAD`] blocks per thread are under way, and buffers are
+//! used again. With no threads the caller's own does the work, with the same result.
+
+use super::Error;
+use super::compress::{Compression, Compressor};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+/// Blocks under way for each thread: enough that none waits while the others' blocks differ.
+const PER_THREAD: usize = 4;
+
+/// One block on its way through the pool.
+pub(super) struct Block {
+    raw: Vec<u8>,
+    packed: Vec<u8>,
+    smaller: bool,
+}
+
+impl Block {
+    /// The bytes to store.
+    pub(super) fn bytes(&self) -> &[u8] {
+        if self.smaller { &self.packed } else { &self.raw }
+    }
+
+    /// The size word of inodes and fragments: bit 24 marks a block stored as it is.
+    pub(super) fn size_word(&self) -> u32 {
+        // A block is at most 1 MiB.
+        let size = self.bytes().len() as u32;
+        if self.smaller { size } else { size | 1 << 24 }
+    }
+
+    fn compress(&mut self, compressor: &mut Compressor) -> io::Result<()> {
+        self.smaller = compressor.compress(&self.raw, &mut self.packed)?;
+        Ok(())
+    }
+}
+
+enum Engine {
+    Inline(Box<Compressor>),
+    Threads(Threads),
+}
+
+struct Threads {
+    jobs: Option<Sender<(u64, Block)>>,
+    done: Receiver<(u64, io::Result<Block>)>,
+    workers: Vec<JoinHandle<()>>,
+    early: BTreeMap<u64, Block>,
+}
+
+/// The compressors, and what is on its way through them; `T` says what each block is for.
+pub(super) struct Pool<T> {
+    engine: Engine,
+    under_way: VecDeque<T>,
+    limit: usize,
+    submitted: u64,
+    returned: u64,
+    ready: Option<Block>,
+    spare: Vec<Block>,
+}
+
+impl<T> Pool<T> {
+    pub(super) fn new(compression: Compression, threads: usize) -> Result<Self, Error> {
+        let failed = |source| Error::Compress { source };
+        let engine = if threads <= 1 {
+            Engine::Inline(Box::new(Compressor::new(compression).map_err(failed)?))
+        } else {
+            Engine::Threads(Threads::start(compression, threads).map_err(failed)?)
+        };
+        let limit = if threads <= 1 { 1 } else { threads * PER_THREAD };
+        Ok(Self {
+            engine,
+            under_way: VecDeque::new(),
+            limit,
+            submitted: 0,
+            returned: 0,
+            ready: None,
+            spare: Vec::new(),
+        })
+    }
+
+    /// An empty buffer for the next block.
+    pub(super) fn buffer(&mut self) -> Vec<u8> {
+        let mut raw = self.spare.last_mut().map(|b| std::mem::take(&mut b.raw)).unwrap_or_default();
+        raw.clear();
+        raw
+    }
+
+    /// Whether [`Self::next`] must be called before the next [`Self::submit`].
+    pub(super) fn is_full(&self) -> bool {
+        self.under_way.len() >= self.limit
+    }
+
+    /// Starts compressing a block.
+    pub(super) fn submit(&mut self, raw: Vec<u8>, purpose: T) -> Result<(), Error> {
+        let packed = self.spare.pop().map(|b| b.packed).unwrap_or_default();
+        let mut block = Block { raw, packed, smaller: false };
+        match &mut self.engine {
+            Engine::Inline(compressor) => {
+                block.compress(compressor).map_err(|source| Error::Compress { source })?;
+                self.ready = Some(block);
+            }
+            Engine::Threads(threads) => threads.send(self.submitted, block)?,
+        }
+        self.submitted += 1;
+        self.under_way.push_back(purpose);
+        Ok(())
+    }
+
+    /// Waits for the oldest block under way; `None` if there is none.
+    pub(super) fn next(&mut self) -> Result<Option<(T, Block)>, Error> {
+        let Some(purpose) = self.under_way.pop_front() else { return Ok(None) };
+        let block = match &mut self.engine {
+            Engine::Inline(_) => self.ready.take().ok_or_else(worker_died)?,
+            Engine::Threads(threads) => threads.receive(self.returned)?,
+        };
+        self.returned += 1;
+        Ok(Some((purpose, block)))
+    }
+
+    /// Takes a block's buffers back.
+    pub(super) fn recycle(&mut self, block: Block) {
+        self.spare.push(block);
+    }
+}
+
+impl Threads {
+    fn start(compression: Compression, threads: usize) -> io::Result<Self> {
+        let (jobs, queue) = channel::<(u64, Block)>();
+        let (results, done) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let mut started =
+            Self { jobs: Some(jobs), done, workers: Vec::new(), early: BTreeMap::new() };
+        for _ in 0..threads {
+            let queue = Arc::clone(&queue);
+            let results = results.clone();
+            let mut compressor = Compressor::new(compression)?;
+            let worker = std::thread::Builder::new().name("squashfs".into()).spawn(move || {
+                loop {
+                    let Ok(job) = queue.lock().map(|queue| queue.recv()) else { return };
+                    let Ok((number, mut block)) = job else { return };
+                    // Every block must come back, or the writer would wait for it for ever. The
+                    // compressor is not used again after a panic: an error ends the image.
+                    let work = AssertUnwindSafe(|| block.compress(&mut compressor));
+                    let result = catch_unwind(work)
+                        .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
+                        .map(|()| block);
+                    if results.send((number, result)).is_err() {
+                        return;
+                    }
+                }
+            })?;
+            started.workers.push(worker);
+        }
+        Ok(started)
+    }
+
+    fn send(&self, number: u64, block: Block) -> Result<(), Error> {
+        let jobs = self.jobs.as_ref().ok_or_else(worker_died)?;
+        jobs.send((number, block)).map_err(|_| worker_died())
+    }
+
+    fn receive(&mut self, number: u64) -> Result<Block, Error> {
+        loop {
+            if let Some(block) = self.early.remove(&number) {
+                return Ok(block);
+            }
+            let (number, result) = self.done.recv().map_err(|_| worker_died())?;
+            let block = result.map_err(|source| Error::Compress { source })?;
+            self.early.insert(number, block);
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has been reported by `receive` already.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn worker_died() -> Error {
+    Error::Compress { source: io::Error::other("a compressor thread ended early") }
+}

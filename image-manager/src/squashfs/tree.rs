@@ -1,0 +1,217 @@
+//! The tree of an image: names, links and attributes, checked as they are added.
+//!
+//! Inodes live in one list and are named by [`InodeId`], so that any depth and any number of hard
+//! links is plain data. An inode that no directory links to is left out of the image.
+
+use super::{DataId, Error};
+use shifter_core::sanitize;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// Longest name in a directory.
+pub(super) const MAX_NAME: usize = 255;
+/// Longest target of a symbolic link (Linux's PATH_MAX less its NUL).
+pub(super) const MAX_TARGET: usize = 4095;
+
+/// An extended attribute: full name (such as `user.comment`) and value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// Owner, permissions, time and extended attributes of an inode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Attributes {
+    /// Permission bits with setuid, setgid and sticky: at most 0o7777.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time in seconds since 1970; the format has no sign and no fraction.
+    pub mtime: u32,
+    /// Extended attributes whose names begin with `user.`, `trusted.` or `security.`.
+    pub xattrs: Vec<Xattr>,
+}
+
+/// What an inode is; directories are made by [`Tree::add_directory`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file and the contents written for it; several files may share one [`DataId`].
+    File(DataId),
+    /// A symbolic link and its target.
+    Symlink(Vec<u8>),
+    /// A character device.
+    CharDevice {
+        /// Below 2^12.
+        major: u32,
+        /// Below 2^20.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Below 2^12.
+        major: u32,
+        /// Below 2^20.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// Names an inode of one [`Tree`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InodeId(pub(super) u32);
+
+pub(super) enum Content {
+    Directory(BTreeMap<Vec<u8>, InodeId>),
+    Other(Kind),
+}
+
+pub(super) struct Inode {
+    pub(super) content: Content,
+    pub(super) attributes: Attributes,
+}
+
+/// All names of an image.
+pub struct Tree {
+    pub(super) inodes: Vec<Inode>,
+}
+
+impl Tree {
+    /// The root directory of every tree.
+    pub const ROOT: InodeId = InodeId(0);
+
+    /// Starts a tree that has only its root directory.
+    pub fn new(root: Attributes) -> Result<Self, Error> {
+        let mut tree = Self { inodes: Vec::new() };
+        tree.push(Content::Directory(BTreeMap::new()), root)?;
+        Ok(tree)
+    }
+
+    /// Adds an inode that has no name yet.
+    pub fn add_inode(&mut self, kind: Kind, attributes: Attributes) -> Result<InodeId, Error> {
+        let reason = match &kind {
+            Kind::Symlink(target) if target.is_empty() => "the link target is empty",
+            Kind::Symlink(target) if target.len() > MAX_TARGET => {
+                "the link target is longer than 4095 bytes"
+            }
+            Kind::Symlink(target) if target.contains(&0) => "the link target contains a NUL",
+            Kind::CharDevice { major, .. } | Kind::BlockDevice { major, .. }
+                if *major >= 1 << 12 =>
+            {
+                "the device's major number is above 4095"
+            }
+            Kind::CharDevice { minor, .. } | Kind::BlockDevice { minor, .. }
+                if *minor >= 1 << 20 =>
+            {
+                "the device's minor number is above 1048575"
+            }
+            _ => return self.push(Content::Other(kind), attributes),
+        };
+        Err(Error::Inode { reason })
+    }
+
+    /// Adds an empty directory below `parent`.
+    pub fn add_directory(
+        &mut self,
+        parent: InodeId,
+        name: &[u8],
+        attributes: Attributes,
+    ) -> Result<InodeId, Error> {
+        let id = self.push(Content::Directory(BTreeMap::new()), attributes)?;
+        self.insert(parent, name, id)?;
+        Ok(id)
+    }
+
+    /// Gives an inode a name; each further name of one inode is a hard link.
+    pub fn link(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
+        match self.inodes.get(inode.0 as usize) {
+            Some(Inode { content: Content::Other(_), .. }) => self.insert(parent, name, inode),
+            Some(_) => Err(Error::Inode { reason: "a directory has one name only" }),
+            None => Err(Error::Inode { reason: "the inode is of another tree" }),
+        }
+    }
+
+    fn insert(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
+        let refuse = |reason| Err(Error::Name { name: sanitize::bytes(name), reason });
+        if name.is_empty() || name == b"." || name == b".." {
+            return refuse("it is reserved");
+        }
+        if name.len() > MAX_NAME {
+            return refuse("it is longer than 255 bytes");
+        }
+        if name.iter().any(|&b| b == b'/' || b == 0) {
+            return refuse("it contains '/' or NUL");
+        }
+        let Some(Inode { content: Content::Directory(names), .. }) =
+            self.inodes.get_mut(parent.0 as usize)
+        else {
+            return refuse("its parent is not a directory");
+        };
+        match names.entry(name.to_vec()) {
+            Entry::Occupied(_) => refuse("the directory has it already"),
+            Entry::Vacant(slot) => {
+                slot.insert(inode);
+                Ok(())
+            }
+        }
+    }
+
+    fn push(&mut self, content: Content, attributes: Attributes) -> Result<InodeId, Error> {
+        if attributes.mode > 0o7777 {
+            return Err(Error::Inode { reason: "the mode has bits above 7777" });
+        }
+        // Inode numbers start at 1 and the root's parent is one above the last.
+        let limit = u32::MAX - 2;
+        let id = u32::try_from(self.inodes.len()).ok().filter(|&id| id < limit);
+        let id = id.ok_or(Error::TooMany { what: "inodes", limit: limit.into() })?;
+        self.inodes.push(Inode { content, attributes });
+        Ok(InodeId(id))
+    }
+
+    pub(super) fn inode(&self, id: InodeId) -> &Inode {
+        &self.inodes[id.0 as usize]
+    }
+
+    pub(super) fn is_directory(&self, id: InodeId) -> bool {
+        matches!(self.inode(id).content, Content::Directory(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_inodes_that_the_kernel_could_not_show_are_refused() {
+        let mut tree = Tree::new(Attributes::default()).unwrap();
+        let fifo = tree.add_inode(Kind::Fifo, Attributes::default()).unwrap();
+        let long = [b'x'; 256];
+        for name in [&b""[..], b".", b"..", b"a/b", b"a\0b", &long] {
+            assert!(tree.link(Tree::ROOT, name, fifo).is_err(), "{name:?}");
+        }
+        for name in [&long[..255], b"\xff\xfe", b"a b\n", b"..."] {
+            tree.link(Tree::ROOT, name, fifo).unwrap();
+        }
+        assert!(tree.link(Tree::ROOT, b"...", fifo).is_err(), "a name twice");
+        assert!(tree.link(fifo, b"x", fifo).is_err(), "a name below a file");
+        assert!(tree.link(Tree::ROOT, b"x", Tree::ROOT).is_err(), "a second name for a directory");
+        assert!(tree.link(Tree::ROOT, b"x", InodeId(99)).is_err());
+
+        let device = |major, minor| Kind::CharDevice { major, minor };
+        for (kind, good) in [
+            (Kind::Symlink(Vec::new()), false),
+            (Kind::Symlink(vec![b'x'; 4096]), false),
+            (Kind::Symlink(b"a\0".to_vec()), false),
+            (Kind::Symlink(vec![b'x'; 4095]), true),
+            (device(4096, 0), false),
+            (device(0, 1 << 20), false),
+            (device(4095, (1 << 20) - 1), true),
+        ] {
+            let added = tree.add_inode(kind.clone(), Attributes::default());
+            assert_eq!(added.is_ok(), good, "{kind:?}");
+        }
+        let mode = Attributes { mode: 0o10000, ..Attributes::default() };
+        assert!(tree.add_inode(Kind::Fifo, mode).is_err());
+    }
+}

@@ -1,0 +1,339 @@
+//! Image stores: the site's, and each user's own in `~/.shifter`.
+//!
+//! ```text
+//! <id>.squashfs  <id>.meta  index/<type>/<escaped reference>     see shifter_core::store
+//! .lock-<id>     held while an image is built or removed; says "new" while the image is not
+//!                yet one, so that what a killed pull leaves can be told from what was there
+//! .tmp-<id>.*    files of an image that is being built, owned by whoever holds its lock
+//! .lock-index    held while a tag is written or removed; taken after .lock-<id>, never before
+//! .tmp-index     a tag that is being written
+//! .cache         blobs, see crate::cache (`cache` in a user's store)
+//! ```
+//!
+//! This module opens and reads stores; [`write`] changes them. A user's store serves only its
+//! owner. Nothing here decides what may be *mounted*: that is judged again on the node.
+
+mod error;
+mod write;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
+use shifter_core::reference::{ImageRef, TypeRules};
+use shifter_core::store::{self as layout, IndexEntry};
+
+use crate::files;
+
+pub(crate) use error::is_full;
+pub use error::{StoreError, megabytes};
+pub use write::{ImageLock, Removed};
+
+/// Bytes that a `.meta` file may have.
+const META_LIMIT: u64 = 1 << 20;
+
+/// Whose store it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// The store that the whole site uses.
+    Site,
+    /// The store of the user who runs this program.
+    User,
+}
+
+impl StoreKind {
+    /// Returns the word used on the command line and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StoreKind::Site => "site",
+            StoreKind::User => "user",
+        }
+    }
+}
+
+/// Who wants to see images.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    /// Real uid.
+    pub uid: u32,
+    /// All groups.
+    pub gids: Vec<u32>,
+}
+
+impl Viewer {
+    /// Describes the user who runs this program.
+    pub fn current() -> io::Result<Self> {
+        let mut gids: Vec<u32> = rustix::process::getgroups()?.iter().map(|g| g.as_raw()).collect();
+        gids.push(rustix::process::getgid().as_raw());
+        Ok(Self { uid: rustix::process::getuid().as_raw(), gids })
+    }
+}
+
+/// An image as a store has it.
+#[derive(Clone, Debug)]
+pub struct StoredImage {
+    /// The store it is in.
+    pub kind: StoreKind,
+    /// Its id.
+    pub id: ImageId,
+    /// The tag it was found by, in canonical form; none for an image without one.
+    pub reference: Option<String>,
+    /// The image file.
+    pub path: PathBuf,
+    /// Size of the image file, in bytes.
+    pub size: u64,
+    /// Digest it was pulled by.
+    pub digest: Option<String>,
+    /// Time of the pull, in seconds since 1970.
+    pub pulled: Option<u64>,
+    /// What the image says of itself.
+    pub meta: ImageMeta,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    kind: StoreKind,
+    path: PathBuf,
+    dir: OwnedFd,
+    owner: u32,
+}
+
+impl Store {
+    /// Opens the site store for reading; none if it does not exist yet.
+    pub fn open_site(path: &Path) -> Result<Option<Self>, StoreError> {
+        Self::open(StoreKind::Site, path, true)
+    }
+
+    /// Opens the user's own store for reading; none if it does not exist yet.
+    pub fn open_user(home: &Path) -> Result<Option<Self>, StoreError> {
+        let Some(store) = Self::open(StoreKind::User, &home.join(".shifter"), false)? else {
+            return Ok(None);
+        };
+        store.insist_on_owner(rustix::process::geteuid().as_raw())?;
+        Ok(Some(store))
+    }
+
+    /// Opens the site store for writing and makes it if only the last directory is missing.
+    pub fn create_site(path: &Path, image_owner: u32) -> Result<Self, StoreError> {
+        if rustix::process::geteuid().as_raw() != image_owner {
+            return Err(StoreError::NotOwner { owner: image_owner });
+        }
+        let store = Self::create(StoreKind::Site, path, 0o755)?;
+        store.insist_on_owner(image_owner)?;
+        Ok(store)
+    }
+
+    /// Opens the user's own store for writing and makes it if it is missing.
+    pub fn create_user(home: &Path) -> Result<Self, StoreError> {
+        let store = Self::create(StoreKind::User, &home.join(".shifter"), 0o700)?;
+        store.insist_on_owner(rustix::process::geteuid().as_raw())?;
+        Ok(store)
+    }
+
+    fn open(kind: StoreKind, path: &Path, follow: bool) -> Result<Option<Self>, StoreError> {
+        let dir = match files::open_dir(path, follow) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("open", path)(error)),
+        };
+        let owner = rustix::fs::fstat(&dir)
+            .map_err(|error| StoreError::io("examine", path)(error.into()))?
+            .st_uid;
+        Ok(Some(Self { kind, path: path.to_owned(), dir, owner }))
+    }
+
+    fn create(kind: StoreKind, path: &Path, mode: u32) -> Result<Self, StoreError> {
+        let follow = kind == StoreKind::Site;
+        if let Some(store) = Self::open(kind, path, follow)? {
+            return Ok(store);
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+        else {
+            let rule = "its path is not a directory's name".to_owned();
+            return Err(StoreError::Untrusted { path: path.to_owned(), rule });
+        };
+        files::open_dir(parent, true)
+            .and_then(|parent| files::make_dir(parent, name, mode))
+            .map_err(StoreError::io("make the directory", path))?;
+        Self::open(kind, path, follow)?.ok_or_else(|| {
+            StoreError::io("open", path)(io::ErrorKind::NotFound.into())
+        })
+    }
+
+    /// Refuses a store that somebody else could have filled.
+    fn insist_on_owner(&self, uid: u32) -> Result<(), StoreError> {
+        let untrusted = |rule: String| StoreError::Untrusted { path: self.path.clone(), rule };
+        if self.owner != uid {
+            return Err(untrusted(format!("it belongs to uid {}, not {uid}", self.owner)));
+        }
+        let found = rustix::fs::fstat(&self.dir)
+            .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
+        if found.st_mode & 0o022 != 0 {
+            let mode = found.st_mode & 0o7777;
+            return Err(untrusted(format!("its mode {mode:04o} lets others write")));
+        }
+        Ok(())
+    }
+
+    /// Returns whose store it is.
+    pub fn kind(&self) -> StoreKind {
+        self.kind
+    }
+
+    /// Returns the directory, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the directory of the blob cache, made if it is missing.
+    pub(crate) fn cache_dir(&self) -> Result<(OwnedFd, PathBuf), StoreError> {
+        let name = match self.kind {
+            StoreKind::Site => ".cache",
+            StoreKind::User => "cache",
+        };
+        let path = self.path.join(name);
+        let dir = files::make_dir(&self.dir, name, 0o700)
+            .map_err(StoreError::io("make the directory", &path))?;
+        Ok((dir, path))
+    }
+
+    /// Finds an image; one that `viewer` may not use looks exactly like one that is not there.
+    pub fn lookup(
+        &self,
+        reference: &ImageRef,
+        viewer: &Viewer,
+    ) -> Result<Option<StoredImage>, StoreError> {
+        if let Some(id) = reference.image_id() {
+            return self.image(id, None, viewer);
+        }
+        match self.entry(reference)? {
+            Some(entry) => self.image(&entry.id.clone(), Some(entry), viewer),
+            None => Ok(None),
+        }
+    }
+
+    /// Lists every image that `viewer` may use, by reference, those without a tag last; and what
+    /// could not be read.
+    pub fn list(
+        &self,
+        rules: &TypeRules<'_>,
+        viewer: &Viewer,
+    ) -> Result<(Vec<StoredImage>, Vec<StoreError>), StoreError> {
+        let (mut images, mut problems) = (Vec::new(), Vec::new());
+        let mut keep = |found: Result<Option<StoredImage>, StoreError>| match found {
+            Ok(image) => images.extend(image),
+            Err(problem) => problems.push(problem),
+        };
+        let mut tagged = Vec::new();
+        for reference in self.references(rules)? {
+            match self.entry(&reference) {
+                Ok(Some(entry)) => {
+                    tagged.push(entry.id.clone());
+                    keep(self.image(&entry.id.clone(), Some(entry), viewer));
+                }
+                Ok(None) => {}
+                Err(problem) => keep(Err(problem)),
+            }
+        }
+        for id in self.ids()?.into_iter().filter(|id| !tagged.contains(id)) {
+            keep(self.image(&id, None, viewer));
+        }
+        Ok((images, problems))
+    }
+
+    /// Reads the entry of a tag.
+    fn entry(&self, reference: &ImageRef) -> Result<Option<IndexEntry>, StoreError> {
+        let record = |path: PathBuf| move |source| StoreError::Record { path, source };
+        let name = layout::index_path(reference).map_err(record(self.path.clone()))?;
+        let path = self.path.join(&name);
+        let bytes = files::read(&self.dir, &name, layout::ENTRY_LIMIT)
+            .map_err(StoreError::io("read", &path))?;
+        match bytes {
+            Some(bytes) => Ok(Some(IndexEntry::parse(&bytes, reference).map_err(record(path))?)),
+            None => Ok(None),
+        }
+    }
+
+    fn image(
+        &self,
+        id: &ImageId,
+        entry: Option<IndexEntry>,
+        viewer: &Viewer,
+    ) -> Result<Option<StoredImage>, StoreError> {
+        let name = layout::image_file(id);
+        let (Some(meta), Some(size)) = (self.meta(id)?, files::size(&self.dir, &name)) else {
+            return Ok(None);
+        };
+        if self.kind == StoreKind::Site
+            && !meta.permits(viewer.uid, &viewer.gids, Some(self.owner))
+        {
+            return Ok(None);
+        }
+        let (reference, digest, pulled) = match entry {
+            Some(entry) => (Some(entry.reference), entry.digest, Some(entry.pulled)),
+            None => (None, None, None),
+        };
+        let (kind, path) = (self.kind, self.path.join(name));
+        Ok(Some(StoredImage { kind, id: id.clone(), reference, path, size, digest, pulled, meta }))
+    }
+
+    /// Reads an image's metadata; what may not be read is as good as missing.
+    fn meta(&self, id: &ImageId) -> Result<Option<ImageMeta>, StoreError> {
+        let name = layout::meta_file(id);
+        let bytes = match files::read(&self.dir, &name, META_LIMIT) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &self.path.join(name))(error)),
+        };
+        let parsed = ImageMeta::parse(&bytes);
+        parsed.map(Some).map_err(|source| StoreError::Meta { id: id.to_string(), source })
+    }
+
+    /// Lists the references that have an index entry where it belongs.
+    fn references(&self, rules: &TypeRules<'_>) -> Result<Vec<ImageRef>, StoreError> {
+        let mut found = Vec::new();
+        for path in self.index_files()? {
+            let bytes = files::read(&self.dir, &path, layout::ENTRY_LIMIT);
+            let entry = bytes.ok().flatten();
+            let entry = entry.and_then(|b| serde_json::from_slice::<IndexEntry>(&b).ok());
+            let reference = entry.and_then(|e| ImageRef::parse(&e.reference, rules).ok());
+            found.extend(
+                reference.filter(|r| layout::index_path(r).is_ok_and(|wanted| wanted == path)),
+            );
+        }
+        found.sort_by_key(ImageRef::canonical);
+        Ok(found)
+    }
+
+    /// Lists the paths of all index entries below the store.
+    fn index_files(&self) -> Result<Vec<String>, StoreError> {
+        let mut found = Vec::new();
+        for kind in self.names("index")? {
+            let folder = format!("index/{kind}");
+            found.extend(self.names(&folder)?.iter().map(|name| format!("{folder}/{name}")));
+        }
+        Ok(found)
+    }
+
+    fn ids(&self) -> Result<Vec<ImageId>, StoreError> {
+        let names = self.names(".")?;
+        let stems = names.iter().filter_map(|name| name.strip_suffix(".squashfs"));
+        Ok(stems.filter_map(|stem| ImageId::parse(stem).ok()).collect())
+    }
+
+    /// Lists a directory of the store; a missing one is empty.
+    fn names(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = files::open_subdir(&self.dir, folder).and_then(files::names);
+        match listed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.map_err(StoreError::io("list", &self.path.join(folder))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

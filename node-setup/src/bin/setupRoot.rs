@@ -1,0 +1,165 @@
+//! `setupRoot`: builds and pins the root of a job on this node, from its manifest.
+#![allow(non_snake_case, reason = "the program's name, as sites know it")]
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use node_setup::error::{Context, Error, Result};
+use node_setup::{job, out, process};
+use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::ids::JobId;
+use shifter_core::manifest::{JobManifest, ManifestError, SIZE_LIMIT};
+use shifter_core::trusted;
+
+const NAME: &str = "setupRoot";
+
+const HELP: &str = "\
+Usage: setupRoot [--config=FILE] [--verbose] [--record-failure]
+                 --manifest=FILE|- --expect-uid=UID --expect-job=JOB
+       setupRoot --refuse=MESSAGE --expect-uid=UID --expect-job=JOB
+
+Build the container root of a job on this node and pin it, as the job's manifest
+says; '-' reads the manifest from standard input. UID and JOB are what the batch
+system itself says; a manifest that disagrees is refused.
+
+  --record-failure  keep a mistake of the user's for the job's tasks to report
+  --refuse=MESSAGE  keep MESSAGE as such a mistake, and build nothing
+";
+
+#[derive(Default)]
+struct Options {
+    config: Option<PathBuf>,
+    manifest: Option<PathBuf>,
+    refuse: Option<String>,
+    uid: Option<u32>,
+    job: Option<JobId>,
+    record: bool,
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return out::answer(HELP).into();
+    }
+    let result = parse(words).and_then(|options| run(&options));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => out::report(NAME, &error).into(),
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    process::fill_standard_descriptors()?;
+    process::check_is_root()?;
+    // The process's groups and mode mask must not show in what it makes.
+    let _callers = process::take_over()?;
+    let (Some(uid), Some(expected)) = (options.uid, &options.job) else {
+        return Err(usage("--expect-uid and --expect-job are needed"));
+    };
+    if let Some(message) = &options.refuse {
+        job::record_failure(expected, message)?;
+        return Err(Error::Denied {
+            what: message.clone(),
+            hint: None,
+        });
+    }
+    let result = set_up(options, uid, expected);
+    if let Err(error) = &result
+        && options.record
+        && error.exit_code().is_users_mistake()
+    {
+        job::record_failure(expected, &error.chain())?;
+    }
+    result
+}
+
+fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
+    let start = Instant::now();
+    let path = options
+        .manifest
+        .as_deref()
+        .ok_or_else(|| usage("--manifest is needed"))?;
+    let config = options.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+    let config = Config::open_trusted(config)?;
+    let manifest = JobManifest::parse(&read_manifest(path)?)?;
+    manifest.expect(uid, expected)?;
+    if manifest.user.uid == 0 {
+        let what = "containers run for users, not for root".into();
+        return Err(Error::Denied { what, hint: None });
+    }
+    job::set_up(&config, &manifest)?;
+    if options.verbose {
+        let elapsed = start.elapsed().as_secs_f64() * 1e3;
+        out::complain(
+            NAME,
+            &format!("job {} ready in {elapsed:.1} ms", manifest.job),
+        );
+    }
+    Ok(())
+}
+
+fn read_manifest(path: &Path) -> Result<Vec<u8>> {
+    if path != Path::new("-") {
+        return trusted::read(path, SIZE_LIMIT).map_err(Error::Untrusted);
+    }
+    let mut bytes = Vec::new();
+    let stdin = File::from(rustix::io::dup(rustix::stdio::stdin()).step("read", "stdin")?);
+    stdin
+        .take(SIZE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .step("read", "stdin")?;
+    if bytes.len() as u64 > SIZE_LIMIT {
+        Err(ManifestError::TooLarge.into())
+    } else {
+        Ok(bytes)
+    }
+}
+
+/// Parses `--name=value` and `--name value`.
+fn parse(words: Vec<String>) -> Result<Options> {
+    let mut options = Options::default();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let (name, inline) = match word.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (word, None),
+        };
+        if name == "--record-failure" {
+            options.record = true;
+            continue;
+        }
+        if name == "--verbose" {
+            options.verbose = true;
+            continue;
+        }
+        let value = inline.or_else(|| words.next());
+        let value = value.ok_or_else(|| usage(&format!("option '{name}' needs a value")))?;
+        match name.as_str() {
+            "--config" => options.config = Some(value.into()),
+            "--manifest" => options.manifest = Some(value.into()),
+            "--refuse" => options.refuse = Some(value),
+            "--expect-uid" => {
+                let uid = value
+                    .parse()
+                    .map_err(|_| usage(&format!("'{value}' is not a uid")))?;
+                options.uid = Some(uid);
+            }
+            "--expect-job" => {
+                options.job = Some(JobId::parse(&value).map_err(|e| usage(&e.to_string()))?);
+            }
+            _ => return Err(usage(&format!("unknown option '{name}'"))),
+        }
+    }
+    Ok(options)
+}
+
+fn usage(text: &str) -> Error {
+    Error::Usage(format!("{text}; try 'setupRoot --help'"))
+}

@@ -1,0 +1,188 @@
+//! Who called, and from within which job? Answered by the kernel, never by the environment.
+
+use std::fs;
+
+use rustix::process::{getgid, getgroups, getuid};
+use shifter_core::ids::JobId;
+
+use crate::error::{Context, Error, Result};
+
+/// The user who started the setuid program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Real uid.
+    pub uid: u32,
+    /// Real gid.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Caller {
+    /// Identifies the caller as one for whom containers run: neither the uid nor any group is
+    /// root's.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] for root and for users whose primary group is root's.
+    pub fn identify() -> Result<Self> {
+        let mut caller = Self::identify_any()?;
+        if caller.uid == 0 || caller.gid == 0 {
+            return Err(Error::Denied {
+                what: "containers run for users, not for root or group root".into(),
+                hint: Some("run shifter as an ordinary user"),
+            });
+        }
+        caller.groups.retain(|gid| *gid != 0);
+        Ok(caller)
+    }
+
+    /// Identifies the caller, whoever it is, for work without privileges.
+    pub fn identify_any() -> Result<Self> {
+        let groups = getgroups().step("read", "groups")?;
+        let groups = groups.into_iter().map(|gid| gid.as_raw()).collect();
+        Ok(Self {
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
+            groups,
+        })
+    }
+
+    /// Returns all groups, the primary one first.
+    pub fn gids(&self) -> Vec<u32> {
+        let mut gids = vec![self.gid];
+        gids.extend(&self.groups);
+        gids
+    }
+}
+
+/// Returns the job whose cgroup, or whose step daemon, contains the process.
+pub fn job_of_process(uid: u32) -> Option<JobId> {
+    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    job_in_cgroups(&cgroups, uid).or_else(job_of_ancestor)
+}
+
+/// Finds Slurm's job in the text of /proc/self/cgroup.
+///
+/// v1: `5:freezer:/slurm_n1/uid_2001/job_17/step_0/task_0`, also `/slurm/uid_…`;
+/// v2: `0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0`, the scope's name with the
+/// node's where several daemons share a machine. Both hierarchies belong to root from the top,
+/// so a user cannot make a directory of such a name; only the exact place counts.
+fn job_in_cgroups(text: &str, uid: u32) -> Option<JobId> {
+    text.lines().find_map(|line| {
+        let path = line.splitn(3, ':').nth(2)?;
+        let parts: Vec<&str> = path.split('/').collect();
+        let job = match parts[..] {
+            ["", top, user, job, ..]
+                if top.starts_with("slurm")
+                    && user.strip_prefix("uid_") == Some(&uid.to_string()) =>
+            {
+                job
+            }
+            ["", "system.slice", scope, job, ..] if scope.ends_with("slurmstepd.scope") => job,
+            _ => return None,
+        };
+        let number = job.strip_prefix("job_")?;
+        number
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| JobId::parse(number).ok())
+            .flatten()
+    })
+}
+
+/// Without cgroups: the job of the root-owned slurmstepd that the process descends from.
+fn job_of_ancestor() -> Option<JobId> {
+    let mut pid = std::process::id();
+    // Deep enough for any shell script; a cycle is impossible but costs nothing to exclude.
+    for _ in 0..256 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        pid = parent(&stat)?;
+        if pid <= 1 {
+            return None;
+        }
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        if let Some(job) = job_in_title(&cmdline)
+            && is_roots_program(pid)
+        {
+            return Some(job);
+        }
+    }
+    None
+}
+
+/// True if every uid of the process is root's: a user can fake a title but not an owner.
+fn is_roots_program(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uids = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .unwrap_or_default();
+    let uids: Vec<&str> = uids.split_ascii_whitespace().collect();
+    uids.len() == 4 && uids.iter().all(|uid| *uid == "0")
+}
+
+/// Finds the parent in the text of /proc/PID/stat, whose second field may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Finds the job in slurmstepd's process title: `slurmstepd: [17.0]`, `slurmstepd: [17.batch]`.
+fn job_in_title(cmdline: &[u8]) -> Option<JobId> {
+    let text = std::str::from_utf8(cmdline).ok()?;
+    let id = text.strip_prefix("slurmstepd: [")?;
+    let number = id.split(['.', ']']).next()?;
+    number
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| JobId::parse(number).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(text: &str) -> Option<String> {
+        job_in_cgroups(text, 2001).map(String::from)
+    }
+
+    #[test]
+    fn finds_the_job_where_only_root_can_have_put_it() {
+        assert_eq!(
+            job("4:freezer:/slurm/uid_2001/job_17/step_0/task_1\n").as_deref(),
+            Some("17")
+        );
+        assert_eq!(
+            job("4:cpu:/\n3:freezer:/slurm_n1/uid_2001/job_5/step_batch").as_deref(),
+            Some("5")
+        );
+        let v2 = "0::/system.slice/slurmstepd.scope/job_9/step_0/user/task_0\n";
+        assert_eq!(job(v2).as_deref(), Some("9"));
+        let v2 = "0::/system.slice/n1_slurmstepd.scope/job_9/step_0/user/task_0\n";
+        assert_eq!(job(v2).as_deref(), Some("9"));
+        for forged in [
+            "",
+            "0::/\n",
+            "4:freezer:/slurm/uid_2002/job_17/step_0",
+            "0::/user.slice/user-2001.slice/slurmstepd.scope/job_9/step_0",
+            "0::/user.slice/system.slice/slurmstepd.scope/job_9",
+            "4:freezer:/x/slurm/uid_2001/job_17",
+            "4:freezer:/slurm/uid_2001/job_../x",
+            "4:freezer:/slurm/uid_2001/job_",
+        ] {
+            assert_eq!(job(forged), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn reads_titles_and_parents() {
+        let title = |text: &[u8]| job_in_title(text).map(String::from);
+        assert_eq!(title(b"slurmstepd: [17.batch]\0").as_deref(), Some("17"));
+        assert_eq!(title(b"slurmstepd: [17.0]").as_deref(), Some("17"));
+        assert_eq!(title(b"/usr/sbin/slurmstepd\0"), None);
+        assert_eq!(title(b"slurmstepd: [x.0]"), None);
+        assert_eq!(parent("12 (a) b) (c) S 7 1 1 0"), Some(7));
+        assert_eq!(parent("12"), None);
+    }
+}

@@ -1,0 +1,236 @@
+//! What can go wrong while a root is made, joined or removed.
+
+use std::io;
+use std::path::PathBuf;
+
+use shifter_core::config::ConfigError;
+use shifter_core::exit::ExitCode;
+use shifter_core::manifest::ManifestError;
+use shifter_core::reference::RefError;
+use shifter_core::sanitize;
+use shifter_core::trusted::TrustError;
+use shifter_core::volmap::VolumeError;
+use thiserror::Error;
+
+/// A failure: what was attempted, on which object, and why it failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The command line cannot be understood.
+    #[error("{0}")]
+    Usage(String),
+    /// The process is not what it must be to go on.
+    #[error("{0}")]
+    Privilege(&'static str),
+    /// The site's configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The job manifest is refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// An image reference is malformed.
+    #[error("cannot understand image '{}'", sanitize::text(.text))]
+    Reference {
+        /// The reference as typed.
+        text: String,
+        /// What is wrong with it.
+        source: RefError,
+    },
+    /// A volume map is malformed or against the policy.
+    #[error("cannot use the volumes")]
+    Volumes(#[source] VolumeError),
+    /// The image does not exist, or the user may not have it: the two look the same.
+    #[error("cannot find image '{}': it is not in the site store", sanitize::text(.0))]
+    NoImage(String),
+    /// The image exists and cannot be used.
+    #[error("cannot use image '{}': {reason}", sanitize::text(.image))]
+    BadImage {
+        /// The image as the user knows it.
+        image: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file that steers the program is not root's alone.
+    #[error(transparent)]
+    Untrusted(TrustError),
+    /// The image store itself is not there or not trusted.
+    #[error("cannot use the image store")]
+    Store(#[source] TrustError),
+    /// A user's volume is refused.
+    #[error("cannot mount volume '{}' at '{}': {reason}", sanitize::text(.from), sanitize::text(.to))]
+    Volume {
+        /// The source as typed.
+        from: String,
+        /// The target as typed.
+        to: String,
+        /// Why.
+        reason: String,
+        /// The way out.
+        hint: Option<String>,
+    },
+    /// Something is refused by the site's policy.
+    #[error("{what}")]
+    Denied {
+        /// What is refused, and why.
+        what: String,
+        /// The way out.
+        hint: Option<&'static str>,
+    },
+    /// A step of building or removing a root failed.
+    #[error("cannot {step} '{}'", sanitize::text(.object))]
+    Step {
+        /// What was attempted: "mount", "create directory".
+        step: &'static str,
+        /// On what.
+        object: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The user is not known to the name service, or it did not answer in time.
+    #[error("cannot find the account of uid {uid}: {reason}")]
+    Account {
+        /// The user.
+        uid: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Set-up and teardown of one job met.
+    #[error("job {0} is being removed")]
+    Removed(String),
+    /// Teardown left something behind.
+    #[error("cannot remove everything of job {job}: {}", .failures.join("; "))]
+    Leftover {
+        /// The job.
+        job: String,
+        /// Every step that failed.
+        failures: Vec<String>,
+    },
+    /// The command does not exist in the container.
+    #[error("cannot run '{}': {reason}", sanitize::bytes(.command))]
+    Command {
+        /// The command as typed.
+        command: Vec<u8>,
+        /// Why.
+        reason: String,
+        /// [`ExitCode::NotFound`] or [`ExitCode::NotExecutable`].
+        code: ExitCode,
+    },
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Returns the exit code of a program that ends with this error.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Error::Usage(_) | Error::Reference { .. } => ExitCode::Usage,
+            Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
+                ExitCode::Usage
+            }
+            Error::Manifest(_)
+            | Error::Volumes(_)
+            | Error::Volume { .. }
+            | Error::Denied { .. } => ExitCode::Denied,
+            Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
+            Error::Store(_) | Error::Step { .. } => ExitCode::Mount,
+            Error::Privilege(_) => ExitCode::Privilege,
+            Error::Config(_)
+            | Error::Untrusted(_)
+            | Error::Account { .. }
+            | Error::Removed(_)
+            | Error::Leftover { .. } => ExitCode::Internal,
+            Error::Command { code, .. } => *code,
+        }
+    }
+
+    /// Returns the way out, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::NoImage(image) => {
+                let name = image.strip_prefix("docker:").unwrap_or(image);
+                let pull = format!("shifter pull {}", sanitize::text(name));
+                (!image.starts_with("id:")).then_some(pull)
+            }
+            Error::Volume { hint, .. } => hint.clone(),
+            Error::Denied { hint, .. } => hint.map(str::to_owned),
+            _ => None,
+        }
+    }
+
+    /// Writes the message and its causes on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        plain(text)
+    }
+}
+
+/// Takes the error numbers out of a message: the words before them say the same.
+pub fn plain(mut text: String) -> String {
+    const MARK: &str = " (os error ";
+    while let Some(start) = text.find(MARK) {
+        let Some(length) = text[start..].find(')') else { break };
+        text.replace_range(start..=start + length, "");
+    }
+    text
+}
+
+/// Names the step and the object of an operating system error.
+pub trait Context<T> {
+    /// Turns the error into [`Error::Step`].
+    fn step(self, step: &'static str, object: impl Into<Object>) -> Result<T>;
+}
+
+/// The object of a step: text or a path.
+pub struct Object(String);
+
+impl From<&str> for Object {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+impl From<&std::path::Path> for Object {
+    fn from(path: &std::path::Path) -> Self {
+        Self(path.to_string_lossy().into_owned())
+    }
+}
+impl From<&PathBuf> for Object {
+    fn from(path: &PathBuf) -> Self {
+        Self::from(path.as_path())
+    }
+}
+
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+    fn step(self, step: &'static str, object: impl Into<Object>) -> Result<T> {
+        self.map_err(|error| Error::Step {
+            step,
+            object: object.into().0,
+            source: error.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_one_line_without_numbers() {
+        let cause = io::Error::from_raw_os_error(libc::ENOENT);
+        let error = Error::Step { step: "open", object: "a\nb".into(), source: cause };
+        assert_eq!(error.chain(), "cannot open 'a\\u{a}b': No such file or directory");
+        assert_eq!(error.exit_code(), ExitCode::Mount);
+    }
+
+    #[test]
+    fn a_missing_image_names_the_way_to_it() {
+        let hint = |name: &str| Error::NoImage(name.into()).hint();
+        assert_eq!(hint("docker:ubuntu:latest").as_deref(), Some("shifter pull ubuntu:latest"));
+        assert_eq!(hint("id:00"), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! The small files that every container is given, as text.
+
+use std::fs::File;
+use std::io::Read;
+
+use serde::Serialize;
+use shifter_core::hostlist::HostSlots;
+use shifter_core::identity::Identity;
+
+/// A file to be written: path in the container, content, mode.
+pub struct GivenFile {
+    /// Name below `/etc` or `/var`.
+    pub name: &'static str,
+    /// The content.
+    pub bytes: Vec<u8>,
+    /// The mode.
+    pub mode: u32,
+}
+
+const HOST_FILE_LIMIT: u64 = 1 << 20;
+
+const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n\
+                        networks: files\nservices: files\nprotocols: files\nrpc: files\n\
+                        ethers: files\nnetgroup: files\n";
+
+/// Returns the files of /etc: accounts of the user alone, never a password hash, and the
+/// host's view of the network.
+pub fn etc_files(user: &Identity) -> Vec<GivenFile> {
+    let file = |name, bytes: Vec<u8>, mode| GivenFile { name, bytes, mode };
+    let mut files = vec![
+        file("passwd", user.passwd_file().into_bytes(), 0o644),
+        file("group", user.group_file().into_bytes(), 0o644),
+        file("shadow", Vec::new(), 0o600),
+        file("nsswitch.conf", NSSWITCH.into(), 0o644),
+        file("host.conf", "order bind,hosts\nmulti on\n".into(), 0o644),
+    ];
+    for (name, path) in [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")] {
+        files.push(file(name, host_file(path), 0o644));
+    }
+    files
+}
+
+/// Returns the files of /var.
+pub fn var_files(hosts: &[HostSlots], config: &ShifterConfig<'_>) -> Vec<GivenFile> {
+    let json = serde_json::to_vec(config).unwrap_or_default();
+    vec![
+        GivenFile {
+            name: "hostsfile",
+            bytes: hostsfile(hosts).into_bytes(),
+            mode: 0o644,
+        },
+        GivenFile {
+            name: "shifterConfig.json",
+            bytes: json,
+            mode: 0o644,
+        },
+    ]
+}
+
+/// `/var/shifterConfig.json`, as tools written for the C Shifter read it.
+#[derive(Serialize)]
+pub struct ShifterConfig<'a> {
+    /// The image's id.
+    pub identifier: &'a str,
+    /// The user's name.
+    pub user: &'a str,
+    /// The volumes' canonical signature.
+    #[serde(rename = "volMap")]
+    pub vol_map: &'a str,
+    /// The modules, joined by commas.
+    pub modules: &'a str,
+}
+
+/// One line per task slot, as PBS_NODEFILE has it.
+fn hostsfile(hosts: &[HostSlots]) -> String {
+    let mut text = String::new();
+    for host in hosts {
+        for _ in 0..host.slots {
+            text.push_str(&host.name);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Reads a file of the host; a missing one is an empty one, as for the C library.
+fn host_file(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path) {
+        let _ = file.take(HOST_FILE_LIMIT).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostsfile_has_a_line_per_slot() {
+        let hosts = [
+            HostSlots {
+                name: "n1".into(),
+                slots: 2,
+            },
+            HostSlots {
+                name: "n2".into(),
+                slots: 1,
+            },
+        ];
+        assert_eq!(hostsfile(&hosts), "n1\nn1\nn2\n");
+    }
+
+    #[test]
+    fn shadow_is_empty_and_private() {
+        let user = Identity::from_passwd_line("a:$6$hash:5:5:g:/h:/s", 5).unwrap();
+        let files = etc_files(&user);
+        let shadow = files.iter().find(|f| f.name == "shadow").unwrap();
+        assert_eq!((shadow.bytes.len(), shadow.mode), (0, 0o600));
+        assert!(
+            files
+                .iter()
+                .all(|f| !String::from_utf8_lossy(&f.bytes).contains("$6$"))
+        );
+    }
+}

@@ -1,0 +1,281 @@
+//! Opening an image of a store: verified as a descriptor, then mounted.
+//!
+//! The site store belongs to root or its configured owner, and all users share what is mounted
+//! from it. A store that a user owns is looked at with that user's eyes only, serves that user
+//! only, and its images get a loop device and superblock of their own each time.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+use shifter_core::config::{Config, UserImages};
+use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
+use shifter_core::reference::ImageRef;
+use shifter_core::sanitize;
+use shifter_core::store::{self, IndexEntry};
+use shifter_core::trusted;
+
+use crate::caller::Caller;
+use crate::error::{Context, Error, Result};
+use crate::fsuser::as_user;
+use crate::state::RunDir;
+use crate::{loopdev, mnt};
+
+/// Bytes that a `.meta` file may have.
+const META_LIMIT: u64 = 1 << 20;
+
+const DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
+
+/// An open image store.
+pub struct Store {
+    dir: OwnedFd,
+    /// Who may have written its files.
+    owners: Vec<u32>,
+    /// The user as whom it is read; the site's is read as root.
+    reader: Option<Caller>,
+}
+
+/// An image, opened and verified.
+#[derive(Debug)]
+pub struct Image {
+    /// The id.
+    pub id: ImageId,
+    /// How the user named it.
+    pub reference: String,
+    /// Its metadata.
+    pub meta: ImageMeta,
+    /// The metadata as stored.
+    pub meta_bytes: Vec<u8>,
+    file: OwnedFd,
+    is_shared: bool,
+}
+
+impl Store {
+    /// Opens the site store.
+    ///
+    /// # Errors
+    /// [`Error::Store`] or [`Error::Step`]: the store is missing (not mounted?) or not trusted.
+    /// This is the node's failure, never the user's.
+    pub fn site(config: &Config) -> Result<Self> {
+        let owners = vec![0, config.store.image_owner];
+        let path = trusted::audit(&config.store.path, &owners).map_err(Error::Store)?;
+        let dir = rustix::fs::open(&path, DIR, Mode::empty()).step("open image store", &path)?;
+        // An empty mount point is not an empty store: every pull leaves an index.
+        rustix::fs::statat(&dir, "index", rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .step("find the index of image store", &path)?;
+        Ok(Self {
+            dir,
+            owners,
+            reader: None,
+        })
+    }
+
+    /// Opens the store of `caller` below `home`; nothing if there is none.
+    pub fn of_user(caller: &Caller, home: &str) -> Result<Option<Self>> {
+        let path = format!("{home}/.shifter");
+        let open =
+            || rustix::fs::openat2(CWD, &*path, DIR, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let Ok(dir) = as_user(caller.uid, caller.gid, &caller.groups, open)? else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(&dir).step("examine", &*path)?;
+        let is_own = stat.st_uid == caller.uid && stat.st_mode & 0o022 == 0;
+        Ok(is_own.then(|| Self {
+            dir,
+            owners: vec![caller.uid],
+            reader: Some(caller.clone()),
+        }))
+    }
+
+    /// Opens the image with this id, if `uid` with `gids` may use it.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] if there is none or the user may not have it; [`Error::BadImage`].
+    pub fn image(&self, id: &ImageId, name: &str, uid: u32, gids: &[u32]) -> Result<Image> {
+        let missing = || Error::NoImage(name.to_owned());
+        let bad = |reason: &str| Error::BadImage {
+            image: name.to_owned(),
+            reason: reason.into(),
+        };
+        let meta_file = self
+            .regular(&store::meta_file(id), name)?
+            .ok_or_else(missing)?;
+        let meta_bytes = read_all(meta_file, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
+        let meta = ImageMeta::parse(&meta_bytes).map_err(|error| bad(&error.to_string()))?;
+        if !meta.permits(uid, gids, None) {
+            return Err(missing());
+        }
+        if meta.format != "squashfs" {
+            return Err(bad("only squashfs images are mounted"));
+        }
+        let file = self
+            .regular(&store::image_file(id), name)?
+            .ok_or_else(missing)?;
+        let is_shared = self.reader.is_none();
+        Ok(Image {
+            id: id.clone(),
+            reference: name.to_owned(),
+            meta,
+            meta_bytes,
+            file,
+            is_shared,
+        })
+    }
+
+    /// Finds the id that a reference has in this store.
+    pub fn resolve(&self, reference: &ImageRef) -> Result<ImageId> {
+        let name = reference.canonical();
+        if let Some(id) = reference.image_id() {
+            return Ok(id.clone());
+        }
+        let bad = |reason: String| Error::BadImage {
+            image: name.clone(),
+            reason,
+        };
+        let path = store::index_path(reference).map_err(|error| bad(error.to_string()))?;
+        let file = self
+            .regular(&path, &name)?
+            .ok_or_else(|| Error::NoImage(name.clone()))?;
+        let bytes = read_all(file, store::ENTRY_LIMIT).unwrap_or_default();
+        let entry = IndexEntry::parse(&bytes, reference).map_err(|e| bad(e.to_string()))?;
+        Ok(entry.id)
+    }
+
+    /// Opens a regular file of the store that only the store's owners can have written.
+    fn regular(&self, path: &str, image: &str) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let open = || rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve);
+        let opened = match &self.reader {
+            Some(caller) => as_user(caller.uid, caller.gid, &caller.groups, open)?,
+            None => open(),
+        };
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).step("open", path),
+        };
+        let stat = rustix::fs::fstat(&fd).step("examine", path)?;
+        match untrusted(&stat, &self.owners) {
+            None => Ok(Some(fd)),
+            Some(reason) => Err(Error::BadImage {
+                image: image.to_owned(),
+                reason: reason.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Finds the image that a user asks for by reference: in the site store, else, where the site
+/// allows it, in the user's own.
+pub fn open_for_user(
+    config: &Config,
+    reference: &ImageRef,
+    caller: &Caller,
+    home: &str,
+) -> Result<Image> {
+    if !matches!(reference.image_type().as_str(), "docker" | "id" | "custom") {
+        let what = format!(
+            "images of type '{}' cannot be run",
+            reference.image_type().as_str()
+        );
+        return Err(Error::Denied { what, hint: None });
+    }
+    let name = reference.canonical();
+    let open = |store: &Store| {
+        let id = store.resolve(reference)?;
+        store.image(&id, &name, caller.uid, &caller.gids())
+    };
+    let missing = match open(&Store::site(config)?) {
+        Err(error @ Error::NoImage(_)) => error,
+        other => return other,
+    };
+    let Some(store) = Store::of_user(caller, home)? else {
+        return Err(missing);
+    };
+    match open(&store) {
+        Err(Error::NoImage(_)) => Err(missing),
+        Ok(_) if config.store.user_images == UserImages::No => Err(Error::Denied {
+            what: format!(
+                "image '{}' is in your own store, from which this site runs none",
+                sanitize::text(&name)
+            ),
+            hint: Some("pull it into the site store"),
+        }),
+        other => other,
+    }
+}
+
+impl Image {
+    /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
+    /// device and superblock with every other container of it on this node.
+    pub fn mount(&self, run: &RunDir) -> Result<OwnedFd> {
+        let hints = if self.is_shared {
+            Some(run.subdir("images")?)
+        } else {
+            None
+        };
+        let device = loopdev::attach(&self.file, hints.as_ref())?;
+        let options = [("source", Some(&*device.path())), ("ro", None)];
+        mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
+            // The store's own file was found well: what the kernel refuses is its content.
+            Error::Step { source, .. } => Error::BadImage {
+                image: self.reference.clone(),
+                reason: format!("the kernel cannot mount it: {source}"),
+            },
+            other => other,
+        })
+    }
+}
+
+fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        Some("its file in the store is not a regular file")
+    } else if !owners.contains(&stat.st_uid) {
+        Some("its file in the store does not belong to the store's owner")
+    } else if stat.st_mode & 0o022 != 0 {
+        Some("its file in the store can be written by others")
+    } else {
+        None
+    }
+}
+
+fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    (bytes.len() as u64 <= limit).then_some(bytes)
+}
+
+/// The mounted image, attached where overlays can refer to it while a root is built.
+pub struct ImageTree {
+    /// The image's root directory.
+    pub dir: OwnedFd,
+    path: String,
+}
+
+impl ImageTree {
+    /// Wraps the attached mount.
+    pub fn new(dir: OwnedFd) -> Self {
+        let path = mnt::path_of(dir.as_fd());
+        Self { dir, path }
+    }
+
+    /// Opens `path` inside the image, links followed and never left; returns it with its
+    /// canonical path.
+    pub fn open(&self, path: &str) -> rustix::io::Result<(OwnedFd, String)> {
+        let fd = mnt::open_inside(&self.dir, path, OFlags::PATH)?;
+        let canonical = mnt::path_of(fd.as_fd());
+        let inside = canonical.strip_prefix(&self.path).unwrap_or_default();
+        let inside = if inside.is_empty() { "/" } else { inside };
+        Ok((fd, inside.to_owned()))
+    }
+}

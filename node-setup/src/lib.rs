@@ -1,0 +1,26 @@
+//! The only code of Shifter that mounts: builds, joins and removes container roots on a node.
+//!
+//! Everything here is single-threaded: identities are per thread in the kernel.
+
+pub mod caller;
+pub mod drop;
+pub mod error;
+pub mod etc;
+pub mod fsuser;
+pub mod image;
+pub mod job;
+pub mod launch;
+pub mod layers;
+pub mod lookup;
+pub mod loopdev;
+pub mod mnt;
+pub mod modules;
+pub mod options;
+pub mod out;
+pub mod process;
+pub mod root;
+pub mod run;
+pub mod state;
+pub mod strays;
+pub mod sys;
+pub mod volumes;

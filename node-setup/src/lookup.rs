@@ -1,0 +1,190 @@
+//! Who is uid N? Without loading a name service module into a privileged process.
+//!
+//! The local files answer first, as in every nsswitch.conf in use; what they do not know is
+//! asked of the host's `getent`, run as nobody with a fixed environment and a deadline.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use shifter_core::identity::{self, GROUP_LIMIT, Group, Identity};
+
+use crate::error::{Error, Result};
+
+const GETENT: &str = "/usr/bin/getent";
+const DEADLINE: Duration = Duration::from_secs(5);
+const OUTPUT_LIMIT: u64 = 4 << 20;
+const NOBODY: u32 = 65534;
+
+/// Returns the account of `uid` with all its groups, as a job's launch node knows it.
+///
+/// # Errors
+/// [`Error::Account`] if nobody knows the uid or the name service does not answer in 5 s.
+pub fn identity(uid: u32) -> Result<Identity> {
+    let mut identity = account(uid)?;
+    let initgroups = getent(uid, "initgroups", std::slice::from_ref(&identity.name))?;
+    let gids = initgroups
+        .split_ascii_whitespace()
+        .skip(1)
+        .filter_map(|gid| gid.parse().ok());
+    identity.groups = named_groups(uid, identity.gid, gids)?;
+    Ok(identity)
+}
+
+/// Returns the account of `uid` with the groups that the process already has.
+pub fn identity_with_groups(uid: u32, gid: u32, gids: &[u32]) -> Result<Identity> {
+    let mut identity = account(uid)?;
+    identity.gid = gid;
+    identity.groups = named_groups(uid, gid, gids.iter().copied())?;
+    Ok(identity)
+}
+
+fn account(uid: u32) -> Result<Identity> {
+    let find = |text: &str| {
+        text.lines()
+            .find_map(|line| Identity::from_passwd_line(line, uid))
+    };
+    if let Some(identity) = find(&read_local("/etc/passwd")) {
+        return Ok(identity);
+    }
+    let answer = getent(uid, "passwd", &[uid.to_string()])?;
+    find(&answer).ok_or_else(|| unknown(uid, "no name service knows it"))
+}
+
+fn named_groups(uid: u32, primary: u32, more: impl Iterator<Item = u32>) -> Result<Vec<Group>> {
+    let mut gids: Vec<u32> = std::iter::once(primary)
+        .chain(more)
+        .take(GROUP_LIMIT)
+        .collect();
+    gids.sort_unstable();
+    gids.dedup();
+    let mut groups: Vec<Group> = gids
+        .into_iter()
+        .map(|gid| Group { gid, name: None })
+        .collect();
+    name_groups(&mut groups, &read_local("/etc/group"));
+    let missing: Vec<String> = groups
+        .iter()
+        .filter(|g| g.name.is_none())
+        .map(|g| g.gid.to_string())
+        .collect();
+    if !missing.is_empty() {
+        name_groups(&mut groups, &getent(uid, "group", &missing)?);
+    }
+    Ok(groups)
+}
+
+fn name_groups(groups: &mut [Group], text: &str) {
+    for line in text.lines() {
+        for group in groups.iter_mut().filter(|group| group.name.is_none()) {
+            group.name = identity::group_name(line, group.gid);
+        }
+    }
+}
+
+/// Reads an account file of the host; a missing or strange one is an empty one.
+fn read_local(path: &str) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(Path::new(path)) {
+        // A failure in the middle leaves what was read; getent is asked for the rest.
+        let _ = file.take(OUTPUT_LIMIT).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Runs `getent DATABASE KEYS...` and returns what it prints; keys it does not know are absent.
+fn getent(uid: u32, database: &str, keys: &[String]) -> Result<String> {
+    let failed = |error: std::io::Error| unknown(uid, &format!("'{GETENT}': {error}"));
+    let mut command = Command::new(GETENT);
+    command
+        .arg(database)
+        .args(keys)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    if rustix::process::geteuid().is_root() {
+        // Command drops the supplementary groups when root changes to another uid.
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let mut child = command.spawn().map_err(failed)?;
+    let output = read_until(&mut child, Instant::now() + DEADLINE);
+    if output.is_none() {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    let bytes = output.ok_or_else(|| unknown(uid, "the name service does not answer"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Reads the child's output to its end, or returns nothing if the deadline comes first.
+fn read_until(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
+    let mut pipe = child.stdout.take()?;
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    while (bytes.len() as u64) < OUTPUT_LIMIT {
+        let left = deadline.checked_duration_since(Instant::now())?;
+        let timeout = Timespec::try_from(left).ok()?;
+        let mut fds = [PollFd::new(&pipe, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return None,
+        }
+        match pipe.read(&mut chunk) {
+            Ok(0) => return Some(bytes),
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+fn unknown(uid: u32, reason: &str) -> Error {
+    Error::Account {
+        uid,
+        reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_root_in_the_local_files() {
+        let root = identity_with_groups(0, 0, &[0]).unwrap();
+        assert_eq!((root.name.as_str(), root.uid, root.gid), ("root", 0, 0));
+        assert_eq!(
+            root.groups,
+            [Group {
+                gid: 0,
+                name: Some("root".into())
+            }]
+        );
+    }
+
+    #[test]
+    fn asks_getent_for_groups_and_says_who_is_unknown() {
+        assert!(identity(0).unwrap().groups.iter().any(|g| g.gid == 0));
+        let error = identity(3_999_999_999).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Account {
+                    uid: 3_999_999_999,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

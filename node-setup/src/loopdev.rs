@@ -1,0 +1,159 @@
+//! One loop device per image file and node, without a reference count of our own.
+//!
+//! A device is attached with autoclear: the kernel frees it when the last mount and the last
+//! open descriptor are gone. Whoever opens an attached device keeps it attached, so a hint that
+//! is found true after the device was opened stays true. The hints lie in
+//! `/run/shifter/images/<device>-<inode>` and hold one line: `loop size ctime`.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::{Context, Result};
+use crate::state;
+use crate::sys::{self, LOOP_AUTOCLEAR, LOOP_READ_ONLY};
+
+const CONTROL: &str = "/dev/loop-control";
+
+/// How long to go on when others take every free device first.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A loop device with an image file, attached as long as this or a mount of it lives.
+pub struct LoopDevice {
+    number: u32,
+    _held: OwnedFd,
+}
+
+impl LoopDevice {
+    /// Returns the device's path.
+    pub fn path(&self) -> String {
+        device_path(self.number)
+    }
+}
+
+/// Returns the device that already has `file`, or attaches one. `hints` is the open
+/// `/run/shifter/images`; without it the file gets a device of its own.
+pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {
+    let stat = rustix::fs::fstat(file).step("examine", "image")?;
+    let Some(hints) = hints else {
+        return attach_new(file);
+    };
+    let name = hint_name(&stat);
+    loop {
+        let mut hint = File::from(state::create_file(hints.as_fd(), &name)?);
+        rustix::fs::flock(&hint, FlockOperation::LockExclusive).step("lock", &*name)?;
+        // A sweep removed the hint while we waited for its lock.
+        if rustix::fs::fstat(&hint).step("examine", &*name)?.st_nlink == 0 {
+            continue;
+        }
+        if let Some(device) = recall(&mut hint, &stat) {
+            return Ok(device);
+        }
+        let device = attach_new(file)?;
+        let line = format!("{} {} {}\n", device.number, stat.st_size, stat.st_ctime);
+        hint.set_len(0).step("write", &*name)?;
+        hint.rewind().step("write", &*name)?;
+        hint.write_all(line.as_bytes()).step("write", &*name)?;
+        return Ok(device);
+    }
+}
+
+/// Removes the hints whose device no longer has their file.
+pub fn sweep(hints: &OwnedFd) -> Result<()> {
+    for name in state::list(hints)? {
+        let mut hint = File::from(state::create_file(hints.as_fd(), &name)?);
+        if rustix::fs::flock(&hint, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let in_use = read_hint(&mut hint).is_some_and(|(number, ..)| {
+            open_device(number)
+                .and_then(|device| Ok(sys::loop_status(device)?))
+                .is_ok_and(|info| name == name_of(info.device, info.inode))
+        });
+        if !in_use {
+            rustix::fs::unlinkat(hints, &name, AtFlags::empty()).step("remove", &*name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens the device that the hint names, if it still has exactly this file.
+fn recall(hint: &mut File, stat: &Stat) -> Option<LoopDevice> {
+    let (number, size, ctime) = read_hint(hint)?;
+    if (size, ctime) != (stat.st_size, stat.st_ctime) {
+        return None;
+    }
+    let held = open_device(number).ok()?;
+    let info = sys::loop_status(&held).ok()?;
+    let flags = LOOP_READ_ONLY | LOOP_AUTOCLEAR;
+    let same = name_of(info.device, info.inode) == hint_name(stat)
+        && info.flags & flags == flags
+        && (info.offset, info.size_limit) == (0, 0);
+    same.then_some(LoopDevice {
+        number,
+        _held: held,
+    })
+}
+
+fn read_hint(hint: &mut File) -> Option<(u32, i64, i64)> {
+    let mut text = String::new();
+    hint.take(128).read_to_string(&mut text).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let mut next = || words.next();
+    Some((
+        next()?.parse().ok()?,
+        next()?.parse().ok()?,
+        next()?.parse().ok()?,
+    ))
+}
+
+fn attach_new(file: &OwnedFd) -> Result<LoopDevice> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let control = rustix::fs::open(CONTROL, flags, Mode::empty()).step("open", CONTROL)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let number = sys::loop_get_free(&control).step("find a free loop device in", CONTROL)?;
+        // Between finding and attaching a device another process may take it (EBUSY), or the
+        // device's node may not be there yet (ENOENT, ENXIO).
+        let attempt = open_device(number)
+            .and_then(|device| sys::loop_configure(&device, file).map(|()| device));
+        match attempt {
+            Ok(held) => {
+                return Ok(LoopDevice {
+                    number,
+                    _held: held,
+                });
+            }
+            Err(error) if is_transient(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            Err(error) => return Err(error).step("attach image to", &*device_path(number)),
+        }
+    }
+}
+
+fn is_transient(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::BUSY | Errno::NOENT | Errno::NXIO))
+}
+
+fn open_device(number: u32) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::open(device_path(number), flags, Mode::empty())?)
+}
+
+fn device_path(number: u32) -> String {
+    format!("/dev/loop{number}")
+}
+
+fn hint_name(stat: &Stat) -> String {
+    name_of(stat.st_dev, stat.st_ino)
+}
+
+fn name_of(device: u64, inode: u64) -> String {
+    format!("{device:x}-{inode}")
+}

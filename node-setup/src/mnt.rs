@@ -1,0 +1,113 @@
+//! Mounts as descriptors: made, cloned and attached without naming a path that could change.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::error::{Context, Result};
+use crate::sys::{Propagation, mount_setattr};
+
+/// What every mount in a container has: no setuid programs, no devices.
+pub const SAFE: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// The same, and not writable.
+pub const SAFE_RO: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+
+/// Makes a mount of a file system; it is attached nowhere yet. An option without a value is a
+/// flag.
+pub fn make(
+    kind: &'static str,
+    options: &[(&str, Option<&str>)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).step("open file system", kind)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, *key, *value),
+            None => fsconfig_set_flag(&context, *key),
+        }
+        .step("configure file system", kind)?;
+    }
+    fsconfig_create(&context).step("mount file system", kind)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
+}
+
+/// Clones the mount at an open file or directory, with what is mounted below it if `recursive`.
+/// The clone keeps the flags of the original and is attached nowhere.
+pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let of = of.as_fd();
+    match open_tree(of, "", flags) {
+        Ok(tree) => Ok(tree),
+        Err(error) => Err(error).step("clone mount", path_of(of).as_str()),
+    }
+}
+
+/// Clones an entry of an open directory, which must not be a link.
+pub fn clone_at(dir: impl AsFd, name: &[u8], recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(dir, name, flags).step("clone mount", &*String::from_utf8_lossy(name))
+}
+
+/// Attaches a mount to an open file or directory.
+pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let target = target.as_fd();
+    match move_mount(mount, "", target, "", flags) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(error).step("mount at", path_of(target).as_str()),
+    }
+}
+
+/// Attaches a mount to an entry of an open directory, which must not be a link.
+pub fn attach_at(mount: impl AsFd, dir: impl AsFd, name: &[u8]) -> Result<()> {
+    move_mount(
+        mount,
+        "",
+        dir,
+        name,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .step("mount at", &*String::from_utf8_lossy(name))
+}
+
+/// Adds flags to a mount and everything below it; flags it has stay.
+pub fn restrict(mount: impl AsFd, flags: MountAttrFlags, propagation: Propagation) -> Result<()> {
+    mount_setattr(mount, flags, propagation, true).step("restrict", "mount")
+}
+
+/// Opens what `path` names inside `root`, links and `..` never leaving it.
+pub fn open_inside(root: impl AsFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Returns where an open file is, seen from the process's root.
+pub fn path_of(fd: BorrowedFd<'_>) -> String {
+    let link = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&fd));
+    rustix::fs::readlinkat(CWD, link, Vec::new())
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_else(|_| String::from("?"))
+}
+
+/// Returns `(major, minor)` of the file system an open file is on, as mountinfo writes it.
+pub fn device_of(fd: impl AsFd) -> Result<(u32, u32)> {
+    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
+        .step("examine", "mount")?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
+}

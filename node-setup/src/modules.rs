@@ -1,0 +1,53 @@
+//! Modules: which of the site's extensions a container uses.
+
+use shifter_core::config::{Config, Module};
+use shifter_core::sanitize;
+
+use crate::error::{Error, Result};
+
+/// Checks that every module exists, is enabled and agrees with the others.
+pub fn check(config: &Config, names: &[String]) -> Result<()> {
+    selected(config, names).map(drop)
+}
+
+/// Returns the modules by name, in the order given.
+pub fn selected<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Module>> {
+    let denied = |what: String, hint| Err(Error::Denied { what, hint });
+    let mut found = Vec::new();
+    for name in names {
+        match config.module.get(name).filter(|module| module.enabled) {
+            Some(module) => found.push(module),
+            None => {
+                let what = format!("module '{}' does not exist here", sanitize::text(name));
+                return denied(what, None);
+            }
+        }
+    }
+    for (name, module) in names.iter().zip(&found) {
+        if let Some(other) = names.iter().find(|other| module.conflicts.contains(other)) {
+            let what = format!("module '{name}' cannot be used together with '{other}'");
+            return denied(what, Some("drop one of the two"));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_disabled_and_conflicting_modules_are_refused() {
+        let text = "[module.a]\nconflicts = ['b']\n[module.b]\n[module.c]\nenabled = false\n";
+        let config = Config::parse(text, "/x".as_ref()).unwrap();
+        let check = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            super::check(&config, &names).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&["a"]), Ok(()));
+        assert_eq!(check(&["b"]), Ok(()));
+        for bad in [&["x"][..], &["c"], &["a", "b"], &["b", "a"]] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+    }
+}

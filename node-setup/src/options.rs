@@ -1,0 +1,254 @@
+//! The command line of `shifter`: options as typed, in both of their forms.
+//!
+//! `shifter [options] [--] [command args...]` and `shifter run [options] IMAGE [command args...]`.
+//! Parsing stops at the first word that is no option, so a command's own options are its own.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use shifter_core::env::{self, Pair};
+use shifter_core::sanitize;
+
+use crate::error::{Error, Result};
+
+/// Words that are commands of the image manager.
+const IMAGE_COMMANDS: [&str; 4] = ["pull", "images", "rmi", "lookup"];
+
+/// What the user wants done.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Run a command in a container.
+    Run(Box<RunOptions>),
+    /// Hand the words to the image manager.
+    Images(Vec<OsString>),
+    /// Explain the command line.
+    Help,
+    /// Say which version this is.
+    Version,
+}
+
+/// Options of a run, exactly as typed.
+#[derive(Debug, Default, PartialEq)]
+pub struct RunOptions {
+    /// `--image`.
+    pub image: Option<String>,
+    /// `--volume`, repeated.
+    pub volumes: Vec<String>,
+    /// `--module`, split at commas.
+    pub modules: Option<Vec<String>>,
+    /// `--env`, repeated.
+    pub env: Vec<Pair>,
+    /// `--env-file`.
+    pub env_file: Option<OsString>,
+    /// `--clearenv`.
+    pub clear_env: bool,
+    /// `--entrypoint`: none, the image's, or this one.
+    pub entrypoint: Option<Option<OsString>>,
+    /// `--workdir`: none, the image's, or this one.
+    pub workdir: Option<Option<OsString>>,
+    /// `--verbose`.
+    pub verbose: bool,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// The text of `shifter --help`.
+pub const HELP: &str = "\
+Usage: shifter [OPTIONS] [--] [COMMAND [ARG]...]
+       shifter run [OPTIONS] IMAGE [COMMAND [ARG]...]
+       shifter pull|images|rmi|lookup ...
+
+Run a command in a container, as yourself. Inside a job that was submitted with
+--image, without --image of its own, the command joins the job's container.
+
+  -i, --image=[TYPE:]IMAGE    image: docker:ubuntu:24.04, id:<64 digits>
+  -V, --volume=FROM:TO[:ro]   make FROM, below a directory of the site, appear
+                              as TO; may be repeated
+  -m, --module=NAME[,NAME]    use the site's modules of these names; 'none': none
+  -e, --env=NAME=VALUE        set a variable; may be repeated
+      --env-file=FILE         set the variables in FILE, one NAME=VALUE a line
+  -E, --clearenv              start from the image's environment, not from yours
+      --entrypoint[=COMMAND]  run the image's entry point, or this one
+  -w, --workdir[=DIR]         start in the image's working directory, or in DIR
+  -v, --verbose               say what is done
+  -h, --help                  print this text
+      --version               print the version
+
+Exit status: the command's; 1 internal error, 2 usage, 3 denied, 4 image,
+5 mount, 6 privilege, 7 registry, 126 not executable, 127 not found.
+";
+
+/// Parses the words after the program's name.
+pub fn parse(words: Vec<OsString>) -> Result<Action> {
+    let mut words = words.into_iter().peekable();
+    let first = words
+        .peek()
+        .and_then(|word| word.to_str())
+        .unwrap_or_default();
+    if IMAGE_COMMANDS.contains(&first) {
+        return Ok(Action::Images(words.collect()));
+    }
+    let image_is_word = first == "run";
+    if image_is_word {
+        words.next();
+    }
+    let mut options = RunOptions::default();
+    while let Some(word) = words.next_if(|word| word.as_bytes().starts_with(b"-")) {
+        match word.as_bytes() {
+            b"--" => break,
+            b"-" => return Err(unknown(&word)),
+            b"-h" | b"--help" => return Ok(Action::Help),
+            b"--version" => return Ok(Action::Version),
+            _ => parse_option(&word, &mut words, &mut options)?,
+        }
+    }
+    if image_is_word {
+        let image = words.next().ok_or_else(|| usage("'run' needs an image"))?;
+        options.image = Some(text(image, "IMAGE")?);
+    }
+    options.command = words.collect();
+    Ok(Action::Run(Box::new(options)))
+}
+
+/// Parses one option, `-x`, `-xvalue`, `--name` or `--name=value`, and takes its value from
+/// `rest` where it has none of its own and must have one.
+fn parse_option(
+    word: &OsStr,
+    rest: &mut impl Iterator<Item = OsString>,
+    options: &mut RunOptions,
+) -> Result<()> {
+    let bytes = word.as_bytes();
+    let (name, inline) = if bytes.starts_with(b"--") {
+        match bytes.iter().position(|b| *b == b'=') {
+            Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
+            None => (bytes, None),
+        }
+    } else {
+        (
+            &bytes[..2],
+            (bytes.len() > 2).then(|| bytes[2..].strip_prefix(b"=").unwrap_or(&bytes[2..])),
+        )
+    };
+    let inline = inline.map(|value| OsString::from_vec(value.to_vec()));
+    let name = String::from_utf8_lossy(name).into_owned();
+    let mut value = || {
+        let value = inline.clone().or_else(|| rest.next());
+        value.ok_or_else(|| usage(&format!("option '{name}' needs a value")))
+    };
+    match name.as_str() {
+        "-i" | "--image" => options.image = Some(text(value()?, &name)?),
+        "-V" | "--volume" => options.volumes.push(text(value()?, &name)?),
+        "-m" | "--module" => options.modules = Some(module_list(&text(value()?, &name)?)),
+        "-e" | "--env" => {
+            let value = value()?;
+            let pair = env::parse_option(value.as_bytes());
+            options
+                .env
+                .push(pair.map_err(|error| usage(&error.to_string()))?);
+        }
+        "--env-file" => options.env_file = Some(value()?),
+        "-E" | "--clearenv" | "-v" | "--verbose" | "-n" if inline.is_some() => {
+            return Err(usage(&format!("option '{name}' takes no value")));
+        }
+        "-E" | "--clearenv" => options.clear_env = true,
+        "-v" | "--verbose" => options.verbose = true,
+        "-n" => {}
+        "--entrypoint" | "--entry" => options.entrypoint = Some(inline),
+        "-w" | "--workdir" => options.workdir = Some(inline),
+        _ => return Err(unknown(word)),
+    }
+    Ok(())
+}
+
+/// Splits a list of modules; `none` and an empty list are none.
+pub fn module_list(text: &str) -> Vec<String> {
+    text.split(',')
+        .filter(|name| !name.is_empty() && *name != "none")
+        .map(str::to_owned)
+        .collect()
+}
+
+fn text(word: OsString, what: &str) -> Result<String> {
+    word.into_string()
+        .map_err(|_| usage(&format!("the value of '{what}' is not UTF-8 text")))
+}
+
+fn unknown(word: &OsStr) -> Error {
+    usage(&format!(
+        "unknown option '{}'; try 'shifter --help'",
+        sanitize::bytes(word.as_bytes())
+    ))
+}
+
+fn usage(text: &str) -> Error {
+    Error::Usage(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str) -> RunOptions {
+        match parse(
+            line.split(' ')
+                .filter(|w| !w.is_empty())
+                .map(OsString::from)
+                .collect(),
+        ) {
+            Ok(Action::Run(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_forms() {
+        let plain = run("--image=ubuntu -V /a:/b --volume=/c:/d -E ls --image=x");
+        assert_eq!(plain.image.as_deref(), Some("ubuntu"));
+        assert_eq!(plain.volumes, ["/a:/b", "/c:/d"]);
+        assert_eq!((plain.clear_env, plain.command.len()), (true, 2));
+        let form = run("run -v ubuntu:24.04 ls -l");
+        assert_eq!(form.image.as_deref(), Some("ubuntu:24.04"));
+        assert_eq!((form.verbose, form.command.len()), (true, 2));
+        assert_eq!(run("-iubuntu -- --odd").command, ["--odd"]);
+        assert_eq!(run("-i=ubuntu run").command, ["run"]);
+        assert_eq!(run(""), RunOptions::default());
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(run("--entrypoint ls").entrypoint, Some(None));
+        assert_eq!(
+            run("--entrypoint=/x ls").entrypoint,
+            Some(Some("/x".into()))
+        );
+        assert_eq!(run("-w ls").command, ["ls"]);
+        assert_eq!(
+            run("-m a,b,,none ls").modules,
+            Some(vec!["a".into(), "b".into()])
+        );
+        assert_eq!(run("-e A=b=c -e D= ls").env.len(), 2);
+    }
+
+    #[test]
+    fn refusals() {
+        for line in [
+            "--imagex=a",
+            "-",
+            "-z",
+            "--image",
+            "-e =x",
+            "run",
+            "--verbose=1",
+            "--clearenv=x",
+        ] {
+            let words = line.split(' ').map(OsString::from).collect();
+            assert!(matches!(parse(words), Err(Error::Usage(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn image_commands_are_handed_on() {
+        let words: Vec<OsString> = ["pull", "--quiet", "x"].map(OsString::from).into();
+        assert_eq!(parse(words.clone()).unwrap(), Action::Images(words));
+    }
+}

@@ -1,0 +1,117 @@
+//! What a hostile caller can prepare for a setuid program, made harmless and given back.
+//!
+//! Descriptors 0 to 2, the file mode mask, resource limits and signals are put in order before
+//! anything else happens, and restored for the command that runs in the container.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
+
+use crate::error::{Context, Error, Result};
+use crate::sys::{self, SignalMask};
+
+/// Limits that could stop the set-up half way; in force again for the command.
+const RELAXED: [Resource; 6] = [
+    Resource::Fsize,
+    Resource::Nofile,
+    Resource::As,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Cpu,
+];
+
+/// What the caller had, to be restored.
+pub struct CallersProcess {
+    umask: Mode,
+    limits: Vec<(Resource, Rlimit)>,
+    signals: SignalMask,
+}
+
+/// Opens /dev/null for each of the descriptors 0, 1 and 2 that is closed, so that no file of
+/// ours ever takes its place.
+pub fn fill_standard_descriptors() -> Result<()> {
+    for fd in 0..=2 {
+        if !sys::is_open(fd) {
+            // The lowest free number is this one, because all below are open.
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
+                .step("open", "/dev/null")?;
+            std::mem::forget(null);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the caller's hands off the process: signals blocked, limits relaxed, known umask.
+pub fn take_over() -> Result<CallersProcess> {
+    let signals = sys::block_signals().step("block", "signals")?;
+    let umask = umask(Mode::from_raw_mode(0o022));
+    let limits = RELAXED.map(|resource| (resource, getrlimit(resource)));
+    for (resource, old) in &limits {
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        // Without CAP_SYS_RESOURCE only the soft limit can go up, to the hard one.
+        if setrlimit(*resource, unlimited).is_err() {
+            let raised = Rlimit {
+                current: old.maximum,
+                maximum: old.maximum,
+            };
+            let _ = setrlimit(*resource, raised);
+        }
+    }
+    Ok(CallersProcess {
+        umask,
+        limits: limits.into(),
+        signals,
+    })
+}
+
+/// Becomes root altogether, so that the caller can neither signal nor trace the process while
+/// it holds privileges.
+///
+/// # Errors
+/// [`Error::Privilege`] if the program is not setuid root or something prevents that.
+pub fn become_root() -> Result<()> {
+    let failed = |_| Error::Privilege(NOT_ROOT);
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(failed)?;
+    check_is_root()
+}
+
+const NOT_ROOT: &str = "not running with root's privileges: the program must be installed \
+    setuid root, and not be started under no_new_privs, a tracer or from a nosuid mount";
+
+/// Makes sure that the process is root, and root of the machine.
+///
+/// # Errors
+/// [`Error::Privilege`] for anyone else, and for root of a user namespace.
+pub fn check_is_root() -> Result<()> {
+    if !(rustix::process::getuid().is_root() && rustix::process::geteuid().is_root()) {
+        return Err(Error::Privilege("only root can do this"));
+    }
+    let map = std::fs::read_to_string("/proc/self/uid_map").step("read", "/proc/self/uid_map")?;
+    if map.split_ascii_whitespace().eq(["0", "0", "4294967295"]) {
+        Ok(())
+    } else {
+        Err(Error::Privilege(
+            "root of a user namespace is not root of the machine",
+        ))
+    }
+}
+
+impl CallersProcess {
+    /// Gives umask and limits back.
+    pub fn restore(&self) -> Result<()> {
+        umask(self.umask);
+        for (resource, limit) in &self.limits {
+            setrlimit(*resource, *limit).step("restore", "resource limits")?;
+        }
+        Ok(())
+    }
+
+    /// Gives the signal mask back: pending signals arrive now.
+    pub fn restore_signals(&self) -> Result<()> {
+        self.signals.swap().step("restore", "signal mask").map(drop)
+    }
+}

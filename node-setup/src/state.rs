@@ -1,0 +1,354 @@
+//! What Shifter knows on a node: the tree below /run/shifter (see [`shifter_core::layout`]).
+//!
+//! The tree is a private tmpfs of mode 0700, mounted by whoever needs it first and unmounted by
+//! the teardown that leaves it empty. Locks are flock(2) on files that users cannot open, so
+//! nobody can hold one against us and the kernel drops them with their holder.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+use shifter_core::ids::JobId;
+use shifter_core::layout::{self, RUN_DIR};
+
+use crate::error::{Context, Error, Result};
+use crate::sys::{Propagation, mount_setattr};
+
+const BASE_LOCK: &str = "/run/shifter.lock";
+const PRIVATE: Mode = Mode::from_raw_mode(0o600);
+const PRIVATE_DIR: Mode = Mode::from_raw_mode(0o700);
+
+/// Bytes that one file of the tree may have.
+const FILE_LIMIT: u64 = 2 << 20;
+
+/// The mounted /run/shifter. While a process holds it, nobody unmounts it.
+pub struct RunDir {
+    dir: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl RunDir {
+    /// Opens the tree and mounts it first where that is needed.
+    ///
+    /// # Errors
+    /// [`Error::Privilege`] if the tree belongs to another mount namespace, so that what is done
+    /// here would not be seen there.
+    pub fn open() -> Result<Self> {
+        let lock = create_file(CWD, BASE_LOCK)?;
+        loop {
+            flock(&lock, FlockOperation::LockShared)?;
+            if let Some(dir) = mounted()? {
+                return Self { dir, lock }.checked();
+            }
+            // Not atomic: somebody else may mount in between, so look again.
+            flock(&lock, FlockOperation::LockExclusive)?;
+            if mounted()?.is_none() {
+                mount_tree()?;
+            }
+        }
+    }
+
+    /// Opens the tree if it is mounted.
+    pub fn open_existing() -> Result<Option<Self>> {
+        if mounted()?.is_none() {
+            return Ok(None);
+        }
+        let lock = create_file(CWD, BASE_LOCK)?;
+        flock(&lock, FlockOperation::LockShared)?;
+        mounted()?
+            .map(|dir| Self { dir, lock }.checked())
+            .transpose()
+    }
+
+    /// Opens a directory directly below the tree and makes it where it is missing.
+    pub fn subdir(&self, name: &str) -> Result<OwnedFd> {
+        make_dir(&self.dir, name)
+    }
+
+    /// Unmounts the tree if nothing is in it and nobody else uses it.
+    pub fn release_if_idle(self) -> Result<()> {
+        match rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(()),
+            Err(error) => return Err(error).step("lock", BASE_LOCK),
+        }
+        for name in ["jobs", "images"] {
+            if !list(&self.subdir(name)?)?.is_empty() {
+                return Ok(());
+            }
+        }
+        unmount(RUN_DIR, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("unmount", RUN_DIR)
+    }
+
+    fn checked(self) -> Result<Self> {
+        // Every time: who mounted the tree may have died before this step, and the kernel
+        // refuses to pin a mount namespace on a shared mount.
+        mount_setattr(
+            &self.dir,
+            MountAttrFlags::empty(),
+            Propagation::Private,
+            false,
+        )
+        .step("make private", RUN_DIR)?;
+        let recorded = read_file(&self.dir, "namespace")?.unwrap_or_default();
+        if recorded == own_namespace()?.to_string().as_bytes() {
+            Ok(self)
+        } else {
+            Err(Error::Privilege(
+                "this is not the host's mount namespace: /run/shifter is another's",
+            ))
+        }
+    }
+}
+
+/// A job's state, locked against every other set-up and teardown of that job.
+pub struct JobDir {
+    jobs: OwnedFd,
+    dir: OwnedFd,
+    job: JobId,
+    _lock: OwnedFd,
+}
+
+impl JobDir {
+    /// Opens and locks a job's state, made where it is missing, waiting at most `patience`.
+    pub fn lock(run: &RunDir, job: &JobId, patience: Duration) -> Result<Self> {
+        let jobs = run.subdir("jobs")?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let dir = make_dir(&jobs, job.as_str())?;
+            // ENOENT: a teardown removed the directory since; make it again.
+            let lock = match rustix::fs::openat(&dir, "lock", lock_flags(), PRIVATE) {
+                Ok(lock) => lock,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error).step("create", "lock"),
+            };
+            while let Err(error) =
+                rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            {
+                if error != Errno::WOULDBLOCK || Instant::now() >= deadline {
+                    return Err(error).step("lock", job.as_str());
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // A lock whose file was removed while we waited excludes nobody.
+            if rustix::fs::fstat(&lock).step("examine", "lock")?.st_nlink > 0 {
+                return Ok(Self {
+                    jobs,
+                    dir,
+                    job: job.clone(),
+                    _lock: lock,
+                });
+            }
+        }
+    }
+
+    /// True if any set-up of the job has left something.
+    pub fn exists(run: &RunDir, job: &JobId) -> Result<bool> {
+        Ok(list(&run.subdir("jobs")?)?
+            .iter()
+            .any(|name| name == job.as_str()))
+    }
+
+    /// Says that teardown has begun, for as long as the returned descriptor is open. Needs not
+    /// the job's lock, so that it stops a set-up that holds it.
+    pub fn bury(run: &RunDir, job: &JobId) -> Result<OwnedFd> {
+        let dir = make_dir(&run.subdir("jobs")?, job.as_str())?;
+        let tombstone = create_file(dir.as_fd(), "tombstone")?;
+        rustix::fs::flock(&tombstone, FlockOperation::LockShared).step("lock", "tombstone")?;
+        Ok(tombstone)
+    }
+
+    /// True if a teardown has begun and is alive: the tombstone of one that died counts nothing.
+    pub fn is_buried(&self) -> Result<bool> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let tombstone = match rustix::fs::openat(&self.dir, "tombstone", flags, Mode::empty()) {
+            Ok(tombstone) => tombstone,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(error).step("examine", "tombstone"),
+        };
+        match rustix::fs::flock(&tombstone, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error).step("lock", "tombstone"),
+        }
+    }
+
+    /// The job's directory.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Removes a file of the job where it exists.
+    pub fn remove_file(&self, name: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).step("remove", name),
+        }
+    }
+
+    /// Opens the directory of a root and makes it where it is missing.
+    pub fn root(&self, name: &str) -> Result<OwnedFd> {
+        make_dir(&make_dir(&self.dir, "roots")?, name)
+    }
+
+    /// Returns the names of the job's roots.
+    pub fn roots(&self) -> Result<Vec<String>> {
+        list(&make_dir(&self.dir, "roots")?)
+    }
+
+    /// Removes every file of the job, the lock last; mounts must be gone.
+    pub fn remove(self) -> Result<()> {
+        for root in self.roots()? {
+            let dir = self.root(&root)?;
+            for file in list(&dir)? {
+                rustix::fs::unlinkat(&dir, &file, AtFlags::empty())
+                    .step("remove", file.as_str())?;
+            }
+            let roots = make_dir(&self.dir, "roots")?;
+            rustix::fs::unlinkat(&roots, &root, AtFlags::REMOVEDIR).step("remove", &*root)?;
+        }
+        rustix::fs::unlinkat(&self.dir, "roots", AtFlags::REMOVEDIR).step("remove", "roots")?;
+        let mut files = list(&self.dir)?;
+        files.sort_by_key(|name| name == "lock");
+        for file in files {
+            rustix::fs::unlinkat(&self.dir, &file, AtFlags::empty()).step("remove", &*file)?;
+        }
+        rustix::fs::unlinkat(&self.jobs, self.job.as_str(), AtFlags::REMOVEDIR)
+            .step("remove", self.job.as_str())
+    }
+}
+
+/// Opens the directory of a job's root for reading, if the job has one; takes no lock, because
+/// joining a root that is being removed merely fails.
+pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
+    let path = layout::job_dir(job).join("roots").join(name);
+    match rustix::fs::open(&path, dir_flags(), Mode::empty()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).step("open", &path),
+    }
+}
+
+/// Reads a file of the tree; nothing if it does not exist.
+pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).step("open", name),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT)
+        .read_to_end(&mut bytes)
+        .step("read", name)?;
+    Ok(Some(bytes))
+}
+
+/// Writes a file of the tree: a reader sees all of it or none.
+pub fn write_file(dir: impl AsFd, name: &str, bytes: &[u8]) -> Result<()> {
+    let dir = dir.as_fd();
+    let new = format!("{name}.new");
+    let mut file = File::from(create_file(dir, &new)?);
+    file.set_len(0).step("write", name)?;
+    file.write_all(bytes).step("write", name)?;
+    rustix::fs::renameat(dir, &new, dir, name).step("write", name)
+}
+
+/// Makes a directory of mode 0700 where it is missing, and opens it.
+pub fn make_dir(parent: impl AsFd, name: &str) -> Result<OwnedFd> {
+    let parent = parent.as_fd();
+    match rustix::fs::mkdirat(parent, name, PRIVATE_DIR) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).step("create directory", name),
+    }
+    rustix::fs::openat(parent, name, dir_flags(), Mode::empty()).step("open directory", name)
+}
+
+/// Returns the names in a directory, without `.` and `..`, sorted.
+pub fn list(dir: impl AsFd) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir).step("list", RUN_DIR)? {
+        let name = entry
+            .step("list", RUN_DIR)?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Creates a file of mode 0600 where it is missing, and opens it.
+pub fn create_file(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    rustix::fs::openat(dir, name, lock_flags(), PRIVATE).step("create", name)
+}
+
+/// Returns the inode of the process's own mount namespace.
+pub fn own_namespace() -> Result<u64> {
+    let path = "/proc/self/ns/mnt";
+    Ok(rustix::fs::stat(path).step("examine", path)?.st_ino)
+}
+
+fn flock(fd: &OwnedFd, operation: FlockOperation) -> Result<()> {
+    rustix::fs::flock(fd, operation).step("lock", BASE_LOCK)
+}
+
+fn lock_flags() -> OFlags {
+    OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW
+}
+
+fn dir_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
+}
+
+/// Opens /run/shifter if it is the root of a mount.
+fn mounted() -> Result<Option<OwnedFd>> {
+    let dir = match rustix::fs::open(RUN_DIR, dir_flags(), Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).step("open", RUN_DIR),
+    };
+    let stat = rustix::fs::statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
+        .step("examine", RUN_DIR)?;
+    Ok(stat
+        .stx_attributes
+        .contains(StatxAttributes::MOUNT_ROOT)
+        .then_some(dir))
+}
+
+/// Mounts the tree. The caller holds the base lock alone.
+fn mount_tree() -> Result<()> {
+    match rustix::fs::mkdir(RUN_DIR, PRIVATE_DIR) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).step("create directory", RUN_DIR),
+    }
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step("open file system", "tmpfs")?;
+    for (key, value) in [("source", "shifter"), ("mode", "0700"), ("size", "64m")] {
+        fsconfig_set_string(&context, key, value).step("configure", "tmpfs")?;
+    }
+    fsconfig_create(&context).step("create", "tmpfs")?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).step("mount", "tmpfs")?;
+    write_file(&tree, "namespace", own_namespace()?.to_string().as_bytes())?;
+    move_mount(
+        &tree,
+        "",
+        CWD,
+        Path::new(RUN_DIR),
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .step("mount", RUN_DIR)
+}

@@ -1,0 +1,121 @@
+//! Finding and ending processes that are still in a container when its job is over.
+//!
+//! A process is a container's by its mount namespace, or, where it has made itself a namespace
+//! of its own since, by the device of the root's tmpfs in its mountinfo; never by its name.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::error::{Context, Result};
+use crate::state;
+
+/// What marks the processes of one root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Inode of the root's mount namespace.
+    pub namespace: u64,
+    /// Device of the root's tmpfs.
+    pub device: (u32, u32),
+}
+
+/// Time between asking a process to end and ending it.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Time after which a process that does not die is reported.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends every process that bears one of the marks, and returns those that would not die.
+pub fn end_all(marks: &[Marks]) -> Result<Vec<u32>> {
+    let start = Instant::now();
+    let mut empty_scans = 0;
+    loop {
+        let found = scan(marks)?;
+        // Twice: a process that forked while we read /proc may have hidden its child.
+        empty_scans = if found.is_empty() { empty_scans + 1 } else { 0 };
+        if empty_scans == 2 {
+            return Ok(Vec::new());
+        }
+        let elapsed = start.elapsed();
+        if elapsed > PATIENCE {
+            return Ok(found.into_iter().map(|(pid, _)| pid).collect());
+        }
+        let signal = if elapsed < GRACE {
+            Signal::TERM
+        } else {
+            Signal::KILL
+        };
+        for (_, pidfd) in &found {
+            // The only failure is that it has died meanwhile.
+            let _ = pidfd_send_signal(pidfd, signal);
+        }
+        if !found.is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn scan(marks: &[Marks]) -> Result<Vec<(u32, OwnedFd)>> {
+    let own = state::own_namespace()?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").step("list", "/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(number) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Some(pid) = i32::try_from(number).ok().and_then(Pid::from_raw) else {
+            continue;
+        };
+        if !bears(&entry.path(), own, marks) {
+            continue;
+        }
+        // The descriptor names one process for good; look again now that it cannot be another.
+        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && bears(&entry.path(), own, marks)
+        {
+            found.push((number, pidfd));
+        }
+    }
+    Ok(found)
+}
+
+fn bears(process: &PathBuf, own: u64, marks: &[Marks]) -> bool {
+    let Ok(namespace) = rustix::fs::stat(process.join("ns/mnt")).map(|stat| stat.st_ino) else {
+        return false; // A zombie, or gone.
+    };
+    if namespace == own {
+        return false;
+    }
+    marks.iter().any(|mark| mark.namespace == namespace)
+        || fs::read_to_string(process.join("mountinfo"))
+            .is_ok_and(|text| marks.iter().any(|mark| shows_device(&text, mark.device)))
+}
+
+/// True if a mount in the mountinfo text is of the device.
+fn shows_device(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
+    let device = format!("{major}:{minor}");
+    mountinfo
+        .lines()
+        .any(|line| line.split(' ').nth(2) == Some(&device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_compared_whole() {
+        let text = "500 499 0:45 /root / ro,nosuid - tmpfs shifter ro\n";
+        assert!(shows_device(text, (0, 45)));
+        assert!(!shows_device(text, (0, 4)));
+        assert!(!shows_device(text, (0, 450)));
+        assert!(!shows_device("", (0, 45)));
+    }
+}

@@ -1,0 +1,65 @@
+//! Where Shifter keeps its state on a node, and where its programs are installed.
+//!
+//! ```text
+//! /run/shifter/                          a private tmpfs, made by the first set-up
+//!   images/<device>-<inode>              hints: which loop device has which image file
+//!   jobs/<job>/lock                      excludes set-up and teardown of one job
+//!   jobs/<job>/manifest                  the manifest its root was built from
+//!   jobs/<job>/tombstone                 teardown has begun: no root may appear any more
+//!   jobs/<job>/failure                   the user's mistake that kept the root from being made
+//!   jobs/<job>/roots/<name>/journal      what was acquired, written before it is acquired
+//!   jobs/<job>/roots/<name>/mnt          the pinned mount namespace
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::ids::JobId;
+
+/// The directory of all state on a node.
+pub const RUN_DIR: &str = "/run/shifter";
+
+/// Name of the root that a job's tasks join.
+pub const JOB_ROOT: &str = "job";
+
+/// Bytes of the message kept in a job's `failure` file.
+pub const FAILURE_LIMIT: u64 = 4096;
+
+/// Returns the directory of a job's state.
+pub fn job_dir(job: &JobId) -> PathBuf {
+    Path::new(RUN_DIR).join("jobs").join(job.as_str())
+}
+
+/// Returns the file that says why a job's root could not be made for its user.
+pub fn failure_file(job: &JobId) -> PathBuf {
+    job_dir(job).join("failure")
+}
+
+/// Returns the file with the manifest that a job's root was built from.
+pub fn manifest_file(job: &JobId) -> PathBuf {
+    job_dir(job).join("manifest")
+}
+
+/// A program of the suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The users' command.
+    Shifter,
+    /// The image manager.
+    Shifterimg,
+    /// Builds a job's root.
+    SetupRoot,
+    /// Removes a job's root.
+    UnsetupRoot,
+}
+
+impl Program {
+    /// Returns where the program is installed below `prefix`.
+    pub fn path(self, prefix: &Path) -> PathBuf {
+        prefix.join(match self {
+            Program::Shifter => "bin/shifter",
+            Program::Shifterimg => "bin/shifterimg",
+            Program::SetupRoot => "sbin/setupRoot",
+            Program::UnsetupRoot => "sbin/unsetupRoot",
+        })
+    }
+}

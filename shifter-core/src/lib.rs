@@ -1,0 +1,21 @@
+//! Pure data and rules shared by every part of Shifter.
+//!
+//! Nothing here mounts, forks or talks to the network; the only I/O is reading a
+//! file that the caller names ([`trusted`]). Parsers take text or bytes and return values that
+//! cannot be wrong; one thin function next to them reads the file.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod env;
+pub mod exit;
+pub mod hostlist;
+pub mod identity;
+pub mod ids;
+pub mod layout;
+pub mod manifest;
+pub mod meta;
+pub mod reference;
+pub mod sanitize;
+pub mod store;
+pub mod trusted;
+pub mod volmap;

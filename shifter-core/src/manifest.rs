@@ -1,0 +1,232 @@
+//! The job manifest: everything a batch system knows about a job, as one value.
+//!
+//! Each batch system's adaptor produces it; `setupRoot` alone consumes it. On the wire it is
+//! one JSON object of at most 1 MiB. What in it came from a user is judged again by the reader:
+//! deserialising proves form, never permission.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::hostlist::HostSlots;
+use crate::identity::Identity;
+use crate::ids::{ImageId, JobId};
+use crate::volmap::{Origin, VolumeError, VolumeMap};
+
+/// The only schema this version reads and writes.
+pub const SCHEMA: u32 = 1;
+
+/// Bytes a manifest may have.
+pub const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Says why a manifest is refused.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// It is larger than [`SIZE_LIMIT`].
+    #[error("the job manifest is larger than {SIZE_LIMIT} bytes")]
+    TooLarge,
+    /// It is not JSON of the expected shape.
+    #[error("the job manifest cannot be read")]
+    Malformed(#[from] serde_json::Error),
+    /// Another version wrote it.
+    #[error("the job manifest has schema {0} and this program reads {SCHEMA}")]
+    Schema(u32),
+    /// A field is not what it must be.
+    #[error("the job manifest's {field} is not well-formed")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+    },
+    /// A volume is refused.
+    #[error("cannot use the job's volumes")]
+    Volume(#[from] VolumeError),
+    /// It disagrees with what the batch system itself says.
+    #[error("the job manifest is for {what} {found} and the batch system says {expected}")]
+    Mismatch {
+        /// The thing compared: "uid" or "job".
+        what: &'static str,
+        /// The manifest's value.
+        found: String,
+        /// The batch system's value.
+        expected: String,
+    },
+}
+
+/// The image of a job, resolved once on the submit side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedImage {
+    /// The id that pins the content.
+    pub id: ImageId,
+    /// What the user asked for, in canonical form; only shown and compared, never resolved.
+    pub reference: String,
+}
+
+/// What a job is, and what its root must contain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobManifest {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The batch system's id of the job.
+    pub job: JobId,
+    /// How often the job was started before.
+    pub restart: u32,
+    /// The job's owner, as the batch system and the name service know them.
+    pub user: Identity,
+    /// The image.
+    pub image: ResolvedImage,
+    /// The user's volumes, in the volume grammar.
+    pub volumes: Vec<String>,
+    /// Names of the modules, in the order given.
+    pub modules: Vec<String>,
+    /// The job's nodes with their task slots.
+    pub hosts: Vec<HostSlots>,
+    /// When the manifest was written, in seconds since 1970.
+    pub created: u64,
+}
+
+impl JobManifest {
+    /// Reads a manifest and checks its form.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() as u64 > SIZE_LIMIT {
+            return Err(ManifestError::TooLarge);
+        }
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u32,
+        }
+        let head: Head = serde_json::from_slice(bytes)?;
+        if head.schema != SCHEMA {
+            return Err(ManifestError::Schema(head.schema));
+        }
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Writes the manifest as it is read by [`JobManifest::parse`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
+        self.check()?;
+        let bytes = serde_json::to_vec(self)?;
+        if bytes.len() as u64 > SIZE_LIMIT {
+            return Err(ManifestError::TooLarge);
+        }
+        Ok(bytes)
+    }
+
+    /// Refuses a manifest that is not for the job and user the batch system names.
+    pub fn expect(&self, uid: u32, job: &JobId) -> Result<(), ManifestError> {
+        if self.user.uid != uid {
+            return Err(ManifestError::Mismatch {
+                what: "uid",
+                found: self.user.uid.to_string(),
+                expected: uid.to_string(),
+            });
+        }
+        if self.job != *job {
+            return Err(ManifestError::Mismatch {
+                what: "job",
+                found: self.job.to_string(),
+                expected: job.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Judges the user's volumes by the policy for users.
+    pub fn volume_map(&self) -> Result<VolumeMap, ManifestError> {
+        let texts = self.volumes.iter().map(String::as_str);
+        Ok(VolumeMap::parse_many(texts, Origin::User)?)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let plain = |text: &str| text.len() <= 512 && !text.chars().any(char::is_control);
+        let hosts = self.hosts.iter().map(|host| host.name.as_str());
+        let rules = [
+            ("cluster", JobId::parse(&self.cluster).is_ok()),
+            ("user", self.user.is_well_formed()),
+            ("image", plain(&self.image.reference)),
+            ("modules", self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m))),
+            ("hosts", hosts.into_iter().all(|name| JobId::parse(name).is_ok() || is_long_host(name))),
+        ];
+        match rules.into_iter().find(|(_, holds)| !holds) {
+            Some((field, _)) => Err(ManifestError::Field { field }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_long_host(name: &str) -> bool {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=255).contains(&name.len()) && name.bytes().all(ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> JobManifest {
+        JobManifest {
+            schema: SCHEMA,
+            cluster: "mini".into(),
+            job: JobId::parse("17").unwrap(),
+            restart: 0,
+            user: Identity::from_passwd_line("alice:x:2001:2001::/home/alice:/bin/sh", 2001)
+                .unwrap(),
+            image: ResolvedImage {
+                id: ImageId::parse(&"a".repeat(64)).unwrap(),
+                reference: "docker:ubuntu:24.04".into(),
+            },
+            volumes: vec!["/scratch:/mnt".into()],
+            modules: Vec::new(),
+            hosts: vec![HostSlots { name: "n1".into(), slots: 2 }],
+            created: 1,
+        }
+    }
+
+    #[test]
+    fn round_trips() {
+        let manifest = sample();
+        let read = JobManifest::parse(&manifest.to_bytes().unwrap()).unwrap();
+        assert_eq!(read, manifest);
+        assert_eq!(read.volume_map().unwrap().entries()[0].to, "/mnt");
+    }
+
+    #[test]
+    fn refuses_what_is_not_well_formed() {
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        let table = [
+            ("\"schema\":1", "\"schema\":2"),
+            ("\"job\":\"17\"", "\"job\":\"../17\""),
+            ("\"cluster\":\"mini\"", "\"cluster\":\"a/b\""),
+            ("aaaaaaaa", "AAAAAAAA"),
+            ("\"name\":\"alice\"", "\"name\":\"al:ice\""),
+            ("\"restart\":0", "\"restart\":-1"),
+            ("\"restart\":0", "\"restart\":0,\"more\":1"),
+            ("\"name\":\"n1\"", "\"name\":\"n1\\nroot\""),
+        ];
+        for (from, to) in table {
+            let forged = text.replacen(from, to, 1);
+            assert_ne!(forged, text, "{from}");
+            assert!(JobManifest::parse(forged.as_bytes()).is_err(), "{to}");
+        }
+        assert!(matches!(
+            JobManifest::parse(&vec![b' '; SIZE_LIMIT as usize + 1]),
+            Err(ManifestError::TooLarge)
+        ));
+    }
+
+    #[test]
+    fn must_agree_with_the_batch_system() {
+        let manifest = sample();
+        let job = JobId::parse("17").unwrap();
+        assert!(manifest.expect(2001, &job).is_ok());
+        assert!(manifest.expect(0, &job).is_err());
+        assert!(manifest.expect(2001, &JobId::parse("18").unwrap()).is_err());
+        let mut forged = sample();
+        forged.volumes = vec!["/scratch:/etc".into()];
+        assert!(forged.volume_map().is_err());
+    }
+}

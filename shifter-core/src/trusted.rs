@@ -1,0 +1,136 @@
+//! Reading files that steer privileged code: configuration, manifests, hooks.
+//!
+//! Such a file counts only if root owns it and nobody else can write it or any directory on
+//! the way to it, links included; otherwise whoever can write there is root already.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+// <bits/fcntl-linux.h>, the same number on every architecture Slurm runs on that is not Alpha or
+// PA-RISC; std has no portable name for them and this crate takes no libc.
+const O_NONBLOCK: i32 = 0o4000;
+
+/// Says which file or directory is not trusted and why.
+#[derive(Debug, Error)]
+pub enum TrustError {
+    /// The file or a directory above it could not be examined.
+    #[error("cannot read '{}'", .path.display())]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Somebody other than the owner allowed could change the file.
+    #[error("'{}' is not trusted: {rule}", .path.display())]
+    Untrusted {
+        /// The file or directory that breaks the rule.
+        path: PathBuf,
+        /// The rule that is broken and how to keep it.
+        rule: String,
+    },
+    /// The file is larger than anything sensible.
+    #[error("'{}' is larger than {limit} bytes", .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The size it may have.
+        limit: u64,
+    },
+}
+
+/// Reads a file of at most `limit` bytes that only root can have written.
+///
+/// # Errors
+/// Names the first file or directory that is not root's alone, or that cannot be read.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
+    let file = open(path, &[0])?;
+    let unreadable = |source| TrustError::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > limit {
+        return Err(TrustError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(bytes)
+}
+
+/// Opens a regular file for reading if it and everything above it belongs to root or one of
+/// `owners` and is writable by nobody else.
+pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
+    let real = audit(path, owners)?;
+    // O_NONBLOCK: a FIFO put there by mistake must not hang the caller.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(&real)
+        .map_err(|source| TrustError::Unreadable { path: real.clone(), source })?;
+    let meta = file
+        .metadata()
+        .map_err(|source| TrustError::Unreadable { path: real.clone(), source })?;
+    if !meta.is_file() {
+        return Err(TrustError::Untrusted { path: real, rule: "it must be a regular file".into() });
+    }
+    judge(&real, &meta, owners)?;
+    Ok(file)
+}
+
+/// Examines `path` and every directory above it, both as written and with links resolved, and
+/// returns the resolved path.
+pub fn audit(path: &Path, owners: &[u32]) -> Result<PathBuf, TrustError> {
+    let unreadable = |path: &Path, source| TrustError::Unreadable { path: path.to_owned(), source };
+    if !path.is_absolute() {
+        return Err(TrustError::Untrusted {
+            path: path.to_owned(),
+            rule: "it must be an absolute path".into(),
+        });
+    }
+    let real = path.canonicalize().map_err(|e| unreadable(path, e))?;
+    for step in path.ancestors().chain(real.ancestors()) {
+        let meta = step.symlink_metadata().map_err(|e| unreadable(step, e))?;
+        judge(step, &meta, owners)?;
+    }
+    Ok(real)
+}
+
+fn judge(path: &Path, meta: &Metadata, owners: &[u32]) -> Result<(), TrustError> {
+    let untrusted = |rule: String| Err(TrustError::Untrusted { path: path.to_owned(), rule });
+    if meta.uid() != 0 && !owners.contains(&meta.uid()) {
+        return untrusted(format!("it belongs to uid {} and must belong to root", meta.uid()));
+    }
+    // A link's own mode is always 0777 and means nothing.
+    if !meta.file_type().is_symlink() && meta.mode() & 0o022 != 0 {
+        return untrusted(format!(
+            "its mode {:04o} lets others write; remove that with 'chmod go-w'",
+            meta.mode() & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_others_can_change() {
+        // The temporary directory is writable by all, so nothing below it is trusted.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x");
+        std::fs::write(&file, "y").unwrap();
+        let error = read(&file, 10).unwrap_err();
+        assert!(matches!(error, TrustError::Untrusted { .. }), "{error}");
+        assert!(matches!(read(Path::new("x"), 1), Err(TrustError::Untrusted { .. })));
+        assert!(matches!(read(Path::new("/no/such"), 1), Err(TrustError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn reads_a_system_file_within_its_limit() {
+        assert!(!read(Path::new("/etc/passwd"), 1 << 20).unwrap().is_empty());
+        assert!(matches!(read(Path::new("/etc/passwd"), 3), Err(TrustError::TooLarge { .. })));
+        assert!(matches!(open(Path::new("/etc"), &[]), Err(TrustError::Untrusted { .. })));
+    }
+}

@@ -1,0 +1,58 @@
+//! A node's epilog: whatever a job has left is removed.
+//!
+//! It needs no configuration and asks nothing of the job's environment: what counts is what is
+//! on the node.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use shifter_core::config::Config;
+use shifter_core::ids::JobId;
+use shifter_core::layout::Program;
+
+use crate::child::{self, Terms};
+use crate::prolog::{NodeError, fixed_environment};
+use crate::settings::Settings;
+
+/// Seconds for the teardown: processes that stay behind are asked to end before they are killed.
+const SECONDS: u32 = 120;
+
+/// Where the suite is if the configuration does not say.
+const PREFIX: Option<&str> = option_env!("SHIFTER_PREFIX");
+
+/// Removes a job's state from the node.
+pub fn run(
+    job: &JobId,
+    settings: &Settings,
+    ready: fn(Command) -> Command,
+) -> Result<(), NodeError> {
+    let mut command = Command::new(Program::UnsetupRoot.path(&prefix(settings.config())));
+    command.arg(job.as_str());
+    let terms = Terms { seconds: SECONDS, own_group: true, shows_stderr: false };
+    let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    if finished.status.success() {
+        Ok(())
+    } else {
+        Err(NodeError::program("unsetupRoot", &finished))
+    }
+}
+
+/// A configuration that broke while the job ran must not keep its remains on the node.
+fn prefix(config: &Path) -> PathBuf {
+    match (Config::open_trusted(config), PREFIX) {
+        (Ok(config), _) => config.prefix,
+        (Err(_), Some(prefix)) => prefix.into(),
+        (Err(_), None) => Config::default().prefix,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_configuration_leaves_the_default_prefix() {
+        let expected = PREFIX.map_or(Config::default().prefix, PathBuf::from);
+        assert_eq!(prefix(Path::new("/no/such/shifter.toml")), expected);
+    }
+}

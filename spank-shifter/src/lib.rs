@@ -1,0 +1,36 @@
+//! The SPANK plugin: options of sbatch, salloc and srun in, prepared nodes out.
+//!
+//! It runs inside Slurm's own processes, so it does little itself: everything heavy is a program
+//! run by [`child`], no thread is started, no panic crosses into C, and a job that did not ask
+//! for an image is never touched. [`ffi`] is the only module with unsafe code and decides
+//! nothing; every decision is plain Rust that the unit tests call.
+//!
+//! ```text
+//! sbatch salloc srun   options ─▶ submit ─▶ pins: SHIFTER_* in the job's environment
+//! slurmd, each node    prolog:  pins ─▶ job manifest ─▶ setupRoot        epilog: unsetupRoot
+//! slurmstepd           tasks:   SHIFTER_* for the tasks, or the reason why the job cannot run
+//! ```
+
+#[cfg(panic = "abort")]
+compile_error!("a panic must not end Slurm's processes: build with panic = \"unwind\"");
+
+mod child;
+mod epilog;
+mod modules;
+mod options;
+mod pins;
+mod prolog;
+mod report;
+mod settings;
+mod submit;
+mod tasks;
+mod version;
+
+// Slurm's symbols exist only in Slurm's processes, so unit tests cannot link these.
+#[cfg(not(test))]
+mod callbacks;
+#[cfg(not(test))]
+mod ffi;
+#[cfg(not(test))]
+#[allow(dead_code, missing_docs, non_camel_case_types, reason = "generated from C")]
+mod spank_sys;

@@ -1,0 +1,189 @@
+//! The options that the plugin adds to sbatch, salloc and srun, exactly as typed.
+//!
+//! Slurm itself forwards only the last value of an option given twice, so the values are gathered
+//! here as they come. Nothing is judged but size and encoding: `submit` does the rest.
+
+use std::ffi::CStr;
+
+use thiserror::Error;
+
+/// Bytes that all values together may have. Slurm copies them into environments of limited size.
+pub const LIMIT: usize = 32 << 10;
+
+/// Says why a value is refused before it is even understood.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OptionError {
+    /// Slurm called back with a number that is none of ours.
+    #[error("option number {0} is not one of Shifter's")]
+    Foreign(i32),
+    /// All values together are too long.
+    #[error("the values of --image, --volume and --module are longer than {LIMIT} bytes together")]
+    TooLong,
+    /// The value is not text.
+    #[error("the value of --{0} is not UTF-8 text")]
+    NotText(&'static str),
+    /// The value has nothing in it.
+    #[error("--{0} needs a value")]
+    Empty(&'static str),
+}
+
+/// What an option sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Image,
+    Volume,
+    Module,
+}
+
+/// An option as Slurm is told of it; its number is its place in [`SPECS`].
+#[derive(Debug)]
+pub struct Spec {
+    /// Name without the dashes.
+    pub name: &'static CStr,
+    /// Placeholder of the value in `--help`.
+    pub value: &'static CStr,
+    /// Line of `--help`.
+    pub usage: &'static CStr,
+    target: Target,
+}
+
+/// The options.
+pub const SPECS: [Spec; 4] = [
+    Spec {
+        name: c"image",
+        value: c"REF",
+        usage: c"run the job's \"shifter\" commands in this image",
+        target: Target::Image,
+    },
+    Spec {
+        name: c"volume",
+        value: c"FROM:TO",
+        usage: c"show directory FROM at TO in the image (repeatable)",
+        target: Target::Volume,
+    },
+    Spec {
+        name: c"imagevolume",
+        value: c"FROM:TO",
+        usage: c"the same as --volume",
+        target: Target::Volume,
+    },
+    Spec {
+        name: c"module",
+        value: c"NAME[,NAME]",
+        usage: c"use these modules of the site in the image",
+        target: Target::Module,
+    },
+];
+
+/// Everything given, in the order given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawOptions {
+    /// The last `--image`.
+    pub image: Option<String>,
+    /// Every `--volume`.
+    pub volumes: Vec<String>,
+    /// Every `--module`.
+    pub modules: Vec<String>,
+    bytes: usize,
+}
+
+impl RawOptions {
+    /// Starts without any.
+    pub const fn new() -> Self {
+        Self { image: None, volumes: Vec::new(), modules: Vec::new(), bytes: 0 }
+    }
+
+    /// Takes one value.
+    pub fn add(&mut self, number: i32, value: &[u8]) -> Result<(), OptionError> {
+        let spec = spec(number).ok_or(OptionError::Foreign(number))?;
+        let name = spec.name.to_str().unwrap_or_default();
+        if value.is_empty() {
+            return Err(OptionError::Empty(name));
+        }
+        self.bytes = self.bytes.saturating_add(value.len() + 1);
+        if self.bytes > LIMIT {
+            return Err(OptionError::TooLong);
+        }
+        let text = str::from_utf8(value).map_err(|_| OptionError::NotText(name))?.to_owned();
+        match spec.target {
+            Target::Image => self.image = Some(text),
+            Target::Volume => self.volumes.push(text),
+            Target::Module => self.modules.push(text),
+        }
+        Ok(())
+    }
+
+    /// True if the user asked nothing of us.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+/// True if the number is that of `--image`.
+pub fn is_image(number: i32) -> bool {
+    spec(number).is_some_and(|spec| spec.target == Target::Image)
+}
+
+fn spec(number: i32) -> Option<&'static Spec> {
+    const { &SPECS }.get(usize::try_from(number).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn repeated_options_add_up() {
+        let mut raw = RawOptions::new();
+        assert!(raw.is_empty());
+        for (number, value) in [(0, "a"), (1, "/x:/y"), (2, "/z:/w"), (0, "b"), (3, "m,n"), (3, "o")] {
+            raw.add(number, value.as_bytes()).unwrap();
+        }
+        assert_eq!(raw.image.as_deref(), Some("b"));
+        assert_eq!(raw.volumes, ["/x:/y", "/z:/w"]);
+        assert_eq!(raw.modules, ["m,n", "o"]);
+        assert!(!raw.is_empty());
+    }
+
+    #[test]
+    fn hostile_values_are_refused() {
+        let mut raw = RawOptions::new();
+        assert_eq!(raw.add(4, b"x"), Err(OptionError::Foreign(4)));
+        assert_eq!(raw.add(-1, b"x"), Err(OptionError::Foreign(-1)));
+        assert_eq!(raw.add(1, b""), Err(OptionError::Empty("volume")));
+        assert_eq!(raw.add(0, b"a\xff"), Err(OptionError::NotText("image")));
+        assert_eq!(raw.add(0, &[b'a'; 1 << 20]), Err(OptionError::TooLong));
+        // What was refused once is not forgotten: the submission must not go on without it.
+        assert_eq!(raw.add(0, b"a"), Err(OptionError::TooLong));
+        assert!(!raw.is_empty());
+    }
+
+    #[test]
+    fn ten_thousand_volumes_are_too_many() {
+        let mut raw = RawOptions::new();
+        let refused = (0..10_000).find(|_| raw.add(1, b"/scratch:/mnt").is_err());
+        assert_eq!(refused, Some(LIMIT / 14));
+    }
+
+    #[test]
+    fn only_the_image_is_the_image() {
+        let images: Vec<i32> = (-1..5).filter(|number| is_image(*number)).collect();
+        assert_eq!(images, [0]);
+    }
+
+    proptest! {
+        #[test]
+        fn never_holds_more_than_the_limit(
+            values in prop::collection::vec((0..4, prop::collection::vec(any::<u8>(), 0..9000)), 0..20)
+        ) {
+            let mut raw = RawOptions::new();
+            for (number, value) in values {
+                let _ = raw.add(number, &value);
+            }
+            let texts = raw.image.iter().chain(&raw.volumes).chain(&raw.modules);
+            prop_assert!(texts.map(|text| text.len() + 1).sum::<usize>() <= LIMIT);
+        }
+    }
+}

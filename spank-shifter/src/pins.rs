@@ -1,0 +1,236 @@
+//! What the submit side decided about a job, as it travels in the job's environment.
+//!
+//! ```text
+//! SHIFTER_IMAGE         64 hexadecimal digits: the content, resolved once
+//! SHIFTER_IMAGETYPE     id
+//! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
+//! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
+//! SHIFTER_MODULE        name,name                    absent if there are none
+//! ```
+//!
+//! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
+//! batch jobs and allocations as `SLURM_SPANK_SHIFTER_…`. A user can write all of these, so
+//! whoever reads them gets only what is well-formed, and judges it again.
+
+use shifter_core::ids::{IdError, ImageId};
+use shifter_core::sanitize;
+use shifter_core::volmap::{Origin, VolumeError, VolumeMap};
+use thiserror::Error;
+
+use crate::options::LIMIT;
+
+/// The variable that makes a job ours.
+pub const IMAGE: &str = "SHIFTER_IMAGE";
+const IMAGE_TYPE: &str = "SHIFTER_IMAGETYPE";
+const REQUEST: &str = "SHIFTER_IMAGEREQUEST";
+const VOLUME: &str = "SHIFTER_VOLUME";
+const MODULE: &str = "SHIFTER_MODULE";
+
+/// All of them.
+pub const NAMES: [&str; 5] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE];
+
+/// Modules that one job may name.
+const MODULE_LIMIT: usize = 64;
+
+/// Bytes that the canonical form of a reference may have.
+const REQUEST_LIMIT: usize = 512;
+
+/// Says what in a job's environment is not as we write it.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PinError {
+    /// The image id is not one.
+    #[error(transparent)]
+    Image(#[from] IdError),
+    /// The kind of image is not `id`, so it is not pinned.
+    #[error("image type '{}' is not 'id'", sanitize::text(.0))]
+    Unpinned(String),
+    /// The name of the image is too long or has control characters.
+    #[error("image name '{}' is not well-formed", sanitize::text(.0))]
+    Request(String),
+    /// The volumes are refused.
+    #[error("cannot use the job's volumes")]
+    Volume(#[from] VolumeError),
+    /// The text cannot be the name of a module.
+    #[error("'{}' is not the name of a module", sanitize::text(.0))]
+    Module(String),
+    /// More names than any site has modules.
+    #[error("a job can use at most {MODULE_LIMIT} modules")]
+    TooManyModules,
+    /// A value is longer than anything we write.
+    #[error("the value of {0} is longer than {LIMIT} bytes")]
+    TooLong(&'static str),
+}
+
+/// The decisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    /// The image's id.
+    pub id: ImageId,
+    /// What the user asked for, in canonical form.
+    pub request: String,
+    /// The volumes.
+    pub volumes: VolumeMap,
+    /// The modules, in the order given.
+    pub modules: Vec<String>,
+}
+
+impl Pins {
+    /// Returns every variable with its value; those without one are to be removed.
+    pub fn to_env(&self) -> [(&'static str, Option<String>); 5] {
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        [
+            (IMAGE, Some(self.id.to_string())),
+            (IMAGE_TYPE, Some("id".to_owned())),
+            (REQUEST, Some(self.request.clone())),
+            (VOLUME, some(self.volumes.signature())),
+            (MODULE, some(self.modules.join(","))),
+        ]
+    }
+
+    /// Reads the variables through `get`; nothing if there is no image.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, PinError> {
+        let value = |name: &'static str| match get(name) {
+            Some(text) if text.len() > LIMIT => Err(PinError::TooLong(name)),
+            text => Ok(text.unwrap_or_default()),
+        };
+        if get(IMAGE).is_none() {
+            return Ok(None);
+        }
+        let image_type = value(IMAGE_TYPE)?;
+        if image_type != "id" {
+            return Err(PinError::Unpinned(image_type));
+        }
+        let request = value(REQUEST)?;
+        let plain = request.len() <= REQUEST_LIMIT && !request.chars().any(char::is_control);
+        if !plain {
+            return Err(PinError::Request(request));
+        }
+        let modules = value(MODULE)?;
+        Ok(Some(Self {
+            id: ImageId::parse(&value(IMAGE)?)?,
+            request,
+            volumes: parse_volumes(Some(value(VOLUME)?.as_str()).filter(|text| !text.is_empty()))?,
+            modules: parse_modules(Some(modules.as_str()).filter(|text| !text.is_empty()))?,
+        }))
+    }
+}
+
+/// Reads a user's volume maps.
+pub fn parse_volumes<'a>(
+    maps: impl IntoIterator<Item = &'a str>,
+) -> Result<VolumeMap, VolumeError> {
+    VolumeMap::parse_many(maps, Origin::User)
+}
+
+/// Splits lists of module names at their commas; a name given twice counts once.
+pub fn parse_modules<'a>(
+    lists: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<String>, PinError> {
+    let mut names: Vec<String> = Vec::new();
+    for name in lists.into_iter().flat_map(|list| list.split(',')) {
+        let ok = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(ok) || name.starts_with(['.', '-']) {
+            return Err(PinError::Module(name.to_owned()));
+        }
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    if names.len() > MODULE_LIMIT { Err(PinError::TooManyModules) } else { Ok(names) }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub fn sample() -> Pins {
+        Pins {
+            id: ImageId::parse(&"a".repeat(64)).unwrap(),
+            request: "docker:ubuntu:24.04".into(),
+            volumes: parse_volumes(["/scratch:/mnt", "/data:/data2:ro"]).unwrap(),
+            modules: vec!["mpi".into(), "gpu".into()],
+        }
+    }
+
+    fn read(env: &BTreeMap<&str, String>) -> Result<Option<Pins>, PinError> {
+        Pins::from_env(|name| env.get(name).cloned())
+    }
+
+    fn written(pins: &Pins) -> BTreeMap<&'static str, String> {
+        let set = pins.to_env().into_iter();
+        set.filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let full = sample();
+        assert_eq!(written(&full)["SHIFTER_VOLUME"], "/data:/data2:ro;/scratch:/mnt");
+        assert_eq!(written(&full)["SHIFTER_MODULE"], "mpi,gpu");
+        assert_eq!(read(&written(&full)).unwrap().unwrap().to_env(), full.to_env());
+        let bare = Pins { volumes: VolumeMap::default(), modules: Vec::new(), ..sample() };
+        assert_eq!(written(&bare).len(), 3);
+        assert_eq!(read(&written(&bare)), Ok(Some(bare)));
+    }
+
+    #[test]
+    fn no_image_is_no_job_of_ours() {
+        let mut env = written(&sample());
+        env.remove(IMAGE);
+        assert_eq!(read(&env), Ok(None));
+    }
+
+    #[test]
+    fn forged_values_are_refused() {
+        let table = [
+            (IMAGE, ""),
+            (IMAGE, "../../etc/passwd"),
+            (IMAGE, "AAAA"),
+            (IMAGE_TYPE, "docker"),
+            (IMAGE_TYPE, ""),
+            (REQUEST, "a\nb"),
+            (VOLUME, "/etc:/etc"),
+            (VOLUME, "/a:/b:rec"),
+            (VOLUME, "/a"),
+            (VOLUME, ";"),
+            (MODULE, "a,,b"),
+            (MODULE, "a b"),
+            (MODULE, "-x"),
+            (MODULE, "$(reboot)"),
+        ];
+        for (name, value) in table {
+            let mut env = written(&sample());
+            env.insert(name, value.to_owned());
+            assert!(read(&env).is_err(), "{name}={value}");
+        }
+        for name in [REQUEST, VOLUME, MODULE] {
+            let mut env = written(&sample());
+            env.insert(name, "a".repeat(LIMIT + 1));
+            assert_eq!(read(&env), Err(PinError::TooLong(name)));
+        }
+    }
+
+    #[test]
+    fn module_lists_are_joined() {
+        assert_eq!(parse_modules(["a,b", "c", "b"]).unwrap(), ["a", "b", "c"]);
+        assert!(parse_modules([]).unwrap().is_empty());
+        let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
+        let many = parse_modules(many.iter().map(String::as_str));
+        assert_eq!(many, Err(PinError::TooManyModules));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_is_total(image in "\\PC{0,70}", volume in "\\PC{0,40}", module in "\\PC{0,20}") {
+            let env = BTreeMap::from([
+                (IMAGE, image), (IMAGE_TYPE, "id".into()), (VOLUME, volume), (MODULE, module),
+            ]);
+            if let Ok(Some(pins)) = read(&env) {
+                prop_assert_eq!(read(&written(&pins)), Ok(Some(pins)));
+            }
+        }
+    }
+}

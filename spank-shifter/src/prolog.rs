@@ -1,0 +1,304 @@
+//! A node's prolog: from the job's environment to a prepared root.
+//!
+//! Who the user is and which job it is come from Slurm alone; everything that a user can have
+//! written is judged again. A user's mistake is recorded for the job's tasks to report, and the
+//! prolog succeeds: its failure would take the node out of service. A node's failure does that.
+
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use shifter_core::config::{Config, ConfigError};
+use shifter_core::exit::ExitCode;
+use shifter_core::hostlist::{self, HostError};
+use shifter_core::identity::{Group, Identity};
+use shifter_core::ids::JobId;
+use shifter_core::layout::Program;
+use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use thiserror::Error;
+
+use crate::child::{self, ChildError, Finished, Terms};
+use crate::pins::{PinError, Pins};
+use crate::report;
+use crate::settings::Settings;
+
+/// Nodes that a job may have.
+const HOST_LIMIT: usize = 1 << 16;
+
+/// What Slurm itself says about a job.
+#[derive(Debug)]
+pub struct Facts {
+    /// The job.
+    pub job: JobId,
+    /// Its user.
+    pub uid: u32,
+    /// The group it runs with.
+    pub gid: u32,
+    /// `SLURM_*` of the prolog's environment: set by slurmd, out of the user's reach.
+    pub slurm: Slurm,
+}
+
+/// The variables of slurmd that describe a job; empty where Slurm says nothing.
+#[derive(Debug, Default)]
+pub struct Slurm {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The nodes, as a host list.
+    pub nodes: String,
+    /// CPUs on each of them.
+    pub cpus: String,
+    /// How often the job was started before.
+    pub restart: String,
+}
+
+impl Slurm {
+    /// Reads the variables through `get`.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
+        // Until 22.05 the prolog had the list under the first name only.
+        let nodes = get("SLURM_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"));
+        Self {
+            cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
+            nodes: nodes.unwrap_or_default(),
+            cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
+            restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+        }
+    }
+}
+
+/// How a prolog ended on a node that is in order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The root is ready.
+    Ready,
+    /// It is not, the job's tasks will say why, and here is the same for the log.
+    UsersMistake(String),
+}
+
+/// Something about the job that is not the node's fault.
+#[derive(Debug, Error)]
+pub enum Mistake {
+    /// What was pinned at submission is not well-formed.
+    #[error("cannot understand what the job asks for")]
+    Pins(#[from] PinError),
+    /// Slurm's list of the job's nodes cannot be understood.
+    #[error("cannot understand the job's list of nodes")]
+    Hosts(#[from] HostError),
+    /// Together it makes no manifest.
+    #[error("cannot describe the job")]
+    Manifest(#[from] ManifestError),
+}
+
+/// A failure of the node: it is drained.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The site's configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The user cannot be looked up.
+    #[error(transparent)]
+    Account(#[from] node_setup::error::Error),
+    /// A program of the suite gave no answer.
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    /// A program of the suite failed, in its own words.
+    #[error("{program} ended with {ending}: {message}")]
+    Program {
+        /// The program's name.
+        program: &'static str,
+        /// Its exit code or signal.
+        ending: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+impl NodeError {
+    /// Describes how a program failed.
+    pub fn program(program: &'static str, finished: &Finished) -> Self {
+        let message = finished.messages(4).join("; ");
+        Self::Program { program, ending: finished.ending(), message }
+    }
+}
+
+/// Prepares the node for a job that asked for an image.
+pub fn run(
+    facts: Facts,
+    pins: Result<Pins, PinError>,
+    settings: &Settings,
+    ready: fn(Command) -> Command,
+) -> Result<Outcome, NodeError> {
+    let config = Config::open_trusted(settings.config())?;
+    let mut command = Command::new(Program::SetupRoot.path(&config.prefix));
+    command.args(settings.config_args());
+    command.args(["--expect-uid", &facts.uid.to_string(), "--expect-job", facts.job.as_str()]);
+    let input = match describe(&facts, pins, &config)? {
+        Ok(manifest) => {
+            command.args(["--manifest", "-", "--record-failure"]);
+            manifest
+        }
+        Err(mistake) => {
+            command.arg("--refuse").arg(report::chain(&mistake));
+            Vec::new()
+        }
+    };
+    let terms =
+        Terms { seconds: config.slurm.setup_timeout_secs, own_group: true, shows_stderr: false };
+    outcome(&child::run(ready(fixed_environment(command)), &input, terms)?)
+}
+
+/// Gives a privileged program an environment in which nothing is anybody's but ours.
+pub fn fixed_environment(mut command: Command) -> Command {
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+    command.current_dir("/");
+    command
+}
+
+/// Looks the user up and writes the manifest.
+fn describe(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    let pins = match pins {
+        Ok(pins) => pins,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Ok(manifest(facts, pins, config, user, now))
+}
+
+fn manifest(
+    facts: &Facts,
+    pins: Pins,
+    config: &Config,
+    user: Identity,
+    created: u64,
+) -> Result<Vec<u8>, Mistake> {
+    let Slurm { cluster, nodes, cpus, restart } = &facts.slurm;
+    let volumes = pins.volumes.signature();
+    let manifest = JobManifest {
+        schema: SCHEMA,
+        cluster: if cluster.is_empty() { config.system.clone() } else { cluster.clone() },
+        job: facts.job.clone(),
+        restart: restart.parse().unwrap_or(0),
+        user,
+        image: ResolvedImage { id: pins.id, reference: pins.request },
+        volumes: if volumes.is_empty() { Vec::new() } else { vec![volumes] },
+        modules: pins.modules,
+        hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
+        created,
+    };
+    Ok(manifest.to_bytes()?)
+}
+
+/// Makes the job's group the primary one: `newgrp` before `sbatch` changes it for the job.
+fn with_job_group(mut user: Identity, gid: u32) -> Identity {
+    for gid in [user.gid, gid] {
+        if !user.groups.iter().any(|group| group.gid == gid) {
+            user.groups.push(Group { gid, name: None });
+        }
+    }
+    user.gid = gid;
+    user
+}
+
+fn outcome(finished: &Finished) -> Result<Outcome, NodeError> {
+    match finished.status.code().and_then(ExitCode::from_code) {
+        Some(ExitCode::Success) => Ok(Outcome::Ready),
+        Some(code) if code.is_users_mistake() => {
+            Ok(Outcome::UsersMistake(finished.messages(2).join("; ")))
+        }
+        _ => Err(NodeError::program("setupRoot", finished)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+    use crate::pins::tests::sample;
+
+    fn alice() -> Identity {
+        Identity::from_passwd_line("alice:x:2001:2001::/home/alice:/bin/sh", 2001).unwrap()
+    }
+
+    fn facts(vars: &[(&str, &str)]) -> Facts {
+        let get = |name: &str| {
+            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        let job = JobId::parse("17").unwrap();
+        Facts { job, uid: 2001, gid: 2001, slurm: Slurm::from_env(get) }
+    }
+
+    const VARS: [(&str, &str); 4] = [
+        ("SLURM_CLUSTER_NAME", "mini"),
+        ("SLURM_NODELIST", "n[1-2]"),
+        ("SLURM_JOB_CPUS_PER_NODE", "2,1"),
+        ("SLURM_JOB_RESTART_COUNT", "3"),
+    ];
+
+    #[test]
+    fn manifest_says_what_slurm_says() {
+        let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
+        let read = JobManifest::parse(&bytes).unwrap();
+        read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
+        assert_eq!((read.cluster.as_str(), read.restart, read.created), ("mini", 3, 7));
+        let hosts: Vec<_> = read.hosts.iter().map(|h| (h.name.as_str(), h.slots)).collect();
+        assert_eq!(hosts, [("n1", 2), ("n2", 1)]);
+        assert_eq!(read.volume_map().unwrap().signature(), sample().volumes.signature());
+        assert_eq!(read.modules, ["mpi", "gpu"]);
+        assert_eq!(read.image.reference, "docker:ubuntu:24.04");
+    }
+
+    #[test]
+    fn newer_names_and_missing_values() {
+        let vars = [("SLURM_JOB_NODELIST", "n1"), ("SLURM_JOB_CPUS_PER_NODE", "4")];
+        let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
+        let read = JobManifest::parse(&bytes).unwrap();
+        assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
+        assert_eq!(read.hosts.len(), 1);
+    }
+
+    #[test]
+    fn strange_facts_are_the_jobs_mistake() {
+        let table = [
+            ("SLURM_NODELIST", "n[1-"),
+            ("SLURM_NODELIST", "n1\nroot"),
+            ("SLURM_JOB_CPUS_PER_NODE", "x"),
+            ("SLURM_CLUSTER_NAME", "../mini"),
+        ];
+        for (name, value) in table {
+            let vars: Vec<_> =
+                VARS.map(|(n, v)| (n, if n == name { value } else { v })).into_iter().collect();
+            let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
+            assert!(result.is_err(), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn the_jobs_group_is_the_primary_one() {
+        let user = with_job_group(alice(), 2100);
+        assert_eq!((user.gid, user.gids()), (2100, vec![2100, 2001]));
+        assert_eq!(with_job_group(alice(), 2001).gids(), [2001]);
+    }
+
+    #[test]
+    fn exit_codes_tell_the_user_from_the_node() {
+        let ended = |wait_status, stderr: &str| Finished {
+            status: ExitStatus::from_raw(wait_status),
+            stdout: Vec::new(),
+            stderr: stderr.into(),
+        };
+        assert_eq!(outcome(&ended(0, "")).unwrap(), Outcome::Ready);
+        for code in [2, 3, 4] {
+            let said = outcome(&ended(code << 8, "setupRoot: no\nhint: yes\n")).unwrap();
+            assert_eq!(said, Outcome::UsersMistake("setupRoot: no; hint: yes".into()));
+        }
+        for wait_status in [1 << 8, 5 << 8, 6 << 8, 99 << 8, 9] {
+            let error = outcome(&ended(wait_status, "cannot mount\n")).unwrap_err();
+            assert!(error.to_string().ends_with(": cannot mount"), "{error}");
+        }
+    }
+}

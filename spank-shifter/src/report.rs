@@ -1,0 +1,42 @@
+//! Errors as lines for people.
+
+use std::error::Error;
+
+use shifter_core::sanitize;
+
+/// Writes an error and its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Writes an error as the lines a user sees: the message, what belongs to it, and the way out.
+pub fn lines(error: &dyn Error, hint: Option<String>) -> Vec<String> {
+    let message = format!("shifter: {}", chain(error));
+    let mut lines: Vec<String> = message.lines().map(sanitize::text).collect();
+    lines.extend(hint.map(|hint| format!("hint: {}", sanitize::text(&hint))));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::submit::SubmitError;
+
+    #[test]
+    fn message_causes_and_way_out() {
+        let error = SubmitError::NoImage;
+        let hint = error.hint();
+        let expected =
+            ["shifter: cannot use --volume or --module without --image", "hint: add --image=REF"];
+        assert_eq!(lines(&error, hint), expected);
+        let outer = std::io::Error::other("a\x1b[2J");
+        assert_eq!(lines(&outer, None), ["shifter: a\\u{1b}[2J"]);
+    }
+}

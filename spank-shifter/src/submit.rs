@@ -1,0 +1,247 @@
+//! The submit side: what sbatch, salloc and srun do before a job exists.
+//!
+//! The image is resolved here, once, by an unprivileged program; nodes never ask a registry.
+//! Nothing here runs unless the user gave one of our options.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Deserialize;
+use shifter_core::config::{Config, ConfigError};
+use shifter_core::exit::ExitCode;
+use shifter_core::ids::ImageId;
+use shifter_core::layout::Program;
+use shifter_core::reference::{ImageRef, RefError};
+use shifter_core::sanitize;
+use shifter_core::volmap::{VolumeError, VolumeMap};
+use thiserror::Error;
+
+use crate::child::{self, ChildError, Terms};
+use crate::options::RawOptions;
+use crate::pins::{self, PinError, Pins};
+use crate::settings::Settings;
+
+/// Says why a job is not submitted.
+#[derive(Debug, Error)]
+pub enum SubmitError {
+    /// The site's configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Volumes or modules without an image.
+    #[error("cannot use --volume or --module without --image")]
+    NoImage,
+    /// The image reference is malformed.
+    #[error("cannot understand image '{}'", sanitize::text(.text))]
+    Reference {
+        /// The reference as typed.
+        text: String,
+        /// What is wrong with it.
+        source: RefError,
+    },
+    /// A volume is malformed or refused.
+    #[error("cannot use the volumes")]
+    Volumes(#[from] VolumeError),
+    /// Something else is not well-formed.
+    #[error(transparent)]
+    Form(#[from] PinError),
+    /// The site does not have the modules, or not together.
+    #[error(transparent)]
+    Modules(#[from] node_setup::error::Error),
+    /// The step asks for something that its job was not given.
+    #[error("cannot change the {what} of a job that is already running")]
+    OtherThanJob {
+        /// "image", "volumes" or "modules".
+        what: &'static str,
+        /// The image, for the hint.
+        image: String,
+    },
+    /// The image manager did not answer.
+    #[error("cannot look up image '{}'", sanitize::text(.image))]
+    Lookup {
+        /// The reference.
+        image: String,
+        /// Why.
+        source: ChildError,
+    },
+    /// The image manager refused, in its own words.
+    #[error("{}", .lines.join("\n"))]
+    Refused {
+        /// Its message and hint.
+        lines: Vec<String>,
+    },
+    /// The image manager failed without a word, or said something else than it should.
+    #[error("cannot look up image '{}': {reason}", sanitize::text(.image))]
+    Answer {
+        /// The reference.
+        image: String,
+        /// What was wrong with the answer.
+        reason: String,
+    },
+    /// The image could not be pulled; its program has said why.
+    #[error("cannot pull image '{}': {reason}", sanitize::text(.image))]
+    Pull {
+        /// The reference.
+        image: String,
+        /// How it ended.
+        reason: String,
+    },
+    /// Only the user has the image, and nodes do not read users' stores for jobs.
+    #[error("cannot use image '{}' for a job: it is in your own store only", sanitize::text(.0))]
+    UsersOwn(String),
+}
+
+impl SubmitError {
+    /// Returns the way out, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoImage => Some("add --image=REF".into()),
+            Self::Reference { source, .. } => source.hint(),
+            Self::Volumes(error) => error.hint(),
+            Self::Modules(error) => error.hint(),
+            Self::OtherThanJob { image, .. } => {
+                Some(format!("srun shifter --image={} COMMAND", sanitize::text(image)))
+            }
+            Self::UsersOwn(image) => {
+                let name = image.strip_prefix("docker:").unwrap_or(image);
+                Some(format!("shifter pull --store=site {}", sanitize::text(name)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Options that are well-formed and that the site allows.
+#[derive(Debug)]
+pub struct Request {
+    image: ImageRef,
+    volumes: VolumeMap,
+    modules: Vec<String>,
+}
+
+impl Request {
+    /// Checks the options against the site's rules.
+    pub fn check(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
+        let text = raw.image.as_deref().ok_or(SubmitError::NoImage)?;
+        let image = ImageRef::parse(text, &config.type_rules())
+            .map_err(|source| SubmitError::Reference { text: text.to_owned(), source })?;
+        let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
+        let modules = pins::parse_modules(raw.modules.iter().map(String::as_str))?;
+        node_setup::modules::check(config, &modules)?;
+        Ok(Self { image, volumes, modules })
+    }
+
+    /// Insists that a step inside a job asks for nothing else than the job was given: the nodes
+    /// are ready, and a step cannot change them.
+    pub fn agree(&self, job: Option<&Pins>) -> Result<(), SubmitError> {
+        let other = |what| SubmitError::OtherThanJob { what, image: self.image.canonical() };
+        let job = job.ok_or_else(|| other("image"))?;
+        if self.image.canonical() != job.request && self.image.image_id() != Some(&job.id) {
+            return Err(other("image"));
+        }
+        if !self.volumes.is_empty() && self.volumes.signature() != job.volumes.signature() {
+            return Err(other("volumes"));
+        }
+        if !self.modules.is_empty() && self.modules != job.modules {
+            return Err(other("modules"));
+        }
+        Ok(())
+    }
+
+    /// Resolves the image, pulling it first where the site wants that and it is missing.
+    pub fn resolve(self, config: &Config, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        let seconds = config.slurm.submit_pull_timeout_secs;
+        let id = match tools.look_up(&self.image)? {
+            Answer::Found(id) => id,
+            Answer::Missing(_) if seconds > 0 && self.image.image_id().is_none() => {
+                tools.pull(&self.image, seconds)?;
+                match tools.look_up(&self.image)? {
+                    Answer::Found(id) => id,
+                    Answer::Missing(lines) => return Err(SubmitError::Refused { lines }),
+                }
+            }
+            Answer::Missing(lines) => return Err(SubmitError::Refused { lines }),
+        };
+        let request = self.image.canonical();
+        Ok(Pins { id, request, volumes: self.volumes, modules: self.modules })
+    }
+}
+
+enum Answer {
+    Found(ImageId),
+    Missing(Vec<String>),
+}
+
+/// The part of `shifterimg lookup --json` that matters here.
+#[derive(Deserialize)]
+struct Located {
+    id: ImageId,
+    store: String,
+}
+
+/// The image manager, run as the user.
+pub struct Tools<'a> {
+    /// The site's configuration.
+    pub config: &'a Config,
+    /// Where it was read from.
+    pub settings: &'a Settings,
+    /// Readies a command to be run from within Slurm's processes.
+    pub ready: fn(Command) -> Command,
+    /// Tells the user what takes so long.
+    pub tell: fn(&str),
+}
+
+impl Tools<'_> {
+    fn look_up(&self, image: &ImageRef) -> Result<Answer, SubmitError> {
+        let reference = image.canonical();
+        let mut command = self.command(&self.config.prefix);
+        command.args(["lookup", "--json", &reference]);
+        let seconds = self.config.slurm.lookup_timeout_secs;
+        let terms = Terms { seconds, own_group: false, shows_stderr: false };
+        let finished = child::run(command, b"", terms)
+            .map_err(|source| SubmitError::Lookup { image: reference.clone(), source })?;
+        let answer = |reason| SubmitError::Answer { image: reference.clone(), reason };
+        if !finished.status.success() {
+            let lines: Vec<String> = finished.messages(2).iter().map(|line| own_words(line)).collect();
+            let code = finished.status.code().and_then(ExitCode::from_code);
+            return match code {
+                _ if lines.is_empty() => {
+                    Err(answer(format!("shifterimg ended with {}", finished.ending())))
+                }
+                Some(ExitCode::Image) => Ok(Answer::Missing(lines)),
+                _ => Err(SubmitError::Refused { lines }),
+            };
+        }
+        let located: Located =
+            serde_json::from_slice(&finished.stdout).map_err(|error| answer(error.to_string()))?;
+        match located.store.as_str() {
+            "site" => Ok(Answer::Found(located.id)),
+            _ => Err(SubmitError::UsersOwn(reference)),
+        }
+    }
+
+    fn pull(&self, image: &ImageRef, seconds: u32) -> Result<(), SubmitError> {
+        let reference = image.canonical();
+        (self.tell)(&format!("shifter: pulling image '{reference}'"));
+        let mut command = self.command(&self.config.prefix);
+        command.args(["pull", "--store", "site", &reference]);
+        let terms = Terms { seconds, own_group: false, shows_stderr: true };
+        let failed = |reason| SubmitError::Pull { image: reference.clone(), reason };
+        let finished =
+            child::run(command, b"", terms).map_err(|error| failed(error.to_string()))?;
+        if finished.status.success() { Ok(()) } else { Err(failed(finished.ending())) }
+    }
+
+    fn command(&self, prefix: &Path) -> Command {
+        let mut command = Command::new(Program::Shifterimg.path(prefix));
+        command.args(self.settings.config_args());
+        (self.ready)(command)
+    }
+}
+
+/// Puts the user's own word for us in the place of the helper's name.
+fn own_words(line: &str) -> String {
+    match line.strip_prefix("shifterimg: ") {
+        Some(rest) => format!("shifter: {rest}"),
+        None => line.to_owned(),
+    }
+}

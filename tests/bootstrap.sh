@@ -1,0 +1,60 @@
+#!/bin/bash
+# Installs what building and testing need and this machine lacks: Debian packages and Rust.
+# Needs root for the packages and gets it through sudo otherwise. Starts no daemon.
+set -euo pipefail
+
+packages=(
+    # to build
+    build-essential ca-certificates clang curl git libclang-dev make pkg-config
+    # to run the product
+    slurm-wlm munge sudo
+    # to test it
+    busybox-static docker-registry file gdb iproute2 mmdebstrap python3-minimal rpm skopeo
+    squashfs-tools strace umoci util-linux
+)
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+install_packages() {
+    local missing=() package
+    for package in "${packages[@]}"; do
+        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
+            missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    echo "installing: ${missing[*]}"
+    # Debian starts daemons as it installs them unless this file says no; one that is there stays.
+    local policy=/usr/sbin/policy-rc.d made=
+    if ! [ -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 0755 $policy
+        made=yes
+    fi
+    local status=0
+    {
+        as_root apt-get update -qq &&
+            as_root env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+    } || status=$?
+    [ -z "$made" ] || as_root rm -f $policy
+    return $status
+}
+
+# Debian 12's own cargo is older than this workspace allows.
+install_rust() {
+    local needed found
+    needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+    found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ "$(printf '%s\n' "$needed" "${found:-0}" | sort -V | head -1)" = "$needed" ]; then
+        return 0
+    fi
+    echo "installing Rust with rustup (found: ${found:-none}, needed: $needed)"
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+        sh -s -- -y -q --profile minimal --component clippy,rustfmt --no-modify-path
+}
+
+PATH=$HOME/.cargo/bin:$PATH
+install_packages
+install_rust

@@ -1,0 +1,76 @@
+//! A registry on loopback: Debian's docker-registry, with its files in memory.
+
+use std::process::Child;
+
+use anyhow::{Context, Result};
+
+use crate::call::{Call, wait_for};
+use crate::image::Image;
+
+const DIR: &str = "/var/lib/shifter/registry";
+
+/// A registry that runs until it is dropped.
+#[derive(Debug)]
+pub struct Registry {
+    port: u16,
+    child: Child,
+}
+
+impl Registry {
+    /// Starts a registry; in a world of its own every port is free.
+    pub fn start(port: u16) -> Result<Self> {
+        let dir = format!("{DIR}-{port}");
+        std::fs::create_dir_all(&dir)?;
+        let config = format!("{dir}/config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
+             storage: {{ filesystem: {{ rootdirectory: {dir} }}, delete: {{ enabled: true }} }}\n\
+             http: {{ addr: '127.0.0.1:{port}' }}\n"
+        );
+        std::fs::write(&config, text)?;
+        let serve = Call::new(["docker-registry", "serve", &config]).timeout(0);
+        let registry = Self {
+            port,
+            child: serve.start(&format!("{dir}/log"))?,
+        };
+        let address = registry.address();
+        wait_for("the registry", 10, || {
+            Ok(std::net::TcpStream::connect(&address).ok().map(drop))
+        })
+        .with_context(|| std::fs::read_to_string(format!("{dir}/log")).unwrap_or_default())?;
+        Ok(registry)
+    }
+
+    /// Returns `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Returns the reference under which an image pushed as `name:tag` is pulled.
+    pub fn reference(&self, name: &str) -> String {
+        format!("docker:{}/{name}", self.address())
+    }
+
+    /// Uploads an image as `name:tag` and returns its reference.
+    pub fn push(&self, image: &Image, name: &str) -> Result<String> {
+        let to = format!("docker://{}/{name}", self.address());
+        Call::new([
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+        ])
+        .arg(format!("oci:{}", image.layout().display()))
+        .arg(to)
+        .ok()?;
+        Ok(self.reference(name))
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,177 @@
+//! What a node holds at one moment, and what has been left there since.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::call::{Call, wait_for};
+use crate::cluster::Cluster;
+use crate::world::User;
+
+/// Programs that belong to a job and must be gone with it, whoever runs them.
+const TRANSIENT: [&str; 5] = [
+    "setupRoot",
+    "unsetupRoot",
+    "shifter",
+    "shifterimg",
+    "slurmstepd",
+];
+
+/// The state of every node and of the login host: one line of text per thing found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Looks at the login host and all nodes.
+    pub fn take(cluster: Option<&Cluster>) -> Result<Self> {
+        let mut things = BTreeSet::new();
+        let mut places = vec![("login".to_owned(), std::process::id())];
+        for node in cluster.map_or(&[][..], Cluster::nodes) {
+            places.push((node.name().to_owned(), node.pid()));
+        }
+        for (name, pid) in &places {
+            mounts(name, *pid, &mut things)?;
+            run_files(
+                name,
+                Path::new(&format!("/proc/{pid}/root/run/shifter")),
+                &mut things,
+            );
+        }
+        loop_devices(&mut things)?;
+        processes(&mut things)?;
+        job_cgroups(Path::new("/sys/fs/cgroup/freezer"), &mut things);
+        Ok(Self { things })
+    }
+
+    /// Returns what one has and the other has not: `+` for new things, `-` for missing ones.
+    pub fn differences(&self, later: &Self) -> Vec<String> {
+        let new = later
+            .things
+            .difference(&self.things)
+            .map(|thing| format!("+ {thing}"));
+        let gone = self
+            .things
+            .difference(&later.things)
+            .map(|thing| format!("- {thing}"));
+        new.chain(gone).collect()
+    }
+
+    /// Waits until everything is as it was, and fails naming what is not.
+    pub fn ensure_restored(&self, cluster: Option<&Cluster>) -> Result<()> {
+        let same = || Ok((Snapshot::take(cluster)? == *self).then_some(()));
+        if wait_for("a clean node", 10, same).is_err() {
+            let rest = self.differences(&Snapshot::take(cluster)?);
+            bail!(
+                "something was left behind or taken away:\n{}",
+                rest.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// Counts the things of a kind (`mount`, `loop`, `process`, `file`, `cgroup`) that `later` has
+    /// and this has not.
+    pub fn left(&self, later: &Self, kind: &str) -> usize {
+        let is_kind = |thing: &&String| thing.split(' ').nth(1) == Some(kind);
+        later
+            .things
+            .difference(&self.things)
+            .filter(is_kind)
+            .count()
+    }
+}
+
+fn mounts(name: &str, pid: u32, things: &mut BTreeSet<String>) -> Result<()> {
+    for line in fs::read_to_string(format!("/proc/{pid}/mountinfo"))?.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [_, _, device, root, at, options, ..] = fields[..] else {
+            continue;
+        };
+        let kind = line.split(" - ").nth(1).unwrap_or_default();
+        // The private tmpfs of all state on a node stays once it is made.
+        if at == "/run/shifter" && kind.starts_with("tmpfs ") {
+            continue;
+        }
+        things.insert(format!("{name} mount {at} {device}{root} {options} {kind}"));
+    }
+    Ok(())
+}
+
+fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let shown = path.to_string_lossy();
+        let shown = shown
+            .split_once("/root/run/")
+            .map_or(&*shown, |(_, rest)| rest)
+            .to_owned();
+        // These two directories are the skeleton; what is in them belongs to jobs.
+        if shown != "shifter/images" && shown != "shifter/jobs" {
+            things.insert(format!("{name} file /run/{shown}"));
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            run_files(name, &path, things);
+        }
+    }
+}
+
+/// Other loop devices of this machine are not ours: only those backed by this world's own file
+/// systems count.
+fn loop_devices(things: &mut BTreeSet<String>) -> Result<()> {
+    let ours: BTreeSet<String> = ["/", "/var/lib/shifter", "/scratch", "/home", "/tmp"]
+        .iter()
+        .filter_map(|dir| fs::metadata(dir).ok())
+        .map(|meta| format!("{}:{}", meta.dev() >> 8 & 0xfff, meta.dev() & 0xff))
+        .collect();
+    let list = ["losetup", "-l", "-n", "-O", "NAME,BACK-MAJ:MIN,BACK-FILE"];
+    for line in Call::new(list).ok()?.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(device), Some(back)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if ours.contains(back) {
+            things.insert(format!(
+                "machine loop {device} {}",
+                fields.collect::<Vec<_>>().join(" ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn processes(things: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        // A process that ends meanwhile is not there.
+        let (Ok(meta), Ok(name)) = (
+            entry.metadata(),
+            fs::read_to_string(entry.path().join("comm")),
+        ) else {
+            continue;
+        };
+        let name = name.trim();
+        if User::ALL.iter().any(|user| user.uid() == meta.uid()) || TRANSIENT.contains(&name) {
+            things.insert(format!("machine process {pid} {name} uid={}", meta.uid()));
+        }
+    }
+    Ok(())
+}
+
+fn job_cgroups(dir: &Path, things: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name().to_string_lossy().starts_with("job_") {
+                things.insert(format!("machine cgroup {}", entry.path().display()));
+            }
+            job_cgroups(&entry.path(), things);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a task sees in its container.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use shifter_tests::image::Recipe;
+use shifter_tests::world::User::{Alice, Shifter};
+
+use crate::bench::Bench;
+
+#[test]
+fn cluster_task_is_its_user_and_nothing_more() -> Result<()> {
+    let bench = Bench::start()?;
+    let show = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
+    let output = bench
+        .srun(Alice, &bench.a, &["shifter", "sh", "-c", show])?
+        .success()?;
+    let fields: Vec<(&str, Vec<&str>)> = output
+        .stdout
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key, value.split_whitespace().collect()))
+        .collect();
+    for (key, value) in fields {
+        let expected: &[&str] = match key {
+            "Uid" | "Gid" => &["2001"; 4],
+            "Groups" => &["2001", "2100"],
+            "NoNewPrivs" => &["1"],
+            _ => &["0000000000000000"],
+        };
+        ensure!(value == expected, "{key}: {value:?}");
+    }
+    let tools = "cat /etc/shadow; ls /root /run/shifter; mount -t tmpfs x /mnt; touch /usr/new /etc/new; true";
+    let output = bench
+        .srun(Alice, &bench.a, &["shifter", "sh", "-c", tools])?
+        .success()?;
+    ensure!(output.stdout.is_empty(), "{output}");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_container_has_what_the_site_promises() -> Result<()> {
+    let bench = Bench::start()?;
+    let options = ["-N2", "-n3", "--ntasks-per-node=2", &bench.a.option()];
+    let script = "srun -N1 -n1 shifter sh -c '
+        echo passwd; cat /etc/passwd; echo group; cat /etc/group
+        echo hosts; cat /var/hostsfile; echo end
+        echo x >/tmp/x && cat /tmp/x; echo y >/dev/null && echo null; ls -d /proc/self /sys/class
+        pwd; touch here && echo touched'; ls here";
+    let (job, info) = bench.cluster.run(Alice, &options, script)?;
+    let output = job.output()?;
+    info.expect("COMPLETED", "0:0")?;
+    let between = |from: &str, to: &str| -> Vec<&str> {
+        let lines = output.lines().skip_while(|line| *line != from).skip(1);
+        lines.take_while(|line| *line != to).collect()
+    };
+    let passwd = between("passwd", "group");
+    ensure!(
+        passwd.iter().any(|line| line.starts_with("alice:")),
+        "{output}"
+    );
+    ensure!(
+        !passwd.iter().any(|line| line.starts_with("bob:")),
+        "{output}"
+    );
+    let group = between("group", "hosts");
+    ensure!(
+        group.iter().any(|line| line.starts_with("proj:x:2100:")),
+        "{output}"
+    );
+    ensure!(between("hosts", "end") == ["n1", "n1", "n2"], "{output}");
+    for line in [
+        "x",
+        "null",
+        "/proc/self",
+        "/sys/class",
+        "/scratch/alice",
+        "touched",
+        "here",
+    ] {
+        ensure!(
+            output.lines().any(|found| found == line),
+            "no '{line}': {output}"
+        );
+    }
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_environment_entrypoint_and_workdir_of_the_image() -> Result<()> {
+    let bench = Bench::start()?;
+    let image = Recipe::tiny("c")
+        .file(
+            "srv/run.sh",
+            0o755,
+            "#!/bin/sh\necho \"run.sh $* in $(pwd) with $COLOUR $SITE\"\n",
+        )
+        .env("COLOUR", "green")
+        .set("WorkingDir", json!("/srv"))
+        .set("Entrypoint", json!(["/srv/run.sh", "one"]))
+        .set("Cmd", json!(["two"]))
+        .build()?;
+    bench.product.configure("[env]\nset = { SITE = 'here' }")?;
+    let reference = bench.registry.push(&image, "c:1")?;
+    bench
+        .product
+        .shifterimg(["pull", "--quiet", &reference])
+        .by(Shifter)
+        .ok()?;
+    let option = format!("--image={reference}");
+    let table: [(&[&str], &str); 4] = [
+        (
+            &["--entrypoint"],
+            "run.sh one two in /scratch/alice with green here",
+        ),
+        (
+            &["--workdir", "--entrypoint", "x"],
+            "run.sh one x in /srv with green here",
+        ),
+        (&["--workdir=/tmp", "sh", "-c", "pwd"], "/tmp"),
+        (&["-e", "COLOUR=blue", "sh", "-c", "echo $COLOUR"], "blue"),
+    ];
+    for (args, expected) in table {
+        let call = bench.cluster.srun(Alice, [option.as_str(), "shifter"]);
+        let output = call.args(args.iter().copied()).output()?;
+        ensure!(
+            output.code == 0 && output.stdout.trim() == expected,
+            "{args:?}: {output}"
+        );
+    }
+    bench.ensure_clean()
+}

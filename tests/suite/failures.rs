@@ -1,0 +1,131 @@
+//! What is the site's fault: nodes that cannot serve, and configurations that are broken.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::product::CONFIG;
+use shifter_tests::world::User::Alice;
+
+use crate::bench::Bench;
+
+/// Fails unless jobs of every kind that ask for no image run as if there were no plugin.
+fn ensure_plain_jobs_run(bench: &Bench) -> Result<()> {
+    let output = bench.cluster.srun(Alice, ["-N2", "hostname"]).output()?;
+    ensure!(output.code == 0 && output.stderr.is_empty(), "{output}");
+    let (job, info) = bench.cluster.run(Alice, &["-N2"], "srun hostname | sort")?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(job.output()? == "n1\nn2\n", "{}", job.output()?);
+    bench.cluster.ensure_in_service()
+}
+
+#[test]
+fn cluster_broken_configuration_spares_jobs_without_image() -> Result<()> {
+    let bench = Bench::start()?;
+    let good = fs::read_to_string(CONFIG)?;
+    let breakages = [
+        ("missing", "rm CONFIG"),
+        ("unknown key", "echo 'nonsense = 1' >>CONFIG"),
+        ("not TOML", "echo '[' >CONFIG"),
+        ("empty directory in its place", "rm CONFIG; mkdir CONFIG"),
+        ("somebody else's", "chown alice CONFIG"),
+        ("writable by all", "chmod 0666 CONFIG"),
+        ("a FIFO", "rm CONFIG; mkfifo CONFIG"),
+    ];
+    for (what, breakage) in breakages {
+        Call::shell(&breakage.replace("CONFIG", CONFIG)).ok()?;
+        // /etc is the same on the login host and the nodes, so both have it broken.
+        ensure_plain_jobs_run(&bench)?;
+        let output = bench.srun(Alice, &bench.a, &["shifter", "true"])?;
+        ensure!(
+            output.code != 0 && output.stderr.contains(CONFIG),
+            "{what}: {output}"
+        );
+        bench.cluster.ensure_in_service()?;
+        Call::shell(&format!("rm -rf {CONFIG}")).ok()?;
+        bench.product.configure_with(&good)?;
+    }
+    Call::new(["salloc", "-N1", "true"]).by(Alice).ok()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_broken_configuration_on_the_node_alone() -> Result<()> {
+    let bench = Bench::start()?;
+    let node = bench.cluster.node("n1")?;
+    node.shell(&format!(
+        "echo 'nonsense = 1' >/tmp/broken; mount --bind /tmp/broken {CONFIG}"
+    ))
+    .ok()?;
+    ensure_plain_jobs_run(&bench)?;
+    let output = bench.srun(
+        Alice,
+        &bench.a,
+        &["-w", "n2", "shifter", "cat", "/etc/marker"],
+    )?;
+    ensure!(output.success()?.stdout == "a\n");
+    // It is the node's failure, so the node goes out of service and says why.
+    let output = bench.srun(Alice, &bench.a, &["-w", "n1", "shifter", "echo", "ran"])?;
+    ensure!(
+        output.code != 0 && !output.stdout.contains("ran"),
+        "{output}"
+    );
+    ensure_drained(&bench, "n1")
+}
+
+/// Fails unless the node was taken out of service and its log says what of Shifter failed.
+fn ensure_drained(bench: &Bench, name: &str) -> Result<()> {
+    let drained = || {
+        let states = bench.cluster.states()?;
+        Ok(states
+            .into_iter()
+            .find(|s| s.starts_with(&format!("{name} drain"))))
+    };
+    let state = wait_for(&format!("{name} to be drained"), 20, drained)?;
+    let log = bench.cluster.node(name)?.log();
+    ensure!(log.contains("shifter: cannot"), "{state}\n{log}");
+    Ok(())
+}
+
+#[test]
+fn cluster_node_without_its_store_is_drained() -> Result<()> {
+    let bench = Bench::start()?;
+    let node = bench.cluster.node("n1")?;
+    node.call(["umount", "/var/lib/shifter"]).ok()?;
+    let job = bench
+        .cluster
+        .submit(Alice, &["-w", "n1", &bench.a.option()], "echo ran")?;
+    ensure_drained(&bench, "n1")?;
+    ensure!(!job.output()?.contains("ran"), "{}", job.output()?);
+    job.cancel()?;
+    // The other node still serves, and this one does again once it is repaired.
+    let output = bench.srun(Alice, &bench.a, &["shifter", "cat", "/etc/marker"])?;
+    ensure!(output.success()?.stdout == "a\n");
+    Ok(())
+}
+
+#[test]
+fn cluster_setup_that_hangs_is_ended_at_its_deadline() -> Result<()> {
+    let bench = Bench::start_with(|product, _| {
+        product.configure("[slurm]\nsetup_timeout_secs = 3")?;
+        fs::rename(
+            product.path("sbin/setupRoot"),
+            product.path("sbin/setupRoot.real"),
+        )?;
+        fs::write(product.path("sbin/setupRoot"), "#!/bin/sh\nsleep 600\n")?;
+        Call::new(["chmod", "0700", &product.path("sbin/setupRoot")])
+            .ok()
+            .map(drop)
+    })?;
+    let job = bench
+        .cluster
+        .submit(Alice, &["-w", "n1", &bench.a.option()], "echo ran")?;
+    let began = std::time::Instant::now();
+    ensure_drained(&bench, "n1")?;
+    ensure!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    ensure!(job.output()?.is_empty());
+    job.cancel()?;
+    wait_for("the end of what hung", 10, || {
+        Ok((Call::shell("pgrep -f 'sleep 600'").output()?.code != 0).then_some(()))
+    })
+}

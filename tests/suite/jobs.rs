@@ -1,0 +1,206 @@
+//! Jobs of every kind that go well.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use shifter_tests::call::Call;
+use shifter_tests::world::User::Alice;
+
+use crate::bench::Bench;
+
+#[test]
+fn cluster_batch_job_on_two_nodes() -> Result<()> {
+    let bench = Bench::start()?;
+    let image = bench.a.option();
+    let script =
+        "cat /etc/marker 2>/dev/null; srun --label shifter sh -c 'hostname; cat /etc/marker'";
+    let options = ["-N2", "--ntasks-per-node=1", &image];
+    let (job, info) = bench.cluster.run(Alice, &options, script)?;
+    let output = job.output()?;
+    info.expect("COMPLETED", "0:0")?;
+    let mut lines: Vec<&str> = output.lines().collect();
+    lines.sort_unstable();
+    ensure!(lines == ["0: a", "0: n1", "1: a", "1: n2"], "{output}");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_srun_without_an_allocation() -> Result<()> {
+    let bench = Bench::start()?;
+    let args = [
+        "-N2",
+        "--ntasks-per-node=1",
+        "shifter",
+        "cat",
+        "/etc/marker",
+    ];
+    let output = bench.srun(Alice, &bench.a, &args)?.success()?;
+    ensure!(output.stdout == "a\na\n", "{output}");
+    let output = bench.srun(Alice, &bench.a, &["shifter", "sh", "-c", "exit 7"])?;
+    ensure!(output.code == 7, "{output}");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_salloc_and_steps_in_it() -> Result<()> {
+    let bench = Bench::start()?;
+    let steps =
+        "srun -N2 shifter cat /etc/marker; srun -N1 -n2 shifter cat /etc/marker; srun hostname";
+    let output = Call::new(["salloc", "-N2", &bench.a.option(), "bash", "-c", steps])
+        .by(Alice)
+        .output()?
+        .success()?;
+    let count = |text: &str| output.stdout.lines().filter(|line| *line == text).count();
+    ensure!(
+        count("a") == 4 && count("n1") == 1 && count("n2") == 1,
+        "{output}"
+    );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_options_in_the_script() -> Result<()> {
+    let bench = Bench::start()?;
+    let script = format!(
+        "#SBATCH --image={}\n#SBATCH --volume=/scratch/alice:/mnt\nshifter touch /mnt/touched\n\
+         shifter cat /etc/marker",
+        bench.a.reference
+    );
+    let (job, info) = bench.cluster.run(Alice, &[], &script)?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(job.output()? == "a\n", "{}", job.output()?);
+    ensure!(fs::exists("/scratch/alice/touched")?);
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_volumes_given_twice_both_count() -> Result<()> {
+    let bench = Bench::start()?;
+    let make = "for v in v1 v2 v3; do mkdir $v; echo $v >$v/name; done";
+    Call::new(["bash", "-c", make]).by(Alice).ok()?;
+    let volumes = [
+        "--volume=/scratch/alice/v1:/mnt",
+        "--volume=/scratch/alice/v2:/opt/v2;/scratch/alice/v3:/v3:ro",
+    ];
+    let show = "cat /mnt/name /opt/v2/name /v3/name; touch /mnt/new /opt/v2/new && ! touch /v3/new 2>/dev/null && echo ro";
+    let expected = "v1\nv2\nv3\nro\n";
+
+    let output = bench.srun(
+        Alice,
+        &bench.a,
+        &[&volumes[..], &["shifter", "sh", "-c", show]].concat(),
+    )?;
+    ensure!(
+        output.code == 0 && output.stdout == expected,
+        "srun: {output}"
+    );
+
+    let image = bench.a.option();
+    let options = [image.as_str(), volumes[0], volumes[1]];
+    let (job, info) =
+        bench
+            .cluster
+            .run(Alice, &options, &format!("srun shifter sh -c '{show}'"))?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(job.output()? == expected, "sbatch: {}", job.output()?);
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
+    let bench = Bench::start()?;
+    let image = bench.a.option();
+    let array = [image.as_str(), "--array=1-3", "--wait", "--output=array-%a"];
+    bench
+        .cluster
+        .sbatch(Alice, &array, "shifter cat /etc/marker")?
+        .success()?;
+    for task in 1..=3 {
+        let text = fs::read_to_string(format!("/scratch/alice/array-{task}"))?;
+        ensure!(text == "a\n", "array task {task}: {text}");
+    }
+
+    // The first run ends by a requeue, the second by itself.
+    let script =
+        "shifter cat /etc/marker; [ \"$SLURM_RESTART_COUNT\" ] || { echo first; sleep 60; }";
+    let job = bench
+        .cluster
+        .submit(Alice, &[&image, "--requeue", "--open-mode=append"], script)?;
+    job.wait_for_output("first")?;
+    Call::new(["scontrol", "requeue", job.id()]).ok()?;
+    // Slurm holds a requeued job back for a while unless it is told to start.
+    Call::new([
+        "scontrol",
+        "update",
+        &format!("JobId={}", job.id()),
+        "StartTime=now",
+    ])
+    .ok()?;
+    job.wait_for_state("COMPLETED")?;
+    ensure!(
+        job.output()?.matches("a\n").count() == 2,
+        "{}",
+        job.output()?
+    );
+
+    let parts = ["-N1", &image, ":", "-N1", &bench.b.option()];
+    let script =
+        "srun --het-group=0 shifter cat /etc/marker; srun --het-group=1 shifter cat /etc/marker";
+    let (job, info) = bench.cluster.run(Alice, &parts, script)?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(job.output()? == "a\nb\n", "{}", job.output()?);
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_exclusive_jobs_and_jobs_without_image() -> Result<()> {
+    let bench = Bench::start()?;
+    let output = bench.srun(
+        Alice,
+        &bench.a,
+        &["--exclusive", "shifter", "cat", "/etc/marker"],
+    )?;
+    ensure!(output.success()?.stdout == "a\n");
+    let plain = bench.cluster.srun(
+        Alice,
+        ["-N2", "bash", "-c", "ls -d /run/shifter/jobs/* 2>&1"],
+    );
+    let plain = plain.output()?;
+    ensure!(!plain.stdout.contains("jobs/1"), "{plain}");
+    let (job, info) = bench.cluster.run(Alice, &["-N2"], "srun true; echo done")?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(job.output()? == "done\n");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_fifty_jobs_leave_nothing_and_slurmd_does_not_grow() -> Result<()> {
+    let bench = Bench::start()?;
+    let run = |count: usize| -> Result<()> {
+        for number in 0..count {
+            let image = if number % 2 == 0 { &bench.a } else { &bench.b };
+            let output = bench.srun(Alice, image, &["-N2", "shifter", "true"])?;
+            ensure!(output.code == 0, "job {number}: {output}");
+        }
+        Ok(())
+    };
+    // Slurm's own caches fill at first.
+    run(10)?;
+    let before: Vec<u64> = bench
+        .cluster
+        .nodes()
+        .iter()
+        .map(|node| node.slurmd_rss_kib())
+        .collect::<Result<_>>()?;
+    run(50)?;
+    bench.ensure_clean()?;
+    for (node, before) in bench.cluster.nodes().iter().zip(before) {
+        let after = node.slurmd_rss_kib()?;
+        ensure!(
+            after <= before + 512,
+            "slurmd of {} grew from {before} to {after} KiB",
+            node.name()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The product, installed and configured as at a site, under a real Slurm cluster and registry.
+//!
+//! Names: `cluster_*` need the cluster, `image_*` the registry, `install_*` neither. All run as root
+//! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the
+//! other in one.
+
+mod bench;
+mod containers;
+mod failures;
+mod images;
+mod install;
+mod jobs;
+mod mistakes;
+mod sharing;
+mod teardown;
