@@ -14,9 +14,12 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET = $(or $(CARGO_TARGET_DIR),target)
-RELEASE = $(TARGET)/release
-STATIC = $(TARGET)/$(HOST)/release
-BUILD = $(CARGO) build --release --locked
+# PROFILE=dev builds faster, for those who work on it.
+PROFILE ?= release
+OUTPUT = $(patsubst dev,debug,$(PROFILE))
+PLAIN = $(TARGET)/$(OUTPUT)
+STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
+BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
 .PHONY: all install bootstrap sample-image testbed demo cluster cluster-stop test test-long check \
 	rpm-check
@@ -39,8 +42,8 @@ MAN = $(DESTDIR)$(PREFIX)/share/man
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
 	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(DESTDIR)$(PREFIX)/sbin/
-	install -m 0755 $(RELEASE)/shifterimg $(DESTDIR)$(PREFIX)/bin/
-	install -m 0755 $(RELEASE)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
+	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml plugstack.conf.d/shifter.conf sudoers.d/shifter; do \

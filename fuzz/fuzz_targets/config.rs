@@ -15,6 +15,11 @@ fuzz_target!(|text: &str| {
             let error = ImageRef::parse("Ä", &config.type_rules()).expect_err("not a reference");
             assert!(!error.to_string().contains("image type"));
         }
-        Err(error) => assert!(!error.to_string().chars().any(|c| c.is_control() && c != '\n')),
+        Err(error) => assert!(
+            !error
+                .to_string()
+                .chars()
+                .any(|c| c.is_control() && c != '\n')
+        ),
     }
 });

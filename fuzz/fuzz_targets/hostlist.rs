@@ -20,7 +20,10 @@ fuzz_target!(|text: &str| {
     if let Ok(counts) = hostlist::counts(text, CAP) {
         assert!((1..=CAP).contains(&counts.len()));
     }
-    let lists = [hostlist::from_exec_host(text, CAP), hostlist::from_nodefile(text, CAP)];
+    let lists = [
+        hostlist::from_exec_host(text, CAP),
+        hostlist::from_nodefile(text, CAP),
+    ];
     for list in lists.into_iter().flatten() {
         assert!((1..=CAP).contains(&list.len()));
     }

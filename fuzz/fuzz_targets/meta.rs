@@ -5,7 +5,9 @@ use libfuzzer_sys::fuzz_target;
 use shifter_core::meta::{ImageMeta, MetaError};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(meta) = ImageMeta::parse(bytes) else { return };
+    let Ok(meta) = ImageMeta::parse(bytes) else {
+        return;
+    };
     match meta.to_bytes() {
         Ok(written) => assert_eq!(ImageMeta::parse(&written), Ok(meta)),
         // Escapes make a list longer than it was.

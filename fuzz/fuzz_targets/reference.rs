@@ -7,13 +7,30 @@ use shifter_core::reference::{ImageRef, TypeRules};
 fuzz_target!(|text: &str| {
     let site_types = ["gitlab".to_owned()];
     for default_type in ["docker", "id", "local", "custom", "gitlab"] {
-        let rules = |default_type| TypeRules { default_type, site_types: &site_types };
-        let Ok(image) = ImageRef::parse(text, &rules(default_type)) else { continue };
+        let rules = |default_type| TypeRules {
+            default_type,
+            site_types: &site_types,
+        };
+        let Ok(image) = ImageRef::parse(text, &rules(default_type)) else {
+            continue;
+        };
         let canonical = image.canonical();
         for other in ["docker", "id", "local", "custom", "gitlab"] {
-            assert_eq!(ImageRef::parse(&canonical, &rules(other)).as_ref(), Ok(&image));
+            assert_eq!(
+                ImageRef::parse(&canonical, &rules(other)).as_ref(),
+                Ok(&image)
+            );
         }
-        assert!(!canonical.chars().any(|c| c.is_control() || c.is_whitespace()));
-        assert!(!image.repository().split('/').any(|component| component == ".."));
+        assert!(
+            !canonical
+                .chars()
+                .any(|c| c.is_control() || c.is_whitespace())
+        );
+        assert!(
+            !image
+                .repository()
+                .split('/')
+                .any(|component| component == "..")
+        );
     }
 });

@@ -154,6 +154,7 @@ pub fn build_image(
 
     let mut merger = Merger::new(MergeOptions {
         keep_capabilities: options.keep_capabilities,
+        nodes: options.limits.entries.saturating_mul(2),
         path_bytes: options.limits.path_bytes,
     });
     let mut diff_ids = Vec::with_capacity(blobs.len());

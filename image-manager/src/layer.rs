@@ -20,7 +20,8 @@ mod sparse;
 mod stream;
 
 #[cfg(test)]
-mod samples;
+#[path = "../tests/support/tar.rs"]
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
@@ -40,8 +41,11 @@ pub struct Limits {
     pub ratio: u64,
     /// Uncompressed bytes that each layer may have whatever its ratio.
     pub free_bytes: u64,
-    /// Entries of all layers.
-    pub entries: u64,
+    /// Entries of all layers; twice as many files may result, because archives need not list
+    /// directories.
+    pub entries: u32,
+    /// Bytes of all paths, link targets and extended attributes of all layers.
+    pub name_bytes: u64,
     /// Bytes of a path; a path component never has more than 255.
     pub path_bytes: usize,
     /// Bytes of all extended attributes of one entry, names and values.
@@ -56,6 +60,7 @@ impl Default for Limits {
             ratio: 200,
             free_bytes: 4 << 30,
             entries: 1_000_000,
+            name_bytes: 512 << 20,
             path_bytes: 4095,
             xattr_bytes: 64 << 10,
         }

@@ -6,6 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod cache;
+pub mod cli;
+pub mod hash;
+pub mod image_config;
 pub mod layer;
 pub mod merge;
+pub mod pull;
+pub mod registry;
 pub mod squashfs;
+pub mod store;
+mod files;

@@ -32,13 +32,16 @@ pub struct MergeOptions {
     /// Keeps `security.capability`. Containers never gain privileges from it, so it is dropped
     /// by default.
     pub keep_capabilities: bool,
+    /// Files, directories and everything else of all layers, with directories that no archive
+    /// lists.
+    pub nodes: u32,
     /// Longest path that following symbolic links may lead to.
     pub path_bytes: usize,
 }
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { keep_capabilities: false, path_bytes: 4095 }
+        Self { keep_capabilities: false, nodes: 2_000_000, path_bytes: 4095 }
     }
 }
 
@@ -52,7 +55,7 @@ pub struct Merger {
 impl Merger {
     /// Starts with an empty root directory (0755, owned by root).
     pub fn new(options: MergeOptions) -> Self {
-        Self { options, nodes: Nodes::new(), layers: 0 }
+        Self { options, nodes: Nodes::new(options.nodes), layers: 0 }
     }
 
     /// Puts a layer on top of those before; `entries` are all of it, in the archive's order.
@@ -109,8 +112,7 @@ impl Merger {
         let parent = self.nodes.make_directory(parent, limit)?;
         let kind = match kind {
             EntryKind::Directory => {
-                self.nodes.put_directory(parent, name, metadata);
-                return Ok(());
+                return self.nodes.put_directory(parent, name, metadata);
             }
             EntryKind::HardLink(target) => {
                 let target = self.nodes.find_link_target(&path, &target)?;
@@ -126,7 +128,7 @@ impl Merger {
             EntryKind::BlockDevice { major, minor } => NodeKind::BlockDevice { major, minor },
             EntryKind::Fifo => NodeKind::Fifo,
         };
-        let node = self.nodes.add(Node { kind, metadata });
+        let node = self.nodes.add(Node { kind, metadata })?;
         self.nodes.put(parent, name, node);
         Ok(())
     }

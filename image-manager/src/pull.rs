@@ -1,7 +1,7 @@
 //! Pulling one image: from a reference to a published file in a store.
 //!
 //! Owns the order: resolve, check the configuration, lock the image's id, download, build, publish,
-//! tag, drop the layers. What each step means is in the modules it calls. An image that is there
+//! drop the layers, tag. What each step means is in the modules it calls. An image that is there
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
 
@@ -16,7 +16,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
-use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{Digest, ImageRef, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
@@ -108,6 +107,8 @@ pub struct Pulled {
     pub size: u64,
     /// False if the store had the image already.
     pub is_new: bool,
+    /// Names of the image's variables that its metadata cannot hold.
+    pub left_out: Vec<Vec<u8>>,
 }
 
 /// Pulls `reference` into `store`. An image that needs a login may be seen by `puller` alone.
@@ -126,6 +127,7 @@ pub fn pull(
     let resolved = repository.resolve(reference)?;
     let layer_count = resolved.manifest.layers.len();
     let mut config = ImageConfig::parse(&resolved.config, layer_count, host_architecture())?;
+    let left_out = config.meta.remove_unwritable();
     if resolved.access == Access::Private {
         config.meta.user_acl = vec![puller];
     }
@@ -138,7 +140,17 @@ pub fn pull(
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
-        None => make(&repository, &resolved, &config, &cache, &mut lock, watch)?,
+        None => {
+            let made = make(&repository, &resolved, &config, &cache, &mut lock, watch);
+            // Layers are worth keeping only where the next try would download them again.
+            let is_retried = matches!(made, Err(PullError::Registry(_)));
+            let removed = match is_retried {
+                true => Ok(()),
+                false => resolved.manifest.layers.iter().try_for_each(|l| cache.remove(&l.digest)),
+            };
+            made?;
+            removed?;
+        }
     }
     let (path, size) = lock.image()?;
     let entry = IndexEntry {
@@ -149,12 +161,7 @@ pub fn pull(
         size,
     };
     store.tag(reference, &entry)?;
-    if is_new {
-        for layer in &resolved.manifest.layers {
-            cache.remove(&layer.digest)?;
-        }
-    }
-    Ok(Pulled { id: config.id, digest: resolved.digest, path, size, is_new })
+    Ok(Pulled { id: config.id, digest: resolved.digest, path, size, is_new, left_out })
 }
 
 /// Downloads the layers, builds the image and publishes it.

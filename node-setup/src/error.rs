@@ -174,7 +174,9 @@ impl Error {
 pub fn plain(mut text: String) -> String {
     const MARK: &str = " (os error ";
     while let Some(start) = text.find(MARK) {
-        let Some(length) = text[start..].find(')') else { break };
+        let Some(length) = text[start..].find(')') else {
+            break;
+        };
         text.replace_range(start..=start + length, "");
     }
     text
@@ -222,15 +224,25 @@ mod tests {
     #[test]
     fn a_chain_is_one_line_without_numbers() {
         let cause = io::Error::from_raw_os_error(libc::ENOENT);
-        let error = Error::Step { step: "open", object: "a\nb".into(), source: cause };
-        assert_eq!(error.chain(), "cannot open 'a\\u{a}b': No such file or directory");
+        let error = Error::Step {
+            step: "open",
+            object: "a\nb".into(),
+            source: cause,
+        };
+        assert_eq!(
+            error.chain(),
+            "cannot open 'a\\u{a}b': No such file or directory"
+        );
         assert_eq!(error.exit_code(), ExitCode::Mount);
     }
 
     #[test]
     fn a_missing_image_names_the_way_to_it() {
         let hint = |name: &str| Error::NoImage(name.into()).hint();
-        assert_eq!(hint("docker:ubuntu:latest").as_deref(), Some("shifter pull ubuntu:latest"));
+        assert_eq!(
+            hint("docker:ubuntu:latest").as_deref(),
+            Some("shifter pull ubuntu:latest")
+        );
         assert_eq!(hint("id:00"), None);
     }
 }

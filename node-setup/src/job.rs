@@ -6,7 +6,6 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
@@ -18,7 +17,7 @@ use crate::image::Store;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks};
-use crate::{loopdev, mnt, modules};
+use crate::{loopdev, mnt, modules, namespace};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +47,7 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
     // A job that was requeued without an epilogue, or a set-up that died: start anew.
     clear(&job)?;
     job.remove_file("failure")?;
-    let host = host_namespace()?;
+    let host = namespace::own()?;
     let request = RootRequest {
         config,
         image: &image,
@@ -56,10 +55,10 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
         volumes: &volumes,
         modules: &manifest.modules,
         hosts: &manifest.hosts,
+        is_pinned: true,
     };
     let built = root::build(&request, &run).and_then(|root| {
-        move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))
-            .step("return to", "the host's namespace")?;
+        namespace::enter(&host)?;
         state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
         let dir = job.root(JOB_ROOT)?;
         state::write_file(&dir, "meta", &image.meta_bytes)?;
@@ -72,8 +71,7 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
     });
     built.or_else(|error| {
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
-        move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))
-            .step("return to", "the host's namespace")?;
+        namespace::enter(&host)?;
         clear(&job)?;
         job.remove()?;
         loopdev::sweep(&run.subdir("images")?)?;
@@ -167,16 +165,9 @@ impl Prepared {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let pin = rustix::fs::openat(&self.dir, "mnt", flags, Mode::empty())
             .step("open", "the job's namespace")?;
-        move_into_link_name_space(pin.as_fd(), Some(LinkNameSpaceType::Mount))
-            .step("join", "the job's namespace")?;
+        namespace::enter(&pin)?;
         rustix::process::chdir("/").step("change to", "/")
     }
-}
-
-/// Opens the namespace the process is in.
-fn host_namespace() -> Result<OwnedFd> {
-    let path = "/proc/self/ns/mnt";
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.

@@ -15,6 +15,7 @@ pub mod lookup;
 pub mod loopdev;
 pub mod mnt;
 pub mod modules;
+pub mod namespace;
 pub mod options;
 pub mod out;
 pub mod process;

@@ -28,7 +28,7 @@ use crate::layers::{Layers, copy_attributes, make_public_dir, write_given};
 use crate::mnt::{self, SAFE, SAFE_RO};
 use crate::state::{RunDir, make_dir};
 use crate::sys::{self, Propagation, mount_setattr};
-use crate::volumes;
+use crate::{namespace, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -50,6 +50,8 @@ pub struct RootRequest<'a> {
     pub modules: &'a [String],
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
+    /// True if the root is to outlive the process.
+    pub is_pinned: bool,
 }
 
 /// A finished root.
@@ -65,12 +67,16 @@ pub struct Root {
 pub fn build(request: &RootRequest<'_>, run: &RunDir) -> Result<Root> {
     let image_mount = request.image.mount(run)?;
 
-    sys::unshare_mounts().step("unshare", "mount namespace")?;
+    if request.is_pinned {
+        namespace::unshare_newer()?;
+    } else {
+        sys::unshare_mounts().step("unshare", "mount namespace")?;
+    }
     let host_root =
         rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", "/")?;
     // Before the first mount: nothing made here may reach the host (shared is systemd's default).
     mnt::restrict(&host_root, MountAttrFlags::empty(), Propagation::Slave)?;
-    let namespace = open_namespace()?;
+    let namespace = namespace::own()?;
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [
@@ -109,11 +115,6 @@ fn enter(root: &OwnedFd) -> Result<()> {
     pivot_root(".", ".").step("pivot to", "the new root")?;
     unmount(".", UnmountFlags::DETACH).step("unmount", "the host's tree")?;
     chdir("/").step("change to", "/")
-}
-
-fn open_namespace() -> Result<OwnedFd> {
-    let path = "/proc/self/ns/mnt";
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
 fn attach_below(base: &OwnedFd, name: &str, mount: OwnedFd) -> Result<OwnedFd> {

@@ -281,6 +281,7 @@ fn build(
         volumes: &volumes,
         modules: &modules,
         hosts: &hosts,
+        is_pinned: false,
     };
     root::build(&request, &run)?;
     Ok(Entered {

@@ -64,6 +64,18 @@ pub fn unshare_mounts() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
 }
 
+/// Returns the id of an open mount namespace, by which the kernel tells which of two is newer;
+/// ENOTTY before Linux 6.11.
+pub fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
+    const NS_GET_MNTNS_ID: c_ulong = 0x8008_B705;
+    let mut id = 0_u64;
+    // SAFETY: the kernel writes one u64, and `id` is one.
+    check(i64::from(unsafe {
+        libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_MNTNS_ID, &raw mut id)
+    }))?;
+    Ok(id)
+}
+
 /// Changes the identity with which files are looked up, for this thread, and returns the one
 /// before. Leaving 0 takes the file capabilities away, returning to 0 brings them back
 /// (capabilities(7)).
@@ -223,8 +235,7 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Marks every descriptor from 3 on that the program opened itself as closed on exec; those
-/// at or below `last_inherited` are left as they are.
+/// Tells whether a number is an open descriptor.
 pub fn is_open(fd: c_int) -> bool {
     // SAFETY: F_GETFD reads flags of a number that need not be a descriptor.
     unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }

@@ -51,10 +51,13 @@ pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Pl
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
-        let within = |other: &Planned| contains(&other.target, &mount.target);
-        let others = mounts.iter().enumerate().filter(|(other, _)| *other != at);
-        if built_in || others.map(|(_, mount)| mount).any(within) {
-            continue; // Its mount point is in what another mount brings.
+        // What could contain it is attached before it.
+        if built_in
+            || mounts[..at]
+                .iter()
+                .any(|outer| contains(&outer.target, &mount.target))
+        {
+            continue; // Its mount point is in what the outer mount brings.
         }
         let stat = rustix::fs::fstat(&mount.source).step("examine", &*mount.target)?;
         let kind = Kind::of(&stat).unwrap_or(Kind::File);

@@ -140,15 +140,29 @@ impl TryFrom<RawChanges> for EnvChanges {
     type Error = EnvError;
 
     fn try_from(raw: RawChanges) -> Result<Self, EnvError> {
-        let RawChanges { set, append, prepend, unset } = raw;
+        let RawChanges {
+            set,
+            append,
+            prepend,
+            unset,
+        } = raw;
         let valued = [&set, &append, &prepend].into_iter().flatten();
         let bare = unset.iter().map(|name| (name.as_str(), ""));
-        for (name, value) in valued.map(|(name, value)| (name.as_str(), value.as_str())).chain(bare)
+        for (name, value) in valued
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .chain(bare)
         {
-            check_pair(name.as_bytes(), value.as_bytes())
-                .map_err(|rule| EnvError::Change { name: name.to_owned(), rule })?;
+            check_pair(name.as_bytes(), value.as_bytes()).map_err(|rule| EnvError::Change {
+                name: name.to_owned(),
+                rule,
+            })?;
         }
-        Ok(EnvChanges { set, append, prepend, unset })
+        Ok(EnvChanges {
+            set,
+            append,
+            prepend,
+            unset,
+        })
     }
 }
 
@@ -213,14 +227,20 @@ fn apply(env: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &EnvChanges) {
 
 /// Joins two lists; an empty one adds no colon, which would mean the current directory in PATH.
 fn join(first: &[u8], second: &[u8]) -> Vec<u8> {
-    let colon: &[u8] = if first.is_empty() || second.is_empty() { b"" } else { b":" };
+    let colon: &[u8] = if first.is_empty() || second.is_empty() {
+        b""
+    } else {
+        b":"
+    };
     [first, colon, second].concat()
 }
 
 /// True if a variable of the caller's may enter a container.
 fn may_enter(name: &[u8], value: &[u8]) -> bool {
     let is_listed = |list: &[&str]| list.iter().any(|listed| listed.as_bytes() == name);
-    let is_unsecure = UNSECURE_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()));
+    let is_unsecure = UNSECURE_PREFIXES
+        .iter()
+        .any(|prefix| name.starts_with(prefix.as_bytes()));
     // Many programs have an ENV=production of their own; only a path is the shell's start-up file.
     let is_start_up_file = name == b"ENV" && value.starts_with(b"/");
     !(is_unsecure || is_listed(&UNSECURE) || is_listed(&HOST_PROGRAMS) || is_start_up_file)
@@ -238,7 +258,10 @@ pub fn parse_file(bytes: &[u8]) -> Result<Vec<Pair>, EnvError> {
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let refused = |rule| EnvError::Line { line: index + 1, rule };
+        let refused = |rule| EnvError::Line {
+            line: index + 1,
+            rule,
+        };
         let (name, value) = parse_pair(line).map_err(refused)?;
         if name.iter().any(u8::is_ascii_whitespace) {
             return Err(refused("has a space in its name"));
@@ -251,7 +274,11 @@ pub fn parse_file(bytes: &[u8]) -> Result<Vec<Pair>, EnvError> {
 /// Parses the value of `--env`: `NAME=value`; the value may be empty.
 pub fn parse_option(text: &[u8]) -> Result<Pair, EnvError> {
     parse_pair(text).map_err(|rule| {
-        let name = text.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
+        let name = text
+            .split(|b| *b == b'=')
+            .next()
+            .unwrap_or_default()
+            .to_vec();
         EnvError::Option { name, rule }
     })
 }

@@ -101,12 +101,16 @@ pub fn expand(text: &str, cap: usize) -> Result<Vec<String>, HostError> {
 pub fn counts(text: &str, cap: usize) -> Result<Vec<u32>, HostError> {
     let mut counts = Vec::new();
     for element in elements(text)? {
-        let refused = || HostError::Slots { text: element.to_owned() };
+        let refused = || HostError::Slots {
+            text: element.to_owned(),
+        };
         let (number, times) = match element.split_once("(x") {
             Some((number, rest)) => (number, rest.strip_suffix(')').ok_or_else(refused)?),
             None => (element, "1"),
         };
-        let times = digits(times).filter(|times| *times > 0).ok_or_else(refused)?;
+        let times = digits(times)
+            .filter(|times| *times > 0)
+            .ok_or_else(refused)?;
         let slots = slots(number).ok_or_else(refused)?;
         if times > (cap - counts.len()) as u64 {
             return Err(HostError::TooMany { limit: cap });
@@ -121,9 +125,16 @@ pub fn with_slots(hosts: &str, counts: &str, cap: usize) -> Result<Vec<HostSlots
     let hosts = expand(hosts, cap)?;
     let counts = self::counts(counts, cap)?;
     if hosts.len() != counts.len() {
-        return Err(HostError::Mismatch { hosts: hosts.len(), counts: counts.len() });
+        return Err(HostError::Mismatch {
+            hosts: hosts.len(),
+            counts: counts.len(),
+        });
     }
-    Ok(hosts.into_iter().zip(counts).map(|(name, slots)| HostSlots { name, slots }).collect())
+    Ok(hosts
+        .into_iter()
+        .zip(counts)
+        .map(|(name, slots)| HostSlots { name, slots })
+        .collect())
 }
 
 /// Reads `exec_host` of Torque and PBS: hosts in order of first mention, with the sum of their
@@ -132,7 +143,9 @@ pub fn from_exec_host(text: &str, cap: usize) -> Result<Vec<HostSlots>, HostErro
     let mut sum = Sum::new(cap);
     for element in text.split('+').filter(|_| !text.is_empty()) {
         let (name, indices) = element.split_once('/').unwrap_or((element, "0"));
-        let refused = || HostError::Slots { text: element.to_owned() };
+        let refused = || HostError::Slots {
+            text: element.to_owned(),
+        };
         let slots = exec_slots(indices).ok_or_else(refused)?;
         sum.add(name, slots)?;
     }
@@ -152,12 +165,18 @@ pub fn from_nodefile(text: &str, cap: usize) -> Result<Vec<HostSlots>, HostError
 pub fn nids(text: &str, cap: usize) -> Result<Vec<u32>, HostError> {
     let mut nids = Vec::new();
     for element in elements(text)? {
-        let refused = || HostError::Range { text: element.to_owned() };
+        let refused = || HostError::Range {
+            text: element.to_owned(),
+        };
         let room = cap - nids.len();
         if element.starts_with("nid") {
             for name in expand(element, room).map_err(|error| with_limit(error, cap))? {
                 let number = name.strip_prefix("nid").and_then(digits);
-                nids.push(number.and_then(|n| u32::try_from(n).ok()).ok_or_else(refused)?);
+                nids.push(
+                    number
+                        .and_then(|n| u32::try_from(n).ok())
+                        .ok_or_else(refused)?,
+                );
             }
             continue;
         }
@@ -213,10 +232,14 @@ impl Range {
     fn parse(text: &str) -> Result<Range, HostError> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         match (digits(first), digits(last)) {
-            (Some(low), Some(high)) if low <= high => {
-                Ok(Range { first: low, last: high, width: first.len() })
-            }
-            _ => Err(HostError::Range { text: text.to_owned() }),
+            (Some(low), Some(high)) if low <= high => Ok(Range {
+                first: low,
+                last: high,
+                width: first.len(),
+            }),
+            _ => Err(HostError::Range {
+                text: text.to_owned(),
+            }),
         }
     }
 
@@ -233,7 +256,9 @@ struct Pattern<'a> {
 
 impl<'a> Pattern<'a> {
     fn parse(element: &'a str) -> Result<Pattern<'a>, HostError> {
-        let refused = || HostError::Brackets { text: element.to_owned() };
+        let refused = || HostError::Brackets {
+            text: element.to_owned(),
+        };
         let mut parts = Vec::new();
         let mut tail = element;
         while let Some((literal, rest)) = tail.split_once('[') {
@@ -241,7 +266,10 @@ impl<'a> Pattern<'a> {
             if literal.contains(']') || set.contains('[') {
                 return Err(refused());
             }
-            let ranges = set.split(',').map(Range::parse).collect::<Result<Vec<_>, _>>()?;
+            let ranges = set
+                .split(',')
+                .map(Range::parse)
+                .collect::<Result<Vec<_>, _>>()?;
             parts.push((literal, ranges));
             tail = rest;
         }
@@ -253,10 +281,12 @@ impl<'a> Pattern<'a> {
 
     /// Returns how many names there are; `u64::MAX` stands for any larger number.
     fn count(&self) -> u64 {
-        let size = |ranges: &Vec<Range>| {
-            ranges.iter().map(Range::count).fold(0, u64::saturating_add)
-        };
-        self.parts.iter().map(|(_, ranges)| size(ranges)).fold(1, u64::saturating_mul)
+        let size =
+            |ranges: &Vec<Range>| ranges.iter().map(Range::count).fold(0, u64::saturating_add);
+        self.parts
+            .iter()
+            .map(|(_, ranges)| size(ranges))
+            .fold(1, u64::saturating_mul)
     }
 
     /// Makes the names, of which the last set's numbers vary fastest; the caller has counted them.
@@ -273,7 +303,10 @@ impl<'a> Pattern<'a> {
             }
             names = longer;
         }
-        names.into_iter().map(|name| checked_name(name + self.tail)).collect()
+        names
+            .into_iter()
+            .map(|name| checked_name(name + self.tail))
+            .collect()
     }
 }
 
@@ -286,7 +319,11 @@ struct Sum<'a> {
 
 impl<'a> Sum<'a> {
     fn new(cap: usize) -> Self {
-        Sum { cap, places: HashMap::new(), hosts: Vec::new() }
+        Sum {
+            cap,
+            places: HashMap::new(),
+            hosts: Vec::new(),
+        }
     }
 
     fn add(&mut self, name: &'a str, slots: u32) -> Result<(), HostError> {
@@ -305,14 +342,20 @@ impl<'a> Sum<'a> {
         let host = &mut self.hosts[place];
         let sum = host.slots + slots;
         if sum > SLOT_LIMIT {
-            return Err(HostError::Slots { text: host.name.clone() });
+            return Err(HostError::Slots {
+                text: host.name.clone(),
+            });
         }
         host.slots = sum;
         Ok(())
     }
 
     fn finish(self) -> Result<Vec<HostSlots>, HostError> {
-        if self.hosts.is_empty() { Err(HostError::Empty) } else { Ok(self.hosts) }
+        if self.hosts.is_empty() {
+            Err(HostError::Empty)
+        } else {
+            Ok(self.hosts)
+        }
     }
 }
 
@@ -325,11 +368,15 @@ fn exec_slots(indices: &str) -> Option<u32> {
     let ranges = indices.split(',').map(|text| Range::parse(text).ok());
     let total = ranges.map(|range| range.as_ref().map(Range::count));
     let total = total.sum::<Option<u64>>()?;
-    u32::try_from(total).ok().filter(|total| *total <= SLOT_LIMIT)
+    u32::try_from(total)
+        .ok()
+        .filter(|total| *total <= SLOT_LIMIT)
 }
 
 fn slots(text: &str) -> Option<u32> {
-    u32::try_from(digits(text)?).ok().filter(|slots| *slots <= SLOT_LIMIT)
+    u32::try_from(digits(text)?)
+        .ok()
+        .filter(|slots| *slots <= SLOT_LIMIT)
 }
 
 /// Parses 1 to 18 decimal digits, which always fit.
@@ -340,15 +387,28 @@ fn digits(text: &str) -> Option<u64> {
 
 /// Stops a name from growing before it is copied for every number that follows.
 fn limited(name: String) -> Result<String, HostError> {
-    if name.len() <= NAME_LIMIT { Ok(name) } else { Err(HostError::Name { name }) }
+    if name.len() <= NAME_LIMIT {
+        Ok(name)
+    } else {
+        Err(HostError::Name { name })
+    }
+}
+
+/// True for what may name a host; also for names that come from elsewhere than a list.
+pub fn is_host_name(name: &str) -> bool {
+    (1..=NAME_LIMIT).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && !name.starts_with(['.', '-'])
 }
 
 fn checked_name(name: String) -> Result<String, HostError> {
-    let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let is_name = (1..=NAME_LIMIT).contains(&name.len())
-        && name.bytes().all(is_name_byte)
-        && !name.starts_with(['.', '-']);
-    if is_name { Ok(name) } else { Err(HostError::Name { name }) }
+    if is_host_name(&name) {
+        Ok(name)
+    } else {
+        Err(HostError::Name { name })
+    }
 }
 
 fn with_limit(error: HostError, limit: usize) -> HostError {

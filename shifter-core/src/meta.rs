@@ -131,15 +131,27 @@ impl ImageMeta {
             if line.contains(&0) {
                 return Err(MetaError::Nul { line: number });
             }
-            let Some((key, value)) = split_once(line, b':') else { continue };
+            let Some((key, value)) = split_once(line, b':') else {
+                continue;
+            };
             let value = value.strip_prefix(b" ").unwrap_or(value);
             match key {
                 b"FORMAT" => once(&mut format, parse_format(value)?, number, "FORMAT")?,
                 b"USERACL" => {
-                    once(&mut user_acl, parse_acl("USERACL", value)?, number, "USERACL")?;
+                    once(
+                        &mut user_acl,
+                        parse_acl("USERACL", value)?,
+                        number,
+                        "USERACL",
+                    )?;
                 }
                 b"GROUPACL" => {
-                    once(&mut group_acl, parse_acl("GROUPACL", value)?, number, "GROUPACL")?;
+                    once(
+                        &mut group_acl,
+                        parse_acl("GROUPACL", value)?,
+                        number,
+                        "GROUPACL",
+                    )?;
                 }
                 b"ENTRY" => meta.entry = parse_list("ENTRY", value)?,
                 b"CMD" => meta.cmd = parse_list("CMD", value)?,
@@ -148,7 +160,8 @@ impl ImageMeta {
                 b"VOLUME" => meta.volumes.extend(some_value(value)),
                 b"ENV" => {
                     let pair = split_once(value, b'=').filter(|(name, _)| !name.is_empty());
-                    meta.env.extend(pair.map(|(name, value)| (name.to_vec(), value.to_vec())));
+                    meta.env
+                        .extend(pair.map(|(name, value)| (name.to_vec(), value.to_vec())));
                 }
                 _ => {}
             }
@@ -191,7 +204,10 @@ impl ImageMeta {
         lines.optional("WORKDIR", self.workdir.as_deref())?;
         for (name, value) in &self.env {
             if !is_writable_variable(name, value) {
-                return Err(MetaError::Unwritable { key: "ENV", value: name.clone() });
+                return Err(MetaError::Unwritable {
+                    key: "ENV",
+                    value: name.clone(),
+                });
             }
             lines.push("ENV", &[name.as_slice(), b"=", value].concat())?;
         }
@@ -204,7 +220,9 @@ impl ImageMeta {
 
     /// Removes the variables that no line can hold, and returns their names for a warning.
     pub fn remove_unwritable(&mut self) -> Vec<Vec<u8>> {
-        let removed = self.env.extract_if(.., |(name, value)| !is_writable_variable(name, value));
+        let removed = self
+            .env
+            .extract_if(.., |(name, value)| !is_writable_variable(name, value));
         removed.map(|(name, _)| name).collect()
     }
 
@@ -233,7 +251,10 @@ struct Lines {
 impl Lines {
     fn push(&mut self, key: &'static str, value: &[u8]) -> Result<(), MetaError> {
         if !fits_a_line(value) {
-            return Err(MetaError::Unwritable { key, value: value.to_vec() });
+            return Err(MetaError::Unwritable {
+                key,
+                value: value.to_vec(),
+            });
         }
         for part in [key.as_bytes(), b": ", value, b"\n"] {
             self.bytes.extend_from_slice(part);
@@ -305,12 +326,20 @@ fn parse_acl(key: &'static str, value: &[u8]) -> Result<Vec<u32>, MetaError> {
     }
     let id = |item: &[u8]| {
         let digits = item.trim_ascii();
-        let text = str::from_utf8(digits).ok().filter(|_| digits.iter().all(u8::is_ascii_digit));
+        let text = str::from_utf8(digits)
+            .ok()
+            .filter(|_| digits.iter().all(u8::is_ascii_digit));
         // u32::MAX means "no id" to the kernel.
         text?.parse().ok().filter(|id| *id != u32::MAX)
     };
-    let ids = value.split(|b| *b == b',').map(id).collect::<Option<Vec<u32>>>();
-    ids.ok_or_else(|| MetaError::Acl { key, value: value.to_vec() })
+    let ids = value
+        .split(|b| *b == b',')
+        .map(id)
+        .collect::<Option<Vec<u32>>>();
+    ids.ok_or_else(|| MetaError::Acl {
+        key,
+        value: value.to_vec(),
+    })
 }
 
 fn parse_list(key: &'static str, value: &[u8]) -> Result<Option<Vec<Vec<u8>>>, MetaError> {

@@ -62,10 +62,23 @@ impl ImageType {
     }
 
     fn find(name: &str, rules: &TypeRules<'_>) -> Option<ImageType> {
-        let built_in = [ImageType::Docker, ImageType::Id, ImageType::Local, ImageType::Custom];
-        built_in.into_iter().find(|known| known.as_str() == name).or_else(|| {
-            rules.site_types.iter().find(|known| *known == name).cloned().map(ImageType::Site)
-        })
+        let built_in = [
+            ImageType::Docker,
+            ImageType::Id,
+            ImageType::Local,
+            ImageType::Custom,
+        ];
+        built_in
+            .into_iter()
+            .find(|known| known.as_str() == name)
+            .or_else(|| {
+                rules
+                    .site_types
+                    .iter()
+                    .find(|known| *known == name)
+                    .cloned()
+                    .map(ImageType::Site)
+            })
     }
 }
 
@@ -95,7 +108,9 @@ impl Digest {
     /// Accepts `sha256:` with 64 and `sha512:` with 128 digits, and nothing else: weaker
     /// algorithms prove nothing, and an unknown name must not become a part of a path.
     pub fn parse(text: &str) -> Result<Digest, RefError> {
-        let refused = || RefError::Digest { digest: text.to_owned() };
+        let refused = || RefError::Digest {
+            digest: text.to_owned(),
+        };
         let (algorithm, hex) = text.split_once(':').ok_or_else(refused)?;
         let digits = match algorithm {
             "sha256" => 64,
@@ -106,7 +121,10 @@ impl Digest {
         if hex.len() != digits || !hex.bytes().all(is_digit) {
             return Err(refused());
         }
-        Ok(Digest { text: text.to_owned(), colon: algorithm.len() })
+        Ok(Digest {
+            text: text.to_owned(),
+            colon: algorithm.len(),
+        })
     }
 
     /// Returns `sha256` or `sha512`.
@@ -151,15 +169,20 @@ impl ImageRef {
             None => {
                 let name = rules.default_type;
                 let default = ImageType::find(name, rules);
-                (default.ok_or_else(|| RefError::Type { name: name.to_owned() })?, text)
+                (
+                    default.ok_or_else(|| RefError::Type {
+                        name: name.to_owned(),
+                    })?,
+                    text,
+                )
             }
         };
         match image_type {
             ImageType::Id => Self::id(rest),
             ImageType::Local => Self::local(rest),
-            _ if !is_typed && is_file_name(rest) => {
-                Err(RefError::FileName { path: rest.to_owned() })
-            }
+            _ if !is_typed && is_file_name(rest) => Err(RefError::FileName {
+                path: rest.to_owned(),
+            }),
             ImageType::Docker if is_typed => Self::docker(rest.strip_prefix("//").unwrap_or(rest)),
             ImageType::Docker => Self::docker(rest),
             ImageType::Custom | ImageType::Site(_) => Self::custom(image_type, rest),
@@ -168,7 +191,9 @@ impl ImageRef {
 
     fn docker(text: &str) -> Result<ImageRef, RefError> {
         if let Some((scheme, _)) = text.split_once("://") {
-            return Err(RefError::Scheme { scheme: scheme.to_owned() });
+            return Err(RefError::Scheme {
+                scheme: scheme.to_owned(),
+            });
         }
         let (named, digest) = match text.split_once('@') {
             Some((named, digest)) => (named, Some(Digest::parse(digest)?)),
@@ -181,7 +206,11 @@ impl ImageRef {
         let (path, tag) = split_tag(rest)?;
         check_path(path)?;
         let is_short = registry == DOCKER_HUB && !path.contains('/');
-        let repository = if is_short { format!("library/{path}") } else { path.to_owned() };
+        let repository = if is_short {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
         if registry.len() + 1 + repository.len() > NAME_LIMIT {
             return Err(RefError::TooLong { limit: NAME_LIMIT });
         }
@@ -198,7 +227,9 @@ impl ImageRef {
 
     fn custom(image_type: ImageType, text: &str) -> Result<ImageRef, RefError> {
         if text.contains('@') {
-            return Err(RefError::DigestNotAllowed { image_type: image_type.to_string() });
+            return Err(RefError::DigestNotAllowed {
+                image_type: image_type.to_string(),
+            });
         }
         let (path, tag) = split_tag(text)?;
         check_path(path)?;
@@ -216,7 +247,9 @@ impl ImageRef {
     }
 
     fn id(text: &str) -> Result<ImageRef, RefError> {
-        let id = ImageId::parse(text).map_err(|_| RefError::Id { id: text.to_owned() })?;
+        let id = ImageId::parse(text).map_err(|_| RefError::Id {
+            id: text.to_owned(),
+        })?;
         Ok(ImageRef {
             image_type: ImageType::Id,
             registry: None,
@@ -228,8 +261,10 @@ impl ImageRef {
     }
 
     fn local(text: &str) -> Result<ImageRef, RefError> {
-        let repository = path::clean(text, &[])
-            .map_err(|fault| RefError::LocalPath { path: text.to_owned(), fault })?;
+        let repository = path::clean(text, &[]).map_err(|fault| RefError::LocalPath {
+            path: text.to_owned(),
+            fault,
+        })?;
         Ok(ImageRef {
             image_type: ImageType::Local,
             registry: None,
@@ -315,9 +350,11 @@ fn check_text(text: &str) -> Result<(), RefError> {
     }
     let bad = |c: char| c.is_control() || c.is_whitespace();
     match text.chars().enumerate().find(|(_, c)| bad(*c)) {
-        Some((at, found)) => {
-            Err(RefError::Character { text: text.to_owned(), found, position: at + 1 })
-        }
+        Some((at, found)) => Err(RefError::Character {
+            text: text.to_owned(),
+            found,
+            position: at + 1,
+        }),
         None => Ok(()),
     }
 }
@@ -327,7 +364,10 @@ fn is_file_name(text: &str) -> bool {
     const SUFFIXES: [&str; 5] = [".sqsh", ".squashfs", ".sqfs", ".sif", ".simg"];
     let lower = text.to_ascii_lowercase();
     text.starts_with(['/', '~'])
-        || text.split('/').next().is_some_and(|first| matches!(first, "." | ".."))
+        || text
+            .split('/')
+            .next()
+            .is_some_and(|first| matches!(first, "." | ".."))
         || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
 }
 
@@ -343,7 +383,9 @@ fn split_tag(text: &str) -> Result<(&str, Option<String>), RefError> {
     if is_tag {
         Ok((path, Some(tag.to_owned())))
     } else {
-        Err(RefError::Tag { tag: tag.to_owned() })
+        Err(RefError::Tag {
+            tag: tag.to_owned(),
+        })
     }
 }
 
@@ -363,8 +405,16 @@ fn check_path(path: &str) -> Result<(), RefError> {
     let Some(component) = path.split('/').find(|component| !is_component(component)) else {
         return Ok(());
     };
-    if path.split('/').all(|component| is_component(&component.to_ascii_lowercase())) {
-        return Err(RefError::UpperCase { path: path.to_owned() });
+    if path
+        .split('/')
+        .all(|component| is_component(&component.to_ascii_lowercase()))
+    {
+        return Err(RefError::UpperCase {
+            path: path.to_owned(),
+        });
     }
-    Err(RefError::Path { path: path.to_owned(), component: component.to_owned() })
+    Err(RefError::Path {
+        path: path.to_owned(),
+        component: component.to_owned(),
+    })
 }

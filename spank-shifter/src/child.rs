@@ -70,7 +70,10 @@ pub struct Finished {
 impl Finished {
     /// Returns the lines of stderr that may be shown or logged: at most `limit`, made printable.
     pub fn messages(&self, limit: usize) -> Vec<String> {
-        let lines = self.stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines = self
+            .stderr
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
         lines.take(limit).map(sanitize::bytes).collect()
     }
 
@@ -86,10 +89,15 @@ impl Finished {
 /// Runs the program to its end, or ends it when its time is over.
 pub fn run(mut command: Command, input: &[u8], terms: Terms) -> Result<Finished, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let failed = |source| ChildError::Run { program: program.clone(), source };
+    let failed = |source| ChildError::Run {
+        program: program.clone(),
+        source,
+    };
     let _stdio = occupied_stdio().map_err(failed)?;
     let (mut stdout, mut stderr) = (memory().map_err(failed)?, memory().map_err(failed)?);
-    command.stdin(Stdio::null()).stdout(shared(&stdout).map_err(failed)?);
+    command
+        .stdin(Stdio::null())
+        .stdout(shared(&stdout).map_err(failed)?);
     if !input.is_empty() {
         command.stdin(filled(input).map_err(failed)?);
     }
@@ -103,7 +111,10 @@ pub fn run(mut command: Command, input: &[u8], terms: Terms) -> Result<Finished,
     let time = Duration::from_secs(terms.seconds.into());
     let Some(status) = wait(&mut child, time).map_err(failed)? else {
         end(&mut child, terms.own_group);
-        return Err(ChildError::Deadline { program, seconds: time.as_secs() });
+        return Err(ChildError::Deadline {
+            program,
+            seconds: time.as_secs(),
+        });
     };
     Ok(Finished {
         status,
@@ -177,7 +188,9 @@ fn wait(child: &mut Child, time: Duration) -> io::Result<Option<ExitStatus>> {
 /// Ends a child whose time is over. One that hangs in the kernel, or that we may not signal,
 /// is left behind: whoever waits for us has waited long enough.
 fn end(child: &mut Child, own_group: bool) {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return;
+    };
     // Failing means that it is gone, or that it is not ours to end. The group is killed while its
     // leader is not yet waited for, so the number cannot be anybody else's.
     if own_group {
@@ -197,7 +210,11 @@ fn end(child: &mut Child, own_group: bool) {
 mod tests {
     use super::*;
 
-    const QUICK: Terms = Terms { seconds: 20, own_group: true, shows_stderr: false };
+    const QUICK: Terms = Terms {
+        seconds: 20,
+        own_group: true,
+        shows_stderr: false,
+    };
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");
@@ -207,14 +224,24 @@ mod tests {
 
     #[test]
     fn carries_input_output_and_exit_code() {
-        let finished = run(shell("cat; echo oops >&2; echo '\x1b[2J' >&2; exit 4"), b"in", QUICK);
+        let finished = run(
+            shell("cat; echo oops >&2; echo '\x1b[2J' >&2; exit 4"),
+            b"in",
+            QUICK,
+        );
         let finished = finished.unwrap();
         assert_eq!(finished.stdout, b"in");
         assert_eq!(finished.messages(9), ["oops", "\\u{1b}[2J"]);
         assert_eq!(finished.messages(1), ["oops"]);
-        assert_eq!((finished.status.code(), finished.ending()), (Some(4), "exit code 4".into()));
+        assert_eq!(
+            (finished.status.code(), finished.ending()),
+            (Some(4), "exit code 4".into())
+        );
         let killed = run(shell("kill -9 $$"), b"", QUICK).unwrap();
-        assert_eq!((killed.status.code(), killed.ending()), (None, "signal 9".into()));
+        assert_eq!(
+            (killed.status.code(), killed.ending()),
+            (None, "signal 9".into())
+        );
     }
 
     #[test]
@@ -233,15 +260,31 @@ mod tests {
     fn the_deadline_ends_the_whole_group() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
-        let script = format!("trap '' TERM; sleep 1000 & echo $! > '{}'; wait", file.display());
+        let script = format!(
+            "trap '' TERM; sleep 1000 & echo $! > '{}'; wait",
+            file.display()
+        );
         let started = Instant::now();
-        let terms = Terms { seconds: 1, ..QUICK };
+        let terms = Terms {
+            seconds: 1,
+            ..QUICK
+        };
         let error = run(shell(&script), b"", terms).unwrap_err();
-        assert!(matches!(error, ChildError::Deadline { seconds: 1, .. }), "{error}");
+        assert!(
+            matches!(error, ChildError::Deadline { seconds: 1, .. }),
+            "{error}"
+        );
         assert!(started.elapsed() < Duration::from_secs(8));
-        let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let pid: i32 = std::fs::read_to_string(file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z"), "still there: {stat}");
+        assert!(
+            stat.is_empty() || stat.contains(") Z"),
+            "still there: {stat}"
+        );
     }
 
     #[test]

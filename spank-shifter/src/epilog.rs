@@ -28,7 +28,11 @@ pub fn run(
 ) -> Result<(), NodeError> {
     let mut command = Command::new(Program::UnsetupRoot.path(&prefix(settings.config())));
     command.arg(job.as_str());
-    let terms = Terms { seconds: SECONDS, own_group: true, shows_stderr: false };
+    let terms = Terms {
+        seconds: SECONDS,
+        own_group: true,
+        shows_stderr: false,
+    };
     let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
     if finished.status.success() {
         Ok(())

@@ -11,12 +11,14 @@
 //! slurmstepd           tasks:   SHIFTER_* for the tasks, or the reason why the job cannot run
 //! ```
 
+#![cfg_attr(test, allow(dead_code, reason = "unit tests do not link the callbacks"))]
+
 #[cfg(panic = "abort")]
 compile_error!("a panic must not end Slurm's processes: build with panic = \"unwind\"");
 
 mod child;
+mod context;
 mod epilog;
-mod modules;
 mod options;
 mod pins;
 mod prolog;
@@ -29,8 +31,7 @@ mod version;
 // Slurm's symbols exist only in Slurm's processes, so unit tests cannot link these.
 #[cfg(not(test))]
 mod callbacks;
+#[cfg(all(feature = "fault-injection", not(test)))]
+mod fault;
 #[cfg(not(test))]
 mod ffi;
-#[cfg(not(test))]
-#[allow(dead_code, missing_docs, non_camel_case_types, reason = "generated from C")]
-mod spank_sys;

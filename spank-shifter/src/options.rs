@@ -90,7 +90,12 @@ pub struct RawOptions {
 impl RawOptions {
     /// Starts without any.
     pub const fn new() -> Self {
-        Self { image: None, volumes: Vec::new(), modules: Vec::new(), bytes: 0 }
+        Self {
+            image: None,
+            volumes: Vec::new(),
+            modules: Vec::new(),
+            bytes: 0,
+        }
     }
 
     /// Takes one value.
@@ -104,9 +109,14 @@ impl RawOptions {
         if self.bytes > LIMIT {
             return Err(OptionError::TooLong);
         }
-        let text = str::from_utf8(value).map_err(|_| OptionError::NotText(name))?.to_owned();
+        let text = str::from_utf8(value)
+            .map_err(|_| OptionError::NotText(name))?
+            .to_owned();
         match spec.target {
             Target::Image => self.image = Some(text),
+            // sbatch repeats the first component's options for every other one of a
+            // heterogeneous job.
+            Target::Volume if self.volumes.contains(&text) => {}
             Target::Volume => self.volumes.push(text),
             Target::Module => self.modules.push(text),
         }
@@ -138,7 +148,14 @@ mod tests {
     fn repeated_options_add_up() {
         let mut raw = RawOptions::new();
         assert!(raw.is_empty());
-        for (number, value) in [(0, "a"), (1, "/x:/y"), (2, "/z:/w"), (0, "b"), (3, "m,n"), (3, "o")] {
+        for (number, value) in [
+            (0, "a"),
+            (1, "/x:/y"),
+            (2, "/z:/w"),
+            (0, "b"),
+            (3, "m,n"),
+            (3, "o"),
+        ] {
             raw.add(number, value.as_bytes()).unwrap();
         }
         assert_eq!(raw.image.as_deref(), Some("b"));
@@ -163,8 +180,9 @@ mod tests {
     #[test]
     fn ten_thousand_volumes_are_too_many() {
         let mut raw = RawOptions::new();
-        let refused = (0..10_000).find(|_| raw.add(1, b"/scratch:/mnt").is_err());
-        assert_eq!(refused, Some(LIMIT / 14));
+        let volume = |n: i32| format!("/scratch:/mnt/{n:04}");
+        let refused = (0..10_000).find(|n| raw.add(1, volume(*n).as_bytes()).is_err());
+        assert_eq!(refused, Some((LIMIT / (volume(0).len() + 1)) as i32));
     }
 
     #[test]

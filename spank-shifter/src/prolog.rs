@@ -115,7 +115,11 @@ impl NodeError {
     /// Describes how a program failed.
     pub fn program(program: &'static str, finished: &Finished) -> Self {
         let message = finished.messages(4).join("; ");
-        Self::Program { program, ending: finished.ending(), message }
+        Self::Program {
+            program,
+            ending: finished.ending(),
+            message,
+        }
     }
 }
 
@@ -129,7 +133,12 @@ pub fn run(
     let config = Config::open_trusted(settings.config())?;
     let mut command = Command::new(Program::SetupRoot.path(&config.prefix));
     command.args(settings.config_args());
-    command.args(["--expect-uid", &facts.uid.to_string(), "--expect-job", facts.job.as_str()]);
+    command.args([
+        "--expect-uid",
+        &facts.uid.to_string(),
+        "--expect-job",
+        facts.job.as_str(),
+    ]);
     let input = match describe(&facts, pins, &config)? {
         Ok(manifest) => {
             command.args(["--manifest", "-", "--record-failure"]);
@@ -140,14 +149,24 @@ pub fn run(
             Vec::new()
         }
     };
-    let terms =
-        Terms { seconds: config.slurm.setup_timeout_secs, own_group: true, shows_stderr: false };
-    outcome(&child::run(ready(fixed_environment(command)), &input, terms)?)
+    let terms = Terms {
+        seconds: config.slurm.setup_timeout_secs,
+        own_group: true,
+        shows_stderr: false,
+    };
+    outcome(&child::run(
+        ready(fixed_environment(command)),
+        &input,
+        terms,
+    )?)
 }
 
 /// Gives a privileged program an environment in which nothing is anybody's but ours.
 pub fn fixed_environment(mut command: Command) -> Command {
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C.UTF-8");
     command.current_dir("/");
     command
 }
@@ -163,7 +182,10 @@ fn describe(
         Err(error) => return Ok(Err(error.into())),
     };
     let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     Ok(manifest(facts, pins, config, user, now))
 }
 
@@ -174,16 +196,32 @@ fn manifest(
     user: Identity,
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
-    let Slurm { cluster, nodes, cpus, restart } = &facts.slurm;
+    let Slurm {
+        cluster,
+        nodes,
+        cpus,
+        restart,
+    } = &facts.slurm;
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() { config.system.clone() } else { cluster.clone() },
+        cluster: if cluster.is_empty() {
+            config.system.clone()
+        } else {
+            cluster.clone()
+        },
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,
-        image: ResolvedImage { id: pins.id, reference: pins.request },
-        volumes: if volumes.is_empty() { Vec::new() } else { vec![volumes] },
+        image: ResolvedImage {
+            id: pins.id,
+            reference: pins.request,
+        },
+        volumes: if volumes.is_empty() {
+            Vec::new()
+        } else {
+            vec![volumes]
+        },
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
@@ -226,10 +264,17 @@ mod tests {
 
     fn facts(vars: &[(&str, &str)]) -> Facts {
         let get = |name: &str| {
-            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            vars.iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
         };
         let job = JobId::parse("17").unwrap();
-        Facts { job, uid: 2001, gid: 2001, slurm: Slurm::from_env(get) }
+        Facts {
+            job,
+            uid: 2001,
+            gid: 2001,
+            slurm: Slurm::from_env(get),
+        }
     }
 
     const VARS: [(&str, &str); 4] = [
@@ -244,17 +289,30 @@ mod tests {
         let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
-        assert_eq!((read.cluster.as_str(), read.restart, read.created), ("mini", 3, 7));
-        let hosts: Vec<_> = read.hosts.iter().map(|h| (h.name.as_str(), h.slots)).collect();
+        assert_eq!(
+            (read.cluster.as_str(), read.restart, read.created),
+            ("mini", 3, 7)
+        );
+        let hosts: Vec<_> = read
+            .hosts
+            .iter()
+            .map(|h| (h.name.as_str(), h.slots))
+            .collect();
         assert_eq!(hosts, [("n1", 2), ("n2", 1)]);
-        assert_eq!(read.volume_map().unwrap().signature(), sample().volumes.signature());
+        assert_eq!(
+            read.volume_map().unwrap().signature(),
+            sample().volumes.signature()
+        );
         assert_eq!(read.modules, ["mpi", "gpu"]);
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
     }
 
     #[test]
     fn newer_names_and_missing_values() {
-        let vars = [("SLURM_JOB_NODELIST", "n1"), ("SLURM_JOB_CPUS_PER_NODE", "4")];
+        let vars = [
+            ("SLURM_JOB_NODELIST", "n1"),
+            ("SLURM_JOB_CPUS_PER_NODE", "4"),
+        ];
         let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
@@ -270,8 +328,10 @@ mod tests {
             ("SLURM_CLUSTER_NAME", "../mini"),
         ];
         for (name, value) in table {
-            let vars: Vec<_> =
-                VARS.map(|(n, v)| (n, if n == name { value } else { v })).into_iter().collect();
+            let vars: Vec<_> = VARS
+                .map(|(n, v)| (n, if n == name { value } else { v }))
+                .into_iter()
+                .collect();
             let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
             assert!(result.is_err(), "{name}={value}");
         }
@@ -294,7 +354,10 @@ mod tests {
         assert_eq!(outcome(&ended(0, "")).unwrap(), Outcome::Ready);
         for code in [2, 3, 4] {
             let said = outcome(&ended(code << 8, "setupRoot: no\nhint: yes\n")).unwrap();
-            assert_eq!(said, Outcome::UsersMistake("setupRoot: no; hint: yes".into()));
+            assert_eq!(
+                said,
+                Outcome::UsersMistake("setupRoot: no; hint: yes".into())
+            );
         }
         for wait_status in [1 << 8, 5 << 8, 6 << 8, 99 << 8, 9] {
             let error = outcome(&ended(wait_status, "cannot mount\n")).unwrap_err();

@@ -33,8 +33,10 @@ mod tests {
     fn message_causes_and_way_out() {
         let error = SubmitError::NoImage;
         let hint = error.hint();
-        let expected =
-            ["shifter: cannot use --volume or --module without --image", "hint: add --image=REF"];
+        let expected = [
+            "shifter: cannot use --volume or --module without --image",
+            "hint: add --image=REF",
+        ];
         assert_eq!(lines(&error, hint), expected);
         let outer = std::io::Error::other("a\x1b[2J");
         assert_eq!(lines(&outer, None), ["shifter: a\\u{1b}[2J"]);

@@ -33,7 +33,10 @@ impl Settings {
     /// Returns the arguments with which a program of the suite is told to read the same
     /// configuration.
     pub fn config_args(&self) -> Vec<PathBuf> {
-        self.config.iter().flat_map(|path| [PathBuf::from("--config"), path.clone()]).collect()
+        self.config
+            .iter()
+            .flat_map(|path| [PathBuf::from("--config"), path.clone()])
+            .collect()
     }
 }
 
@@ -55,12 +58,19 @@ mod tests {
     fn path_is_passed_on() {
         let settings = parse(&["shifter_config=/a", "shifter_config=/b.toml"]);
         assert_eq!(settings.config(), Path::new("/b.toml"));
-        assert_eq!(settings.config_args(), [Path::new("--config"), Path::new("/b.toml")]);
+        assert_eq!(
+            settings.config_args(),
+            [Path::new("--config"), Path::new("/b.toml")]
+        );
     }
 
     #[test]
     fn strange_arguments_are_kept_for_the_log() {
-        let settings = parse(&["extern_setup=/x", "shifter_config=relative", "shifter_config"]);
+        let settings = parse(&[
+            "extern_setup=/x",
+            "shifter_config=relative",
+            "shifter_config",
+        ]);
         assert_eq!(settings.unknown.len(), 3);
         assert_eq!(settings.config(), Path::new(DEFAULT_PATH));
     }

@@ -3,7 +3,6 @@
 //! The image is resolved here, once, by an unprivileged program; nodes never ask a registry.
 //! Nothing here runs unless the user gave one of our options.
 
-use std::path::Path;
 use std::process::Command;
 
 use serde::Deserialize;
@@ -98,12 +97,16 @@ impl SubmitError {
             Self::Reference { source, .. } => source.hint(),
             Self::Volumes(error) => error.hint(),
             Self::Modules(error) => error.hint(),
-            Self::OtherThanJob { image, .. } => {
-                Some(format!("srun shifter --image={} COMMAND", sanitize::text(image)))
-            }
+            Self::OtherThanJob { image, .. } => Some(format!(
+                "srun shifter --image={} COMMAND",
+                sanitize::text(image)
+            )),
             Self::UsersOwn(image) => {
                 let name = image.strip_prefix("docker:").unwrap_or(image);
-                Some(format!("shifter pull --store=site {}", sanitize::text(name)))
+                Some(format!(
+                    "shifter pull --store=site {}",
+                    sanitize::text(name)
+                ))
             }
             _ => None,
         }
@@ -122,18 +125,29 @@ impl Request {
     /// Checks the options against the site's rules.
     pub fn check(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
         let text = raw.image.as_deref().ok_or(SubmitError::NoImage)?;
-        let image = ImageRef::parse(text, &config.type_rules())
-            .map_err(|source| SubmitError::Reference { text: text.to_owned(), source })?;
+        let image = ImageRef::parse(text, &config.type_rules()).map_err(|source| {
+            SubmitError::Reference {
+                text: text.to_owned(),
+                source,
+            }
+        })?;
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
         let modules = pins::parse_modules(raw.modules.iter().map(String::as_str))?;
         node_setup::modules::check(config, &modules)?;
-        Ok(Self { image, volumes, modules })
+        Ok(Self {
+            image,
+            volumes,
+            modules,
+        })
     }
 
     /// Insists that a step inside a job asks for nothing else than the job was given: the nodes
     /// are ready, and a step cannot change them.
     pub fn agree(&self, job: Option<&Pins>) -> Result<(), SubmitError> {
-        let other = |what| SubmitError::OtherThanJob { what, image: self.image.canonical() };
+        let other = |what| SubmitError::OtherThanJob {
+            what,
+            image: self.image.canonical(),
+        };
         let job = job.ok_or_else(|| other("image"))?;
         if self.image.canonical() != job.request && self.image.image_id() != Some(&job.id) {
             return Err(other("image"));
@@ -148,8 +162,8 @@ impl Request {
     }
 
     /// Resolves the image, pulling it first where the site wants that and it is missing.
-    pub fn resolve(self, config: &Config, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
-        let seconds = config.slurm.submit_pull_timeout_secs;
+    pub fn resolve(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        let seconds = tools.config.slurm.submit_pull_timeout_secs;
         let id = match tools.look_up(&self.image)? {
             Answer::Found(id) => id,
             Answer::Missing(_) if seconds > 0 && self.image.image_id().is_none() => {
@@ -162,7 +176,12 @@ impl Request {
             Answer::Missing(lines) => return Err(SubmitError::Refused { lines }),
         };
         let request = self.image.canonical();
-        Ok(Pins { id, request, volumes: self.volumes, modules: self.modules })
+        Ok(Pins {
+            id,
+            request,
+            volumes: self.volumes,
+            modules: self.modules,
+        })
     }
 }
 
@@ -193,20 +212,34 @@ pub struct Tools<'a> {
 impl Tools<'_> {
     fn look_up(&self, image: &ImageRef) -> Result<Answer, SubmitError> {
         let reference = image.canonical();
-        let mut command = self.command(&self.config.prefix);
+        let mut command = self.command();
         command.args(["lookup", "--json", &reference]);
         let seconds = self.config.slurm.lookup_timeout_secs;
-        let terms = Terms { seconds, own_group: false, shows_stderr: false };
-        let finished = child::run(command, b"", terms)
-            .map_err(|source| SubmitError::Lookup { image: reference.clone(), source })?;
-        let answer = |reason| SubmitError::Answer { image: reference.clone(), reason };
+        let terms = Terms {
+            seconds,
+            own_group: false,
+            shows_stderr: false,
+        };
+        let finished = child::run(command, b"", terms).map_err(|source| SubmitError::Lookup {
+            image: reference.clone(),
+            source,
+        })?;
+        let answer = |reason| SubmitError::Answer {
+            image: reference.clone(),
+            reason,
+        };
         if !finished.status.success() {
-            let lines: Vec<String> = finished.messages(2).iter().map(|line| own_words(line)).collect();
+            let mut lines = finished.messages(2);
+            if let Some(first) = lines.first_mut() {
+                // The user ran sbatch, not the helper: its name says nothing.
+                *first = first.trim_start_matches("shifterimg: ").to_owned();
+            }
             let code = finished.status.code().and_then(ExitCode::from_code);
             return match code {
-                _ if lines.is_empty() => {
-                    Err(answer(format!("shifterimg ended with {}", finished.ending())))
-                }
+                _ if lines.is_empty() => Err(answer(format!(
+                    "shifterimg ended with {}",
+                    finished.ending()
+                ))),
                 Some(ExitCode::Image) => Ok(Answer::Missing(lines)),
                 _ => Err(SubmitError::Refused { lines }),
             };
@@ -222,26 +255,29 @@ impl Tools<'_> {
     fn pull(&self, image: &ImageRef, seconds: u32) -> Result<(), SubmitError> {
         let reference = image.canonical();
         (self.tell)(&format!("shifter: pulling image '{reference}'"));
-        let mut command = self.command(&self.config.prefix);
+        let mut command = self.command();
         command.args(["pull", "--store", "site", &reference]);
-        let terms = Terms { seconds, own_group: false, shows_stderr: true };
-        let failed = |reason| SubmitError::Pull { image: reference.clone(), reason };
+        let terms = Terms {
+            seconds,
+            own_group: false,
+            shows_stderr: true,
+        };
+        let failed = |reason| SubmitError::Pull {
+            image: reference.clone(),
+            reason,
+        };
         let finished =
             child::run(command, b"", terms).map_err(|error| failed(error.to_string()))?;
-        if finished.status.success() { Ok(()) } else { Err(failed(finished.ending())) }
+        if finished.status.success() {
+            Ok(())
+        } else {
+            Err(failed(finished.ending()))
+        }
     }
 
-    fn command(&self, prefix: &Path) -> Command {
-        let mut command = Command::new(Program::Shifterimg.path(prefix));
+    fn command(&self) -> Command {
+        let mut command = Command::new(Program::Shifterimg.path(&self.config.prefix));
         command.args(self.settings.config_args());
         (self.ready)(command)
-    }
-}
-
-/// Puts the user's own word for us in the place of the helper's name.
-fn own_words(line: &str) -> String {
-    match line.strip_prefix("shifterimg: ") {
-        Some(rest) => format!("shifter: {rest}"),
-        None => line.to_owned(),
     }
 }

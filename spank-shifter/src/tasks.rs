@@ -47,7 +47,11 @@ impl NodeState {
         }
         state.failure = state.file(&layout::failure_file(job), FAILURE_LIMIT);
         state.manifest = state.file(&layout::manifest_file(job), manifest::SIZE_LIMIT);
-        state.has_root = layout::job_dir(job).join("roots").join(JOB_ROOT).join("mnt").exists();
+        state.has_root = layout::job_dir(job)
+            .join("roots")
+            .join(JOB_ROOT)
+            .join("mnt")
+            .exists();
         state
     }
 
@@ -69,10 +73,16 @@ impl NodeState {
 pub fn judge(state: &NodeState, job: &JobId, uid: u32, asked: bool) -> Step {
     match (&state.failure, &state.manifest, &state.broken) {
         (_, _, Some(reason)) => refuse(&format!("cannot read the state of job {job}: {reason}")),
-        (Some(message), ..) => Step { refusal: recorded(message), ..Step::default() },
+        (Some(message), ..) => Step {
+            refusal: recorded(message),
+            ..Step::default()
+        },
         (None, Some(bytes), None) => match usable(bytes, job, uid) {
             Ok(_) if !state.has_root => refuse(&format!("the container of job {job} is gone")),
-            Ok(pins) => Step { env: pins.to_env().into(), refusal: Vec::new() },
+            Ok(pins) => Step {
+                env: pins.to_env().into(),
+                refusal: Vec::new(),
+            },
             Err(reason) => refuse(&format!("cannot use the container of job {job}: {reason}")),
         },
         (None, None, None) if asked => refuse(&format!(
@@ -86,29 +96,52 @@ pub fn judge(state: &NodeState, job: &JobId, uid: u32, asked: bool) -> Step {
 /// The verdict where judging itself failed: only jobs of ours may suffer from it.
 pub fn judge_blindly(state: &NodeState, job: &JobId, asked: bool) -> Step {
     let ours = asked || state.failure.is_some() || state.manifest.is_some() || state.has_root;
-    if ours { refuse(&format!("cannot prepare this step of job {job}")) } else { Step::default() }
+    if ours {
+        refuse(&format!("cannot prepare this step of job {job}"))
+    } else {
+        Step::default()
+    }
 }
 
 fn refuse(message: &str) -> Step {
     let refusal = vec![format!("shifter: {}", sanitize::text(message))];
-    Step { env: Vec::new(), refusal }
+    Step {
+        env: Vec::new(),
+        refusal,
+    }
 }
 
 /// Shows what was recorded: the message and, where there is one, the way out.
 fn recorded(message: &[u8]) -> Vec<String> {
-    let mut lines = message.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let message = lines.next().map_or("cannot prepare the job".into(), sanitize::bytes);
-    let hint = lines.next().map(sanitize::bytes).filter(|line| line.starts_with("hint: "));
-    std::iter::once(format!("shifter: {message}")).chain(hint).collect()
+    let mut lines = message
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    let message = lines
+        .next()
+        .map_or("cannot prepare the job".into(), sanitize::bytes);
+    let hint = lines
+        .next()
+        .map(sanitize::bytes)
+        .filter(|line| line.starts_with("hint: "));
+    std::iter::once(format!("shifter: {message}"))
+        .chain(hint)
+        .collect()
 }
 
 fn usable(bytes: &[u8], job: &JobId, uid: u32) -> Result<Pins, String> {
     let manifest = JobManifest::parse(bytes).map_err(|error| report::chain(&error))?;
-    manifest.expect(uid, job).map_err(|error| error.to_string())?;
+    manifest
+        .expect(uid, job)
+        .map_err(|error| error.to_string())?;
     let volumes = manifest.volumes.iter().map(String::as_str);
     let volumes = pins::parse_volumes(volumes).map_err(|error| error.to_string())?;
     let JobManifest { image, modules, .. } = manifest;
-    Ok(Pins { id: image.id, request: image.reference, volumes, modules })
+    Ok(Pins {
+        id: image.id,
+        request: image.reference,
+        volumes,
+        modules,
+    })
 }
 
 #[cfg(test)]
@@ -133,14 +166,24 @@ mod tests {
             job: job(),
             restart: 0,
             user: user.unwrap(),
-            image: ResolvedImage { id: pins.id, reference: pins.request },
+            image: ResolvedImage {
+                id: pins.id,
+                reference: pins.request,
+            },
             volumes: vec![pins.volumes.signature()],
             modules: pins.modules,
-            hosts: vec![HostSlots { name: "n1".into(), slots: 1 }],
+            hosts: vec![HostSlots {
+                name: "n1".into(),
+                slots: 1,
+            }],
             created: 1,
         };
         let manifest = Some(manifest.to_bytes().unwrap());
-        NodeState { manifest, has_root: true, ..NodeState::default() }
+        NodeState {
+            manifest,
+            has_root: true,
+            ..NodeState::default()
+        }
     }
 
     fn refusal(state: &NodeState, asked: bool) -> String {
@@ -153,19 +196,34 @@ mod tests {
     fn tasks_of_a_ready_job_know_their_image() {
         for asked in [true, false] {
             let step = judge(&ready(), &job(), 2001, asked);
-            assert_eq!(step, Step { env: sample().to_env().into(), refusal: Vec::new() });
+            assert_eq!(
+                step,
+                Step {
+                    env: sample().to_env().into(),
+                    refusal: Vec::new()
+                }
+            );
         }
     }
 
     #[test]
     fn a_job_that_never_asked_is_left_alone() {
-        assert_eq!(judge(&NodeState::default(), &job(), 2001, false), Step::default());
-        assert_eq!(judge_blindly(&NodeState::default(), &job(), false), Step::default());
+        assert_eq!(
+            judge(&NodeState::default(), &job(), 2001, false),
+            Step::default()
+        );
+        assert_eq!(
+            judge_blindly(&NodeState::default(), &job(), false),
+            Step::default()
+        );
     }
 
     #[test]
     fn a_recorded_mistake_is_told() {
-        let failed = |text: &[u8]| NodeState { failure: Some(text.to_vec()), ..ready() };
+        let failed = |text: &[u8]| NodeState {
+            failure: Some(text.to_vec()),
+            ..ready()
+        };
         let table: [(&[u8], &str); 4] = [
             (b"cannot find image 'x'", "shifter: cannot find image 'x'"),
             (b"no\nhint: yes\nmore", "shifter: no|hint: yes"),
@@ -181,11 +239,20 @@ mod tests {
     fn never_on_the_host_in_silence() {
         let none = NodeState::default();
         assert!(refusal(&none, true).contains("job 17 has no container on this node"));
-        let gone = NodeState { has_root: false, ..ready() };
+        let gone = NodeState {
+            has_root: false,
+            ..ready()
+        };
         assert!(refusal(&gone, false).contains("the container of job 17 is gone"));
-        let broken = NodeState { broken: Some("not trusted".into()), ..ready() };
+        let broken = NodeState {
+            broken: Some("not trusted".into()),
+            ..ready()
+        };
         assert!(refusal(&broken, false).contains("cannot read the state of job 17: not trusted"));
-        let garbled = NodeState { manifest: Some(b"{".to_vec()), ..ready() };
+        let garbled = NodeState {
+            manifest: Some(b"{".to_vec()),
+            ..ready()
+        };
         assert!(refusal(&garbled, false).contains("cannot use the container of job 17: "));
         assert!(!judge_blindly(&ready(), &job(), false).refusal.is_empty());
         assert!(!judge_blindly(&none, &job(), true).refusal.is_empty());

@@ -20,7 +20,10 @@ pub const fn plugin_version(api: libc::c_long) -> u32 {
         39 => (23, 2),
         later => {
             let half_years = (later - 39) as u32;
-            (23 + half_years / 2, if half_years % 2 == 1 { 11 } else { 5 })
+            (
+                23 + half_years / 2,
+                if half_years % 2 == 1 { 11 } else { 5 },
+            )
         }
     };
     year << 16 | month << 8
@@ -47,13 +50,25 @@ mod tests {
         for (api, major, minor) in table {
             let expected = major << 16 | minor << 8;
             assert_eq!(plugin_version(api << 16), expected, "API {api}");
-            assert_eq!(plugin_version(api << 16 | 2 << 8 | 1), expected, "API {api}.2.1");
+            assert_eq!(
+                plugin_version(api << 16 | 2 << 8 | 1),
+                expected,
+                "API {api}.2.1"
+            );
         }
     }
 
     #[test]
     fn unsupported_releases_refuse_us_themselves() {
-        for api in [libc::c_long::MIN, -1, 0, 37 << 16, (38 << 16) - 1, 256 << 16, libc::c_long::MAX] {
+        for api in [
+            libc::c_long::MIN,
+            -1,
+            0,
+            37 << 16,
+            (38 << 16) - 1,
+            256 << 16,
+            libc::c_long::MAX,
+        ] {
             assert_eq!(plugin_version(api), 0, "{api}");
         }
     }

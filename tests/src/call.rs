@@ -188,11 +188,11 @@ impl Call {
             ]);
         }
         add(&["env"]);
-        if self.user.is_some() {
-            add(&[&format!("PATH={PREFIX}/bin:/usr/local/bin:/usr/bin:/bin")]);
-        }
         if let Some(cwd) = &self.cwd {
             add(&["-C", &cwd.to_string_lossy()]);
+        }
+        if self.user.is_some() {
+            add(&[&format!("PATH={PREFIX}/bin:/usr/local/bin:/usr/bin:/bin")]);
         }
         for (name, value) in &self.env {
             add(&[&format!("{name}={value}")]);

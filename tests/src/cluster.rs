@@ -118,10 +118,8 @@ impl Cluster {
                 .filter(|states| is_all_idle(states))
                 .map(drop))
         };
-        wait_for("idle nodes", 30, all_idle).with_context(|| {
-            let log = fs::read_to_string(format!("{LOGS}/slurmctld.log")).unwrap_or_default();
-            format!("sinfo says {:?}\n{}", self.states(), last_lines(&log, 20))
-        })
+        wait_for("idle nodes", 30, all_idle)
+            .with_context(|| format!("sinfo says {:?}\n{}", self.states(), recent_trouble()))
     }
 
     /// Returns each node's state and the reason given for it, as sinfo shows them.
@@ -186,7 +184,7 @@ impl Node {
         // For people who want to look around: `tests/cluster.sh node n1` reads it.
         fs::create_dir_all(NODES)?;
         fs::write(format!("{NODES}/{name}"), keeper.id().to_string())?;
-        let slurmd = start_slurmd(name, keeper.id())?;
+        let slurmd = start_slurmd(name, keeper.id(), &[])?;
         Ok(Self {
             name: name.into(),
             keeper,
@@ -231,9 +229,14 @@ impl Node {
 
     /// Kills slurmd, leaves the steps alone, and starts it again.
     pub fn restart_slurmd(&mut self) -> Result<()> {
+        self.restart_slurmd_with(&[])
+    }
+
+    /// Does the same and gives the new slurmd more environment.
+    pub fn restart_slurmd_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
         self.slurmd.kill()?;
         self.slurmd.wait()?;
-        self.slurmd = start_slurmd(&self.name, self.keeper.id())?;
+        self.slurmd = start_slurmd(&self.name, self.keeper.id(), env)?;
         Ok(())
     }
 
@@ -258,6 +261,15 @@ impl Node {
             .context("VmRSS")?;
         Ok(value.parse()?)
     }
+}
+
+/// Returns the last lines of Slurm's logs that tell of trouble.
+pub fn recent_trouble() -> String {
+    let pattern = "grep -iE 'shifter|error|fail' /var/log/slurm/slurm*.log | tail -n 30";
+    Call::shell(pattern)
+        .output()
+        .map(|output| output.stdout)
+        .unwrap_or_default()
 }
 
 fn is_all_idle(states: &[String]) -> bool {
@@ -295,11 +307,14 @@ fn start_munged() -> Result<Child> {
     Ok(munged)
 }
 
-fn start_slurmd(name: &str, keeper: u32) -> Result<Child> {
-    Call::new(["slurmd", "-D", "-N", name])
+fn start_slurmd(name: &str, keeper: u32, env: &[(&str, &str)]) -> Result<Child> {
+    let mut call = Call::new(["slurmd", "-D", "-N", name])
         .in_namespaces_of(keeper)
-        .timeout(0)
-        .start(&format!("{LOGS}/slurmd.{name}.out"))
+        .timeout(0);
+    for (key, value) in env {
+        call = call.env(key, *value);
+    }
+    call.start(&format!("{LOGS}/slurmd.{name}.out"))
 }
 
 fn stop(daemon: &mut Child) {

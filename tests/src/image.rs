@@ -98,6 +98,10 @@ impl Recipe {
     pub fn build(self) -> Result<Image> {
         let layout = Path::new(LAYOUTS).join(&self.name);
         let blobs = layout.join("blobs/sha256");
+        // Tests that share a world may each make an image of this name.
+        if layout.exists() {
+            fs::remove_dir_all(&layout)?;
+        }
         fs::create_dir_all(&blobs)?;
         let tree = layout.join("tree");
         self.write_tree(&tree)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::call::{Call, Output, wait_for};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, recent_trouble};
 use crate::world::User;
 
 /// States in which a job still has something to do.
@@ -27,7 +27,7 @@ pub struct Job {
 }
 
 /// What `scontrol show job` says.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct JobInfo(BTreeMap<String, String>);
 
 impl Cluster {
@@ -87,9 +87,14 @@ impl Job {
     /// Waits until the job has ended and all its nodes are free of it.
     pub fn wait(&self) -> Result<JobInfo> {
         wait_for(&format!("the end of job {}", self.id), 90, || {
-            Ok(Some(self.info()?).filter(|info| !UNFINISHED.contains(&info.state())))
+            let info = self.info()?;
+            ensure!(
+                !info.field("Reason").starts_with("launch_failed"),
+                "the node failed"
+            );
+            Ok(Some(info).filter(|info| !UNFINISHED.contains(&info.state())))
         })
-        .with_context(|| format!("{:?}", self.info()))
+        .with_context(|| format!("{:?}\n{}", self.info(), recent_trouble()))
     }
 
     /// Waits until the job is in a state.
@@ -97,7 +102,7 @@ impl Job {
         wait_for(&format!("job {} to be {state}", self.id), 60, || {
             Ok(Some(self.info()?).filter(|info| info.state() == state))
         })
-        .with_context(|| format!("{:?}", self.info()))
+        .with_context(|| format!("{:?}\n{}", self.info(), recent_trouble()))
     }
 
     /// Waits until a line of the job's output contains `text`.
@@ -147,5 +152,16 @@ impl JobInfo {
             self.0
         );
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for JobInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = [
+            "JobId", "JobState", "Reason", "ExitCode", "NodeList", "Restarts",
+        ];
+        f.debug_map()
+            .entries(shown.map(|name| (name, self.field(name))))
+            .finish()
     }
 }

@@ -1,15 +1,18 @@
 //! The product, installed and configured as at a site, under a real Slurm cluster and registry.
 //!
-//! Names: `cluster_*` need the cluster, `image_*` the registry, `install_*` neither. All run as root
-//! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the
-//! other in one.
+//! Names: `cluster_*` need the cluster, `privileged_*` and `install_*` the installed programs alone,
+//! `bench_*` test the bench itself. All run as root in `tests/world.sh`; with cargo-nextest each in a
+//! world of its own, otherwise one after the other in one.
 
 mod bench;
 mod containers;
 mod failures;
+mod faults;
 mod images;
 mod install;
 mod jobs;
 mod mistakes;
+mod node;
+mod selftest;
 mod sharing;
 mod teardown;

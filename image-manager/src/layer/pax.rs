@@ -4,6 +4,8 @@
 use crate::squashfs::Xattr;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// More than the kernel could list; each new one is compared with those before.
+const MAX_XATTRS: usize = 1024;
 const SPARSE: &[u8] = b"GNU.sparse.";
 
 /// What the extended header of one entry says; a record with an empty value says nothing.
@@ -68,6 +70,9 @@ impl Pax {
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         if let Some(name) = key.strip_prefix(XATTR) {
             // Here an empty value is a value: attributes without content are common markers.
+            if self.xattrs.len() == MAX_XATTRS {
+                return Err("it has too many extended attributes");
+            }
             self.xattrs.retain(|(known, _)| known != name);
             self.xattrs.push((name.to_vec(), value.to_vec()));
             return Ok(());
@@ -149,18 +154,28 @@ fn seconds(value: &[u8]) -> Result<i64, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::samples::record;
     use super::*;
     use proptest::prelude::*;
 
     #[test]
     fn keeps_what_matters() {
-        let text = b"22 path=\xff long name\xfe!!\n18 linkpath=target\n12 size=123\n\
-            15 uid=4000000\n30 mtime=1350244992.023960108\n20 comment=whatever\n\
-            28 SCHILY.xattr.user.a=1\n2=\n\n24 SCHILY.xattr.user.b=\n";
-        let pax = parse(text).unwrap();
-        assert_eq!(pax.path.unwrap(), b"\xff long name\xfe!!");
+        let text = [
+            record(b"path", b"\xff long name\xfe"),
+            record(b"linkpath", b"target"),
+            record(b"size", b"123"),
+            record(b"uid", b"4000000"),
+            record(b"mtime", b"1350244992.023960108"),
+            record(b"comment", b"whatever"),
+            record(b"SCHILY.xattr.user.a", b"0"),
+            record(b"SCHILY.xattr.user.a", b"1\n2=\n"),
+            record(b"SCHILY.xattr.user.b", b""),
+        ];
+        let pax = parse(&text.concat()).unwrap();
+        assert_eq!(pax.path.unwrap(), b"\xff long name\xfe");
         assert_eq!(pax.link.unwrap(), b"target");
-        assert_eq!((pax.size, pax.uid, pax.mtime), (Some(123), Some(4_000_000), Some(1350244992)));
+        assert_eq!((pax.size, pax.uid, pax.gid), (Some(123), Some(4_000_000), None));
+        assert_eq!(pax.mtime, Some(1_350_244_992));
         let xattrs: Vec<Xattr> =
             vec![(b"user.a".to_vec(), b"1\n2=\n".to_vec()), (b"user.b".to_vec(), Vec::new())];
         assert_eq!(pax.xattrs, xattrs);
@@ -168,18 +183,22 @@ mod tests {
 
     #[test]
     fn sparse_maps_of_both_old_kinds() {
-        let old = b"22 GNU.sparse.size=99\n23 GNU.sparse.offset=0\n25 GNU.sparse.numbytes=5\n\
-            24 GNU.sparse.offset=90\n25 GNU.sparse.numbytes=9\n";
-        let newer = b"22 GNU.sparse.size=99\n26 GNU.sparse.map=0,5,90,9\n";
-        assert_eq!(parse(old).unwrap(), parse(newer).unwrap());
-        assert_eq!(parse(newer).unwrap().sparse.map, [0, 5, 90, 9]);
-        for bad in [
-            &b"23 GNU.sparse.offset=0\n"[..],
-            b"25 GNU.sparse.numbytes=5\n",
-            b"22 GNU.sparse.map=0,5,\n",
-            b"20 GNU.sparse.map=1\n",
-        ] {
-            assert!(parse(bad).is_err(), "{bad:?}");
+        let rec = |key: &str, value: &str| {
+            record(format!("GNU.sparse.{key}").as_bytes(), value.as_bytes())
+        };
+        let old = [
+            rec("size", "99"),
+            rec("offset", "0"),
+            rec("numbytes", "5"),
+            rec("offset", "90"),
+            rec("numbytes", "9"),
+        ]
+        .concat();
+        let newer = [rec("size", "99"), rec("map", "0,5,90,9")].concat();
+        assert_eq!(parse(&old).unwrap(), parse(&newer).unwrap());
+        assert_eq!(parse(&newer).unwrap().sparse.map, [0, 5, 90, 9]);
+        for bad in [rec("offset", "0"), rec("numbytes", "5"), rec("map", "0,5,"), rec("map", "1")] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }
 
@@ -214,9 +233,7 @@ mod tests {
 
         #[test]
         fn reads_what_a_writer_writes(value in proptest::collection::vec(1u8.., 1..200)) {
-            let body = [b" path=", &value[..], b"\n"].concat();
-            let length = (body.len()..).find(|n| n.to_string().len() + body.len() == *n).unwrap();
-            let text = [length.to_string().as_bytes(), &body].concat();
+            let text = record(b"path", &value);
             prop_assert_eq!(parse(&text).unwrap().path.unwrap(), value);
         }
     }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Extended headers and long names at most; the longest useful ones have some 70 KiB.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// What an extended attribute costs in memory besides its bytes.
+const XATTR_COST: usize = 64;
 /// Longest target of a symbolic link.
 const MAX_TARGET: usize = 4095;
 
@@ -280,6 +282,11 @@ impl LayerReader {
         if normal.is_empty() && kind != EntryKind::Directory {
             return Err(refuse("the root of an image must be a directory"));
         }
+        let target_bytes = match &kind {
+            EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
+            _ => 0,
+        };
+        self.budget.take_name_bytes(normal.len() + target_bytes)?;
         let metadata = self.metadata(&header, &mut pax, &raw)?;
         let kind = match kind {
             EntryKind::File { .. } => {
@@ -315,6 +322,7 @@ impl LayerReader {
             let what = "bytes of extended attributes on one entry";
             return Err(LayerError::Limit { what, limit: limit as u64 });
         }
+        self.budget.take_name_bytes(size + xattrs.len() * XATTR_COST)?;
         Ok(Metadata {
             mode: (header.mode().map_err(malformed)? & 0o7777) as u16,
             uid: id(header.uid(), pax.uid)?,

@@ -4,9 +4,9 @@
 //! pieces are decompressed ahead.
 
 use super::{LayerError, Limits};
+use crate::hash::Hasher;
 use shifter_core::sanitize;
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,7 @@ pub struct Budget {
     limits: Limits,
     bytes: AtomicU64,
     entries: AtomicU64,
+    name_bytes: AtomicU64,
 }
 
 impl Budget {
@@ -32,7 +33,8 @@ impl Budget {
         Arc::new(Self {
             limits: limits.clone(),
             bytes: AtomicU64::new(limits.bytes),
-            entries: AtomicU64::new(limits.entries),
+            entries: AtomicU64::new(limits.entries.into()),
+            name_bytes: AtomicU64::new(limits.name_bytes),
         })
     }
 
@@ -46,8 +48,14 @@ impl Budget {
     }
 
     pub(super) fn take_entry(&self) -> Result<(), LayerError> {
-        let limit = self.limits.entries;
+        let limit = self.limits.entries.into();
         take(&self.entries, 1).ok_or(LayerError::Limit { what: "entries for all layers", limit })
+    }
+
+    pub(super) fn take_name_bytes(&self, count: usize) -> Result<(), LayerError> {
+        let limit = self.limits.name_bytes;
+        let what = "bytes of names and attributes for all layers";
+        take(&self.name_bytes, count as u64).ok_or(LayerError::Limit { what, limit })
     }
 }
 
@@ -120,7 +128,7 @@ pub(super) struct Stream {
     worker: Option<JoinHandle<()>>,
     piece: Vec<u8>,
     used: usize,
-    hasher: Option<Sha256>,
+    hasher: Option<Hasher>,
     budget: Arc<Budget>,
     /// Bytes that this layer may still have because of its compression ratio.
     allowed: u64,
@@ -157,7 +165,7 @@ impl Stream {
             worker: Some(worker),
             piece: Vec::new(),
             used: 0,
-            hasher: verify.then(Sha256::new),
+            hasher: verify.then(|| Hasher::Sha256(Sha256::new())),
             budget,
             allowed: ratio_limit,
             ratio_limit,
@@ -239,7 +247,7 @@ impl Stream {
             }
             self.consume(count);
         }
-        Ok(self.hasher.take().map(|hasher| digest(&hasher.finalize())))
+        Ok(self.hasher.take().map(Hasher::finish))
     }
 }
 
@@ -251,13 +259,6 @@ impl Drop for Stream {
             let _ = worker.join();
         }
     }
-}
-
-fn digest(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // writing to a string cannot fail
-        text
-    })
 }
 
 /// The worker: sends pieces until the blob ends, something fails or nobody listens.

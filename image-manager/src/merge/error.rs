@@ -23,6 +23,12 @@ pub enum MergeError {
         /// The entry, or the directory that it needs.
         path: String,
     },
+    /// The image has too many files.
+    #[error("the layers have more than {limit} files and directories")]
+    TooMany {
+        /// How many are allowed.
+        limit: usize,
+    },
     /// A hard link's target does not exist.
     #[error("entry '{path}' is a hard link to '{target}', which does not exist")]
     LinkTargetMissing {

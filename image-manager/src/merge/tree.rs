@@ -65,8 +65,12 @@ struct Child {
 /// All nodes; those that nothing refers to any more stay until the end.
 pub(super) struct Nodes {
     nodes: Vec<Node>,
+    limit: usize,
     /// Counted from 1.
     layer: u32,
+    /// The last path given to `make_directory` and its result, for as long as nothing on any
+    /// path was replaced: neighbours in an archive mostly share their directory.
+    last_made: Option<(Vec<u8>, NodeId)>,
 }
 
 /// A name on the way to a place, and its node if there is one yet.
@@ -76,20 +80,23 @@ struct Step<'a> {
 }
 
 impl Nodes {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limit: u32) -> Self {
         let root = Node { kind: NodeKind::Directory(Directory::default()), metadata: implied() };
-        Self { nodes: vec![root], layer: 0 }
+        Self { nodes: vec![root], limit: limit as usize, layer: 0, last_made: None }
     }
 
     pub(super) fn start_layer(&mut self) {
         self.layer += 1;
+        self.last_made = None;
     }
 
-    pub(super) fn add(&mut self, node: Node) -> NodeId {
-        // An entry makes at most as many nodes as its path has names; limits keep both low.
-        let id = NodeId(self.nodes.len() as u32);
+    pub(super) fn add(&mut self, node: Node) -> Result<NodeId, MergeError> {
+        if self.nodes.len() > self.limit {
+            return Err(MergeError::TooMany { limit: self.limit });
+        }
+        let id = NodeId(self.nodes.len() as u32); // the limit is one of 32 bits
         self.nodes.push(node);
-        id
+        Ok(id)
     }
 
     pub(super) fn set_metadata(&mut self, node: NodeId, metadata: Metadata) {
@@ -191,6 +198,11 @@ impl Nodes {
         path: &[u8],
         path_bytes: usize,
     ) -> Result<NodeId, MergeError> {
+        if let Some((last, node)) = &self.last_made {
+            if last == path {
+                return Ok(*node);
+            }
+        }
         let steps = self.walk(path)?;
         let length: usize = steps.iter().map(|step| step.name.len() + 1).sum();
         if length > path_bytes || steps.iter().any(|step| step.name.len() > MAX_NAME) {
@@ -204,16 +216,17 @@ impl Nodes {
                 None => self.add(Node {
                     kind: NodeKind::Directory(Directory::default()),
                     metadata: implied(),
-                }),
+                })?,
             };
             self.put(here, &name, node);
             here = node;
         }
+        self.last_made = Some((path.to_vec(), here));
         Ok(here)
     }
 
     /// Puts a directory at a name: one that is there keeps its contents.
-    pub(super) fn put_directory(&mut self, parent: NodeId, name: &[u8], metadata: Metadata) {
+    pub(super) fn put_directory(&mut self, parent: NodeId, name: &[u8], metadata: Metadata) -> Result<(), MergeError> {
         let existing = self.child(parent, name).map(|child| child.node);
         let node = match existing.filter(|&node| self.directory(node).is_some()) {
             Some(node) => {
@@ -222,27 +235,32 @@ impl Nodes {
             }
             None => {
                 let kind = NodeKind::Directory(Directory::default());
-                self.add(Node { kind, metadata })
+                self.add(Node { kind, metadata })?
             }
         };
         self.put(parent, name, node);
+        Ok(())
     }
 
     /// Puts a node at a name, in place of whatever was there.
     pub(super) fn put(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
         let layer = self.layer;
         let Some(directory) = self.directory_mut(parent) else { return };
-        match directory.names.get_mut(name) {
-            Some(child) => *child = Child { node, layer },
-            None => {
-                directory.names.insert(name.to_vec(), Child { node, layer });
+        let child = Child { node, layer };
+        if let Some(known) = directory.names.get_mut(name) {
+            let old = std::mem::replace(known, child);
+            if old.node != node {
+                self.last_made = None;
             }
+        } else {
+            directory.names.insert(name.to_vec(), child);
         }
     }
 
     /// Hides what lower layers have at a name. What the current layer has there stays.
     pub(super) fn hide(&mut self, parent: NodeId, name: &[u8]) {
         let Some(child) = self.child(parent, name) else { return };
+        self.last_made = None;
         if child.layer == self.layer {
             self.hide_contents(child.node);
         } else if let Some(directory) = self.directory_mut(parent) {
@@ -253,6 +271,7 @@ impl Nodes {
     /// Hides what lower layers have in a directory and everything below it.
     pub(super) fn hide_contents(&mut self, node: NodeId) {
         let layer = self.layer;
+        self.last_made = None;
         let mut waiting = vec![node];
         while let Some(node) = waiting.pop() {
             let Some(directory) = self.directory_mut(node) else { continue };
@@ -296,6 +315,48 @@ impl Merged {
             }
         }
         sources
+    }
+
+    /// One line for each path: kind, source or target, attributes, and the first path of the
+    /// same inode.
+    #[cfg(test)]
+    pub(super) fn listing(&self) -> BTreeMap<String, String> {
+        let mut lines = BTreeMap::new();
+        let mut first = BTreeMap::new();
+        self.list(NodeId::ROOT, "", &mut lines);
+        for (path, (node, _)) in &lines {
+            first.entry(*node).or_insert_with(|| path.clone());
+        }
+        lines
+            .into_iter()
+            .map(|(path, (node, line))| (path, format!("{line} ={}", first[&node])))
+            .collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_nodes(self) -> impl Iterator<Item = Metadata> {
+        self.nodes.nodes.into_iter().map(|node| node.metadata)
+    }
+
+    #[cfg(test)]
+    fn list(&self, node: NodeId, path: &str, lines: &mut BTreeMap<String, (NodeId, String)>) {
+        let Node { kind, metadata } = &self.nodes.nodes[node.at()];
+        let what = match kind {
+            NodeKind::Directory(directory) => {
+                for (name, child) in &directory.names {
+                    let path = format!("{path}/{}", String::from_utf8_lossy(name));
+                    self.list(child.node, &path, lines);
+                }
+                "dir".to_owned()
+            }
+            NodeKind::File { source, .. } => format!("file {}:{}", source.layer, source.entry),
+            NodeKind::Symlink(target) => format!("-> {}", String::from_utf8_lossy(target)),
+            NodeKind::CharDevice { major, minor } => format!("char {major}:{minor}"),
+            NodeKind::BlockDevice { major, minor } => format!("block {major}:{minor}"),
+            NodeKind::Fifo => "fifo".to_owned(),
+        };
+        let line = format!("{what} {:o} {}", metadata.mode, metadata.uid);
+        lines.insert(path.to_owned(), (node, line));
     }
 
     /// The tree for the writer and the number of its names; `data` gives what was written for a

@@ -22,11 +22,6 @@ use super::address::Address;
 use super::error::RegistryError;
 use super::proxy::Proxies;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time in which something must arrive.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
-/// What must have arrived in that time: a server that trickles is as good as dead.
-const PROGRESS_BYTES: u64 = 16 << 10;
 const REDIRECTS: usize = 5;
 /// Bytes read of a body that explains an error.
 const MESSAGE_LIMIT: u64 = 64 << 10;
@@ -39,6 +34,23 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// How long a server may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// Time for a name to be resolved, and for a connection to be made.
+    connect: Duration,
+    /// Time in which something must arrive.
+    progress: Duration,
+    /// What must have arrived in that time: a server that trickles is as good as dead.
+    bytes: u64,
+}
+
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(10),
+    progress: Duration::from_secs(60),
+    bytes: 16 << 10,
+};
+
 /// Makes requests under the site's rules.
 pub(super) struct Http {
     registries: BTreeMap<String, Registry>,
@@ -46,6 +58,7 @@ pub(super) struct Http {
     /// One agent per origin: its certificates and its proxy are its own.
     agents: Mutex<HashMap<String, Agent>>,
     system_roots: OnceLock<RootCerts>,
+    patience: Patience,
 }
 
 /// An answer whose body has not been read yet.
@@ -53,12 +66,14 @@ pub(super) struct Answer {
     /// Where it came from, after redirects.
     pub address: Address,
     response: Response<Body>,
+    patience: Patience,
 }
 
 impl Http {
     /// Takes the site's registries and the proxies of the environment.
     pub fn new(registries: BTreeMap<String, Registry>, proxies: Proxies) -> Self {
-        Self { registries, proxies, agents: Mutex::default(), system_roots: OnceLock::new() }
+        let (agents, system_roots) = (Mutex::default(), OnceLock::new());
+        Self { registries, proxies, agents, system_roots, patience: PATIENCE }
     }
 
     /// Finds the configuration of `host:port`, or of `host` where the port is the default.
@@ -97,9 +112,9 @@ impl Http {
             if let Some(value) = authorization {
                 request = request.header("Authorization", value);
             }
-            let response = request.call().map_err(|error| failed(&address, error))?;
+            let response = request.call().map_err(|error| self.failed(&address, error))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { address, response });
+                return Ok(Answer { address, response, patience: self.patience });
             }
             let location = response.headers().get("location").and_then(|v| v.to_str().ok());
             let target = address.join(location.unwrap_or_default()).ok_or_else(|| {
@@ -140,15 +155,30 @@ impl Http {
             .proxy(self.proxies.choose(address)?)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("shifter/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(PROGRESS_TIMEOUT))
-            .timeout_per_read(Some(PROGRESS_TIMEOUT))
-            .timeout_per_write(Some(PROGRESS_TIMEOUT))
+            .timeout_resolve(Some(self.patience.connect))
+            .timeout_connect(Some(self.patience.connect))
+            .timeout_recv_response(Some(self.patience.progress))
+            .timeout_per_read(Some(self.patience.progress))
+            .timeout_per_write(Some(self.patience.progress))
             .build()
             .into();
         agents.insert(key, agent.clone());
         Ok(agent)
+    }
+
+    /// Names a failed request.
+    fn failed(&self, address: &Address, error: ureq::Error) -> RegistryError {
+        let address = address.to_string();
+        let (connect, progress) = (self.patience.connect.as_secs(), self.patience.progress.as_secs());
+        let waited = match error {
+            ureq::Error::Timeout(Timeout::Resolve) => {
+                format!("its name was not resolved within {connect} s")
+            }
+            ureq::Error::Timeout(Timeout::Connect) => format!("no connection within {connect} s"),
+            ureq::Error::Timeout(_) => format!("nothing arrived for {progress} s"),
+            error => return RegistryError::Unreachable { address, source: Box::new(error) },
+        };
+        RegistryError::Stalled { address, waited }
     }
 }
 
@@ -201,7 +231,8 @@ impl Answer {
 
     /// Returns the body as a stream that fails when the other side stops sending.
     pub fn into_body(self) -> impl Read {
-        Paced { inner: self.response.into_body().into_reader(), since: Instant::now(), bytes: 0 }
+        let inner = self.response.into_body().into_reader();
+        Paced { inner, since: Instant::now(), bytes: 0, patience: self.patience }
     }
 }
 
@@ -210,34 +241,19 @@ struct Paced<R> {
     inner: R,
     since: Instant,
     bytes: u64,
+    patience: Patience,
 }
 
 impl<R: Read> Read for Paced<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.bytes += count as u64;
-        if self.bytes >= PROGRESS_BYTES {
+        if self.bytes >= self.patience.bytes {
             (self.since, self.bytes) = (Instant::now(), 0);
-        } else if count > 0 && self.since.elapsed() > PROGRESS_TIMEOUT {
+        } else if count > 0 && self.since.elapsed() > self.patience.progress {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(count)
-    }
-}
-
-/// Names a failed request.
-fn failed(address: &Address, error: ureq::Error) -> RegistryError {
-    let address = address.to_string();
-    match error {
-        ureq::Error::Timeout(which) => {
-            let waited = match which {
-                Timeout::Resolve => "no answer from the name service within 10 s",
-                Timeout::Connect => "no connection within 10 s",
-                _ => "nothing arrived within 60 s",
-            };
-            RegistryError::Stalled { address, waited: waited.into() }
-        }
-        error => RegistryError::Unreachable { address, source: Box::new(error) },
     }
 }
 
@@ -250,7 +266,7 @@ pub(super) fn broke_off(address: &Address, error: io::Error) -> RegistryError {
             .is_some_and(|inner| matches!(inner, ureq::Error::Timeout(_)));
     let address = address.to_string();
     if timed_out {
-        let waited = "the transfer made no progress for 60 s".into();
+        let waited = "the transfer made no progress".into();
         return RegistryError::Stalled { address, waited };
     }
     RegistryError::BrokeOff { address, source: error }
@@ -324,6 +340,50 @@ mod tests {
         for (body, expect) in table {
             assert_eq!(explanation(body.as_bytes()).as_deref(), expect, "{body}");
         }
+    }
+
+    /// Serves one connection with `answer`, which gets the stream after the request.
+    fn server(answer: impl FnOnce(std::net::TcpStream) + Send + 'static) -> (Http, Address) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            answer(stream);
+        });
+        let plain = Registry { plain_http: true, ca_file: None };
+        let mut http = Http::new([(host.clone(), plain)].into(), Proxies::default());
+        http.patience.progress = Duration::from_millis(300);
+        (http, Address::parse(&format!("http://{host}/")).unwrap())
+    }
+
+    #[test]
+    fn a_server_that_stalls_is_given_up() {
+        use std::io::Write;
+        let pause = |ms| std::thread::sleep(Duration::from_millis(ms));
+        let silent = move |_stream| pause(3000);
+        let (http, address) = server(silent);
+        let begin = Instant::now();
+        let error = http.get(&address, "*/*", None).err().unwrap();
+        assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
+
+        let stops = move |mut stream: std::net::TcpStream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx").unwrap();
+            pause(3000);
+        };
+        let trickles = move |mut stream: std::net::TcpStream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n").unwrap();
+            while stream.write_all(b"x").is_ok() {
+                pause(20);
+            }
+        };
+        for answer in [Box::new(stops) as Box<dyn FnOnce(_) + Send>, Box::new(trickles)] {
+            let (http, address) = server(answer);
+            let answer = http.get(&address, "*/*", None).unwrap();
+            let error = answer.read("it", 1 << 20).unwrap_err();
+            assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
+        }
+        assert!(begin.elapsed() < Duration::from_millis(2500));
     }
 
     #[test]

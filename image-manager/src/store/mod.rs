@@ -21,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use shifter_core::ids::ImageId;
-use shifter_core::meta::ImageMeta;
+use shifter_core::meta::{self, ImageMeta};
 use shifter_core::reference::{ImageRef, TypeRules};
 use shifter_core::store::{self as layout, IndexEntry};
 
@@ -30,9 +30,6 @@ use crate::files;
 pub(crate) use error::is_full;
 pub use error::{StoreError, megabytes};
 pub use write::{ImageLock, Removed};
-
-/// Bytes that a `.meta` file may have.
-const META_LIMIT: u64 = 1 << 20;
 
 /// Whose store it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,7 +280,7 @@ impl Store {
     /// Reads an image's metadata; what may not be read is as good as missing.
     fn meta(&self, id: &ImageId) -> Result<Option<ImageMeta>, StoreError> {
         let name = layout::meta_file(id);
-        let bytes = match files::read(&self.dir, &name, META_LIMIT) {
+        let bytes = match files::read(&self.dir, &name, meta::SIZE_LIMIT as u64) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),

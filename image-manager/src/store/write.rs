@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
@@ -178,12 +178,12 @@ impl Store {
         done.and_then(|value| cleared.map(|()| value))
     }
 
-    fn unlink(&self, name: &str) -> Result<(), StoreError> {
-        files::remove(&self.dir, name).map_err(StoreError::io("remove", &self.path.join(name)))?;
-        let folder = Path::new(name).parent().and_then(Path::to_str).filter(|f| !f.is_empty());
-        files::open_subdir(&self.dir, folder.unwrap_or("."))
-            .and_then(files::sync)
-            .map_err(StoreError::io("sync", &self.path))
+    /// Removes a file at a path below the store, durably.
+    fn unlink(&self, path: &str) -> Result<(), StoreError> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+        files::open_subdir(&self.dir, folder)
+            .and_then(|dir| files::remove(&dir, name).and_then(|()| files::sync(dir)))
+            .map_err(StoreError::io("remove", &self.path.join(path)))
     }
 
     fn failed(
@@ -215,7 +215,7 @@ impl Store {
     }
 
     fn image_mode(&self, meta: &ImageMeta) -> u32 {
-        if meta.user_acl.is_empty() && meta.group_acl.is_empty() { self.public_mode() } else { 0o600 }
+        if meta.is_public() { self.public_mode() } else { 0o600 }
     }
 }
 
@@ -268,11 +268,10 @@ impl ImageLock<'_> {
 
     /// Lets more users see an image that is there: `wanted` is who may see it from now on.
     pub fn widen(&self, found: &ImageMeta, wanted: &ImageMeta) -> Result<(), StoreError> {
-        let is_public = |meta: &ImageMeta| meta.user_acl.is_empty() && meta.group_acl.is_empty();
         let mut meta = found.clone();
-        if is_public(found) {
+        if found.is_public() {
             return Ok(());
-        } else if is_public(wanted) {
+        } else if wanted.is_public() {
             (meta.user_acl, meta.group_acl) = (Vec::new(), Vec::new());
         } else {
             meta.user_acl.extend(&wanted.user_acl);

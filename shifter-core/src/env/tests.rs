@@ -5,11 +5,15 @@ use proptest::prelude::*;
 use super::*;
 
 fn pairs(list: &[(&str, &str)]) -> Vec<Pair> {
-    list.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+    list.iter()
+        .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+        .collect()
 }
 
 fn map(list: &[(&str, &str)]) -> BTreeMap<String, String> {
-    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    list.iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn nothing(site: &EnvChanges) -> EnvSources<'_> {
@@ -28,10 +32,14 @@ fn nothing(site: &EnvChanges) -> EnvSources<'_> {
 fn each_source_wins_over_those_before() {
     // Every source sets its own variable and all that the later ones set as well.
     let layer = |from: usize, value: &str| -> Vec<Pair> {
-        (from..8).map(|n| (format!("V{n}").into_bytes(), value.into())).collect()
+        (from..8)
+            .map(|n| (format!("V{n}").into_bytes(), value.into()))
+            .collect()
     };
     let changes = |from: usize, value: &str| EnvChanges {
-        set: (from..8).map(|n| (format!("V{n}"), value.to_owned())).collect(),
+        set: (from..8)
+            .map(|n| (format!("V{n}"), value.to_owned()))
+            .collect(),
         ..EnvChanges::default()
     };
     let (image, file, options) = (layer(1, "image"), layer(2, "file"), layer(3, "option"));
@@ -57,7 +65,10 @@ fn each_source_wins_over_those_before() {
         ("V7", "always"),
     ];
     assert_eq!(compose(layer(0, "caller"), &sources), pairs(&expected));
-    let cleared = EnvSources { clear: true, ..sources };
+    let cleared = EnvSources {
+        clear: true,
+        ..sources
+    };
     assert_eq!(compose(layer(0, "caller"), &cleared), pairs(&expected[1..]));
 }
 
@@ -65,8 +76,18 @@ fn each_source_wins_over_those_before() {
 fn changes_set_append_prepend_and_unset_in_order() {
     let module = EnvChanges {
         set: map(&[("NEW", "n"), ("GONE", "set")]),
-        append: map(&[("PATH", "/m/bin"), ("NEW", "a"), ("ONLY_A", "a"), ("EMPTY", "e")]),
-        prepend: map(&[("PATH", "/m/first"), ("NEW", "p"), ("ONLY_P", "p"), ("EMPTY", "")]),
+        append: map(&[
+            ("PATH", "/m/bin"),
+            ("NEW", "a"),
+            ("ONLY_A", "a"),
+            ("EMPTY", "e"),
+        ]),
+        prepend: map(&[
+            ("PATH", "/m/first"),
+            ("NEW", "p"),
+            ("ONLY_P", "p"),
+            ("EMPTY", ""),
+        ]),
         unset: vec!["GONE".into(), "HOME".into(), "NEVER_THERE".into()],
     };
     let site = EnvChanges {
@@ -76,7 +97,10 @@ fn changes_set_append_prepend_and_unset_in_order() {
         unset: vec!["NEW".into()],
     };
     let caller = pairs(&[("PATH", "/bin"), ("HOME", "/home/a"), ("EMPTY", "")]);
-    let sources = EnvSources { modules: &[&module], ..nothing(&site) };
+    let sources = EnvSources {
+        modules: &[&module],
+        ..nothing(&site)
+    };
     let expected = [
         ("EMPTY", "e"),
         ("GONE", "back"),
@@ -92,21 +116,63 @@ fn changes_set_append_prepend_and_unset_in_order() {
 fn callers_variables_that_never_enter() {
     let site = EnvChanges::default();
     let dropped = [
-        "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_", "RTLD_X", "TMPDIR", "GCONV_PATH",
-        "GLIBC_TUNABLES", "LOCPATH", "HOSTALIASES", "RES_OPTIONS", "TZDIR", "MALLOC_TRACE",
-        "LESSOPEN", "LESSCLOSE", "BASH_ENV", "PROMPT_COMMAND", "SSH_ASKPASS",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "LD_AUDIT",
+        "LD_",
+        "RTLD_X",
+        "TMPDIR",
+        "GCONV_PATH",
+        "GLIBC_TUNABLES",
+        "LOCPATH",
+        "HOSTALIASES",
+        "RES_OPTIONS",
+        "TZDIR",
+        "MALLOC_TRACE",
+        "LESSOPEN",
+        "LESSCLOSE",
+        "BASH_ENV",
+        "PROMPT_COMMAND",
+        "SSH_ASKPASS",
     ];
-    let kept = ["LDFLAGS", "LD", "TMP", "TMPDIR_", "LESS", "MALLOC_CONF", "TZ", "ld_preload", "BASH_ENVX"];
+    let kept = [
+        "LDFLAGS",
+        "LD",
+        "TMP",
+        "TMPDIR_",
+        "LESS",
+        "MALLOC_CONF",
+        "TZ",
+        "ld_preload",
+        "BASH_ENVX",
+    ];
     for name in dropped {
-        assert_eq!(compose(pairs(&[(name, "x")]), &nothing(&site)), [], "{name}");
+        assert_eq!(
+            compose(pairs(&[(name, "x")]), &nothing(&site)),
+            [],
+            "{name}"
+        );
         // Everyone else may set it.
         let given = pairs(&[(name, "x")]);
         for sources in [
-            EnvSources { image: &given, ..nothing(&site) },
-            EnvSources { file: &given, ..nothing(&site) },
-            EnvSources { options: &given, ..nothing(&site) },
+            EnvSources {
+                image: &given,
+                ..nothing(&site)
+            },
+            EnvSources {
+                file: &given,
+                ..nothing(&site)
+            },
+            EnvSources {
+                options: &given,
+                ..nothing(&site)
+            },
         ] {
-            assert_eq!(compose(pairs(&[(name, "caller")]), &sources), given, "{name}");
+            assert_eq!(
+                compose(pairs(&[(name, "caller")]), &sources),
+                given,
+                "{name}"
+            );
         }
     }
     for name in kept {
@@ -122,9 +188,19 @@ fn callers_variables_that_never_enter() {
 #[test]
 fn odd_variables() {
     let site = EnvChanges::default();
-    let caller = pairs(&[("", "x"), ("A=B", "x"), ("N\0", "x"), ("V", "a\0b"), ("A", "1"), ("A", "2")]);
+    let caller = pairs(&[
+        ("", "x"),
+        ("A=B", "x"),
+        ("N\0", "x"),
+        ("V", "a\0b"),
+        ("A", "1"),
+        ("A", "2"),
+    ]);
     let image = pairs(&[("I", "1"), ("I", "2"), ("", "x")]);
-    let sources = EnvSources { image: &image, ..nothing(&site) };
+    let sources = EnvSources {
+        image: &image,
+        ..nothing(&site)
+    };
     assert_eq!(compose(caller, &sources), pairs(&[("A", "1"), ("I", "2")]));
     // The first of two counts even where it is dropped.
     let caller = pairs(&[("ENV", "/x"), ("ENV", "production")]);
@@ -135,9 +211,15 @@ fn odd_variables() {
 
 #[test]
 fn files() {
-    let text = b"# comment\n\n  \t\nA=1\n  B= 2 \nC=\n\t# another\nD=\"x y\" 'z'\r\nE=a=b#c\nF=\xff";
-    let mut expected =
-        pairs(&[("A", "1"), ("B", " 2 "), ("C", ""), ("D", "\"x y\" 'z'"), ("E", "a=b#c")]);
+    let text =
+        b"# comment\n\n  \t\nA=1\n  B= 2 \nC=\n\t# another\nD=\"x y\" 'z'\r\nE=a=b#c\nF=\xff";
+    let mut expected = pairs(&[
+        ("A", "1"),
+        ("B", " 2 "),
+        ("C", ""),
+        ("D", "\"x y\" 'z'"),
+        ("E", "a=b#c"),
+    ]);
     expected.push((b"F".to_vec(), b"\xff".to_vec()));
     assert_eq!(parse_file(text), Ok(expected));
     assert_eq!(parse_file(b""), Ok(Vec::new()));
@@ -152,10 +234,16 @@ fn files() {
     ];
     for (bytes, line, rule) in table {
         let error = parse_file(bytes).expect_err(rule).to_string();
-        assert!(error.contains(&format!("line {line} ")) && error.contains(rule), "{error}");
+        assert!(
+            error.contains(&format!("line {line} ")) && error.contains(rule),
+            "{error}"
+        );
         assert!(!error.contains("SECRET"), "{error}");
     }
-    assert_eq!(parse_file(&vec![b'\n'; FILE_LIMIT + 1]), Err(EnvError::FileTooLarge));
+    assert_eq!(
+        parse_file(&vec![b'\n'; FILE_LIMIT + 1]),
+        Err(EnvError::FileTooLarge)
+    );
     assert!(parse_file(&vec![b'\n'; FILE_LIMIT]).is_ok());
 }
 
@@ -191,18 +279,32 @@ fn changes_of_a_configuration() {
     let text = "set = { A = '1' }\nappend = { PATH = '/x' }\nunset = ['B']\n";
     let changes: EnvChanges = toml::from_str(text).unwrap();
     assert_eq!(changes.set, map(&[("A", "1")]));
-    assert_eq!((changes.append, changes.unset), (map(&[("PATH", "/x")]), vec!["B".to_owned()]));
-    assert_eq!(toml::from_str::<EnvChanges>("").unwrap(), EnvChanges::default());
+    assert_eq!(
+        (changes.append, changes.unset),
+        (map(&[("PATH", "/x")]), vec!["B".to_owned()])
+    );
+    assert_eq!(
+        toml::from_str::<EnvChanges>("").unwrap(),
+        EnvChanges::default()
+    );
     let bad = [
         ("sett = {}", "unknown field"),
         ("set = { '' = 'x' }", "variable '' has no name"),
-        ("set = { 'A=B' = 'x' }", "variable 'A=B' has '=' in its name"),
-        ("prepend = { A = \"a\\u0000\" }", "variable 'A' contains a NUL byte"),
+        (
+            "set = { 'A=B' = 'x' }",
+            "variable 'A=B' has '=' in its name",
+        ),
+        (
+            "prepend = { A = \"a\\u0000\" }",
+            "variable 'A' contains a NUL byte",
+        ),
         ("unset = ['']", "variable '' has no name"),
         ("append = { A = 1 }", "invalid type"),
     ];
     for (text, message) in bad {
-        let error = toml::from_str::<EnvChanges>(text).expect_err(text).to_string();
+        let error = toml::from_str::<EnvChanges>(text)
+            .expect_err(text)
+            .to_string();
         assert!(error.contains(message), "{text}: {error}");
     }
 }

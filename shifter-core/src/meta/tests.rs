@@ -18,7 +18,11 @@ fn sample() -> ImageMeta {
         entry: Some(strings(&["/bin/sh", "-c", "it's \"x\"\n"])),
         cmd: Some(Vec::new()),
         workdir: Some(b"/work dir".to_vec()),
-        env: vec![pair("PATH", "/usr/bin:/bin"), pair("EMPTY", ""), pair("A", " b=c: d ")],
+        env: vec![
+            pair("PATH", "/usr/bin:/bin"),
+            pair("EMPTY", ""),
+            pair("A", " b=c: d "),
+        ],
         volumes: strings(&["/data", "/x y"]),
         user: Some(b"nobody:nogroup".to_vec()),
         user_acl: vec![1000, 0],
@@ -65,8 +69,14 @@ fn reads_what_gateways_wrote() {
     let meta = ImageMeta::parse(text).unwrap();
     assert_eq!(meta.entry, Some(strings(&["/bin/sh", "-c", "café 日"])));
     assert_eq!(meta.cmd, Some(strings(&["a b", "it's", "x\\y\n"])));
-    assert_eq!((meta.workdir, meta.user_acl, meta.group_acl), (None, vec![1000, 1001], vec![]));
-    assert_eq!(meta.env, [pair("A", "b"), (b"RAW".to_vec(), b"\xff\xfe".to_vec())]);
+    assert_eq!(
+        (meta.workdir, meta.user_acl, meta.group_acl),
+        (None, vec![1000, 1001], vec![])
+    );
+    assert_eq!(
+        meta.env,
+        [pair("A", "b"), (b"RAW".to_vec(), b"\xff\xfe".to_vec())]
+    );
 
     let meta = ImageMeta::parse(b"FORMAT:ext4\nENTRY: /bin/my app\nCMD: None").unwrap();
     assert_eq!((meta.format.as_str(), meta.cmd), ("ext4", None));
@@ -82,25 +92,55 @@ fn lists_of_arguments() {
         ("[\"a\",\"b\"]", &["a", "b"]),
         ("[ 'a' , u\"b\" ]", &["a", "b"]),
         ("[b'a']", &["a"]),
-        ("[\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\"]", &["\"\\/\u{8}\u{c}\n\r\té"]),
+        (
+            "[\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\"]",
+            &["\"\\/\u{8}\u{c}\n\r\té"],
+        ),
         ("[\"\\ud83d\\ude00\"]", &["😀"]),
         ("['\\U0001f600\\'\\a\\v\\x41']", &["😀'\u{7}\u{b}A"]),
         ("[\"a, 'b'] \"]", &["a, 'b'] "]),
     ];
     for (text, expected) in good {
-        assert_eq!(list::parse(text.as_bytes()), Some(strings(expected)), "{text}");
+        assert_eq!(
+            list::parse(text.as_bytes()),
+            Some(strings(expected)),
+            "{text}"
+        );
     }
     let bad = [
-        "", "[", "]", "[\"a\"", "[\"a", "[\"a\",]", "[,\"a\"]", "[\"a\" \"b\"]", "[1]", "[null]",
-        "[\"a\"]x", "[[\"a\"]]", "[\"\\q\"]", "[\"\\u12\"]", "[\"\\ud83d\"]", "[\"\\ud83d\\n\"]",
-        "[\"\\udc00\"]", "['\\U00110000']", "[\"\\u0000\"]", "['\\x00']", "[uu'a']", "{\"a\":1}",
-        "[\"\\ud83d\\u0041\"]", "['\\Uffffffff']",
+        "",
+        "[",
+        "]",
+        "[\"a\"",
+        "[\"a",
+        "[\"a\",]",
+        "[,\"a\"]",
+        "[\"a\" \"b\"]",
+        "[1]",
+        "[null]",
+        "[\"a\"]x",
+        "[[\"a\"]]",
+        "[\"\\q\"]",
+        "[\"\\u12\"]",
+        "[\"\\ud83d\"]",
+        "[\"\\ud83d\\n\"]",
+        "[\"\\udc00\"]",
+        "['\\U00110000']",
+        "[\"\\u0000\"]",
+        "['\\x00']",
+        "[uu'a']",
+        "{\"a\":1}",
+        "[\"\\ud83d\\u0041\"]",
+        "['\\Uffffffff']",
     ];
     for text in bad {
         assert_eq!(list::parse(text.as_bytes()), None, "{text}");
     }
     // A byte that is not UTF-8, as Python names it and as it is.
-    assert_eq!(list::parse(b"['\\udcff', \"\xff\"]"), Some(vec![vec![0xff], vec![0xff]]));
+    assert_eq!(
+        list::parse(b"['\\udcff', \"\xff\"]"),
+        Some(vec![vec![0xff], vec![0xff]])
+    );
 }
 
 #[test]
@@ -113,26 +153,53 @@ fn refused() {
         (b"FORMAT: \n", "format '' is not"),
         (b"FORMAT: squashfs \n", "format 'squashfs ' is not"),
         (b"FORMAT: \xff\n", "is not 1 to 16"),
-        (b"FORMAT: squashfs\nFORMAT: xfs\n", "line 2 of the image's metadata is a second FORMAT"),
+        (
+            b"FORMAT: squashfs\nFORMAT: xfs\n",
+            "line 2 of the image's metadata is a second FORMAT",
+        ),
         (b"FORMAT: a\nUSERACL: 1\nENV: A=b\nUSERACL: 2\n", "line 4"),
         (b"FORMAT: a\nGROUPACL: 1\nGROUPACL: \n", "a second GROUPACL"),
-        (b"FORMAT: a\nUSERACL: 1,x\n", "USERACL '1,x' in the image's metadata is not a list"),
+        (
+            b"FORMAT: a\nUSERACL: 1,x\n",
+            "USERACL '1,x' in the image's metadata is not a list",
+        ),
         (b"FORMAT: a\nUSERACL: 1,,2\n", "not a list of numbers"),
         (b"FORMAT: a\nUSERACL: -1\n", "not a list of numbers"),
         (b"FORMAT: a\nUSERACL: +1\n", "not a list of numbers"),
         (b"FORMAT: a\nUSERACL: None\n", "not a list of numbers"),
         (b"FORMAT: a\nUSERACL: [1]\n", "not a list of numbers"),
-        (b"FORMAT: a\nGROUPACL: 4294967295\n", "not a list of numbers"),
-        (b"FORMAT: a\nGROUPACL: 4294967296\n", "not a list of numbers"),
+        (
+            b"FORMAT: a\nGROUPACL: 4294967295\n",
+            "not a list of numbers",
+        ),
+        (
+            b"FORMAT: a\nGROUPACL: 4294967296\n",
+            "not a list of numbers",
+        ),
         (b"FORMAT: a\nUSERACL: \n", "access lists are empty"),
-        (b"FORMAT: a\nUSERACL:\nGROUPACL: \n", "access lists are empty"),
-        (b"FORMAT: a\nENV: A=\0\n", "line 2 of the image's metadata contains a NUL"),
-        (b"FORMAT: a\nENTRY: [oops\n", "ENTRY '[oops' in the image's metadata is not a list"),
+        (
+            b"FORMAT: a\nUSERACL:\nGROUPACL: \n",
+            "access lists are empty",
+        ),
+        (
+            b"FORMAT: a\nENV: A=\0\n",
+            "line 2 of the image's metadata contains a NUL",
+        ),
+        (
+            b"FORMAT: a\nENTRY: [oops\n",
+            "ENTRY '[oops' in the image's metadata is not a list",
+        ),
         (b"FORMAT: a\nCMD: [\"a\", 1]\n", "CMD"),
     ];
     for (bytes, message) in table {
-        let error = ImageMeta::parse(bytes).expect_err(&sanitize::bytes(bytes)).to_string();
-        assert!(error.contains(message), "{}: {error}", sanitize::bytes(bytes));
+        let error = ImageMeta::parse(bytes)
+            .expect_err(&sanitize::bytes(bytes))
+            .to_string();
+        assert!(
+            error.contains(message),
+            "{}: {error}",
+            sanitize::bytes(bytes)
+        );
     }
 }
 
@@ -153,7 +220,10 @@ fn no_value_forges_a_line() {
         for value in [forged.clone(), b"a\0b".to_vec()] {
             let mut meta = sample();
             change(&mut meta, value);
-            assert!(matches!(meta.to_bytes(), Err(MetaError::Unwritable { .. })), "{index}");
+            assert!(
+                matches!(meta.to_bytes(), Err(MetaError::Unwritable { .. })),
+                "{index}"
+            );
         }
     }
     let mut meta = sample();
@@ -161,7 +231,10 @@ fn no_value_forges_a_line() {
     assert_eq!(ImageMeta::parse(&meta.to_bytes().unwrap()).unwrap(), meta);
     meta.format = "a\nUSERACL: 1".into();
     assert!(matches!(meta.to_bytes(), Err(MetaError::Format(_))));
-    let meta = ImageMeta { user_acl: vec![u32::MAX], ..sample() };
+    let meta = ImageMeta {
+        user_acl: vec![u32::MAX],
+        ..sample()
+    };
     assert!(matches!(meta.to_bytes(), Err(MetaError::Acl { .. })));
 }
 
@@ -169,7 +242,13 @@ fn no_value_forges_a_line() {
 fn missing_values_are_not_written() {
     let none = || Some(b"None".to_vec());
     let (workdir, user, volumes) = (none(), Some(Vec::new()), vec![Vec::new()]);
-    let meta = ImageMeta { format: "a".into(), workdir, user, volumes, ..ImageMeta::default() };
+    let meta = ImageMeta {
+        format: "a".into(),
+        workdir,
+        user,
+        volumes,
+        ..ImageMeta::default()
+    };
     assert_eq!(meta.to_bytes().unwrap(), b"FORMAT: a\n");
 }
 
@@ -178,7 +257,10 @@ fn unwritable_variables_can_be_removed() {
     let mut meta = sample();
     meta.env.insert(0, pair("MULTI", "a\nb"));
     meta.env.push(pair("NUL\0", "a"));
-    assert_eq!(meta.remove_unwritable(), [b"MULTI".to_vec(), b"NUL\0".to_vec()]);
+    assert_eq!(
+        meta.remove_unwritable(),
+        [b"MULTI".to_vec(), b"NUL\0".to_vec()]
+    );
     assert_eq!(meta, sample());
 }
 
@@ -187,15 +269,27 @@ fn limits() {
     let line = "ENV: A=b\n";
     let lines = |count: usize| format!("FORMAT: a\n{}", line.repeat(count)).into_bytes();
     assert!(ImageMeta::parse(&lines(LINE_LIMIT - 2)).is_ok());
-    assert_eq!(ImageMeta::parse(&lines(LINE_LIMIT - 1)), Err(MetaError::TooManyLines));
-    let env = |count: usize| ImageMeta { env: vec![pair("A", "b"); count], ..sample() };
+    assert_eq!(
+        ImageMeta::parse(&lines(LINE_LIMIT - 1)),
+        Err(MetaError::TooManyLines)
+    );
+    let env = |count: usize| ImageMeta {
+        env: vec![pair("A", "b"); count],
+        ..sample()
+    };
     assert_eq!(env(LINE_LIMIT).to_bytes(), Err(MetaError::TooManyLines));
 
-    let mut large = ImageMeta { workdir: Some(vec![b'x'; SIZE_LIMIT]), ..sample() };
+    let mut large = ImageMeta {
+        workdir: Some(vec![b'x'; SIZE_LIMIT]),
+        ..sample()
+    };
     assert_eq!(large.to_bytes(), Err(MetaError::TooLarge));
     large.workdir = Some(vec![b'x'; SIZE_LIMIT / 2]);
     assert_eq!(ImageMeta::parse(&large.to_bytes().unwrap()).unwrap(), large);
-    assert_eq!(ImageMeta::parse(&vec![b'\n'; SIZE_LIMIT + 1]), Err(MetaError::TooLarge));
+    assert_eq!(
+        ImageMeta::parse(&vec![b'\n'; SIZE_LIMIT + 1]),
+        Err(MetaError::TooLarge)
+    );
 }
 
 #[test]
@@ -217,12 +311,19 @@ fn access() {
         (meta(&[1], &[2]), 1000, &[3], Some(1001), false),
     ];
     for (meta, uid, gids, owner, expected) in table {
-        assert_eq!(meta.permits(uid, gids, owner), expected, "{uid} {gids:?} {owner:?}");
+        assert_eq!(
+            meta.permits(uid, gids, owner),
+            expected,
+            "{uid} {gids:?} {owner:?}"
+        );
     }
 }
 
 fn value() -> impl Strategy<Value = Vec<u8>> {
-    proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), Just(b'='), any::<u8>()], 0..12)
+    proptest::collection::vec(
+        prop_oneof![Just(b'\n'), Just(b' '), Just(b'='), any::<u8>()],
+        0..12,
+    )
 }
 
 proptest! {

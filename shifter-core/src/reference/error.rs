@@ -112,10 +112,12 @@ impl RefError {
                 Some("a directory of the host is named 'local:/path'".into())
             }
             Self::FileName { path } => Some(format!("did you mean './{}'?", safe(path))),
-            Self::Scheme { .. } => Some("leave it out: a reference starts with the registry".into()),
-            Self::Empty | Self::Path { .. } => {
-                Some("a reference is [host[:port]/]path[:tag][@digest], such as 'ubuntu:24.04'".into())
+            Self::Scheme { .. } => {
+                Some("leave it out: a reference starts with the registry".into())
             }
+            Self::Empty | Self::Path { .. } => Some(
+                "a reference is [host[:port]/]path[:tag][@digest], such as 'ubuntu:24.04'".into(),
+            ),
             Self::LocalPath { .. } => Some("write 'local:' and an absolute path".into()),
             _ => None,
         }

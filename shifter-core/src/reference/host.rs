@@ -14,12 +14,16 @@ pub(super) fn is_host(word: &str) -> bool {
 
 /// Checks `host[:port]` and writes it in lower case; the names of Docker Hub become one.
 pub(super) fn canonical(text: &str) -> Result<String, RefError> {
-    let refused = |rule| RefError::Host { host: text.to_owned(), rule };
+    let refused = |rule| RefError::Host {
+        host: text.to_owned(),
+        rule,
+    };
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or(refused("has no ']'"))?;
-            let address: Ipv6Addr =
-                address.parse().map_err(|_| refused("is not an IPv6 address"))?;
+            let address: Ipv6Addr = address
+                .parse()
+                .map_err(|_| refused("is not an IPv6 address"))?;
             let port = match rest.strip_prefix(':') {
                 None if !rest.is_empty() => return Err(refused("has no colon before its port")),
                 port => port,
@@ -40,7 +44,9 @@ pub(super) fn canonical(text: &str) -> Result<String, RefError> {
     };
     match port.parse::<u16>() {
         Ok(number) if number > 0 && number.to_string() == port => Ok(format!("{host}:{port}")),
-        _ => Err(refused("has no port number from 1 to 65535 after its colon")),
+        _ => Err(refused(
+            "has no port number from 1 to 65535 after its colon",
+        )),
     }
 }
 
@@ -48,7 +54,9 @@ fn name(text: &str) -> Result<String, &'static str> {
     let host = text.to_ascii_lowercase();
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -59,7 +67,9 @@ fn name(text: &str) -> Result<String, &'static str> {
     // that a rule about addresses sees what will be connected to.
     let last = host.rsplit('.').next().unwrap_or_default();
     let is_number = last.bytes().all(|b| b.is_ascii_digit())
-        || last.strip_prefix("0x").is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        || last
+            .strip_prefix("0x")
+            .is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
     if is_number && host.parse::<Ipv4Addr>().is_err() {
         return Err("is not an IPv4 address");
     }

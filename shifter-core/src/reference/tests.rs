@@ -12,7 +12,13 @@ fn parse(text: &str) -> Result<ImageRef, RefError> {
 
 fn parse_as(text: &str, default_type: &str) -> Result<ImageRef, RefError> {
     let site_types = ["gitlab".to_owned(), "docker".to_owned()];
-    ImageRef::parse(text, &TypeRules { default_type, site_types: &site_types })
+    ImageRef::parse(
+        text,
+        &TypeRules {
+            default_type,
+            site_types: &site_types,
+        },
+    )
 }
 
 #[test]
@@ -34,11 +40,20 @@ fn canonical_forms() {
         ("docker:dind", "docker:dind:latest"),
         ("docker://ubuntu", "docker:ubuntu:latest"),
         ("docker://ghcr.io/o/i:1", "docker:ghcr.io/o/i:1"),
-        ("biocontainers/samtools:1.9", "docker:biocontainers/samtools:1.9"),
+        (
+            "biocontainers/samtools:1.9",
+            "docker:biocontainers/samtools:1.9",
+        ),
         ("library/a/b", "docker:library/a/b:latest"),
         ("library/library", "docker:library:latest"),
-        ("docker.io/foo.bar/baz", "docker:docker.io/foo.bar/baz:latest"),
-        ("docker.io/localhost/baz", "docker:docker.io/localhost/baz:latest"),
+        (
+            "docker.io/foo.bar/baz",
+            "docker:docker.io/foo.bar/baz:latest",
+        ),
+        (
+            "docker.io/localhost/baz",
+            "docker:docker.io/localhost/baz:latest",
+        ),
         ("foo.bar", "docker:foo.bar:latest"),
         ("library/foo.bar", "docker:foo.bar:latest"),
         ("ghcr.io/owner/image", "docker:ghcr.io/owner/image:latest"),
@@ -48,23 +63,41 @@ fn canonical_forms() {
         ("localhost:5000/x", "docker:localhost:5000/x:latest"),
         ("localhost:5000", "docker:localhost:5000"),
         ("private:5000/repo:tag", "docker:private:5000/repo:tag"),
-        ("127.0.0.1:5000/sample", "docker:127.0.0.1:5000/sample:latest"),
+        (
+            "127.0.0.1:5000/sample",
+            "docker:127.0.0.1:5000/sample:latest",
+        ),
         ("127.0.0.1/sample", "docker:127.0.0.1/sample:latest"),
         ("[::1]:5000/sample:1", "docker:[::1]:5000/sample:1"),
         ("[2001:DB8:0:0::1]/a/b", "docker:[2001:db8::1]/a/b:latest"),
-        ("registry-1.example.org:65535/x", "docker:registry-1.example.org:65535/x:latest"),
+        (
+            "registry-1.example.org:65535/x",
+            "docker:registry-1.example.org:65535/x:latest",
+        ),
         ("docker.io:443/x", "docker:docker.io:443/x:latest"),
-        ("a/b_c/d__e/f-g/h--i/j.k", "docker:a/b_c/d__e/f-g/h--i/j.k:latest"),
+        (
+            "a/b_c/d__e/f-g/h--i/j.k",
+            "docker:a/b_c/d__e/f-g/h--i/j.k:latest",
+        ),
         ("0ad/1---2", "docker:0ad/1---2:latest"),
         ("docker:image.sqsh", "docker:image.sqsh:latest"),
         ("image.sqsh:1", "docker:image.sqsh:1"),
-        (&format!("ubuntu@{digest}"), &format!("docker:ubuntu@{digest}")),
-        (&format!("ubuntu:1@{digest}"), &format!("docker:ubuntu:1@{digest}")),
+        (
+            &format!("ubuntu@{digest}"),
+            &format!("docker:ubuntu@{digest}"),
+        ),
+        (
+            &format!("ubuntu:1@{digest}"),
+            &format!("docker:ubuntu:1@{digest}"),
+        ),
         (
             &format!("ghcr.io/o/i:latest@{digest}"),
             &format!("docker:ghcr.io/o/i:latest@{digest}"),
         ),
-        (&format!("ghcr.io/o/i@{long}"), &format!("docker:ghcr.io/o/i@{long}")),
+        (
+            &format!("ghcr.io/o/i@{long}"),
+            &format!("docker:ghcr.io/o/i@{long}"),
+        ),
         (&format!("id:{HEX}"), &format!("id:{HEX}")),
         ("local:/", "local:/"),
         ("local:/images/a", "local:/images/a"),
@@ -81,7 +114,11 @@ fn canonical_forms() {
         assert_eq!(image.canonical(), *canonical, "{text}");
         assert_eq!(image.to_string(), *canonical, "{text}");
         assert_eq!(parse(canonical).as_ref(), Ok(&image), "{text}");
-        assert_eq!(format!("{}:{}", image.image_type(), image.name()), *canonical, "{text}");
+        assert_eq!(
+            format!("{}:{}", image.image_type(), image.name()),
+            *canonical,
+            "{text}"
+        );
     }
 }
 
@@ -98,7 +135,10 @@ fn parts() {
 
     let image = parse("ubuntu").unwrap();
     assert_eq!(image.registry(), Some("docker.io"));
-    assert_eq!((image.repository(), image.tag()), ("library/ubuntu", Some("latest")));
+    assert_eq!(
+        (image.repository(), image.tag()),
+        ("library/ubuntu", Some("latest"))
+    );
     assert_eq!((image.digest(), image.image_id()), (None, None));
 
     let image = parse(&format!("id:{HEX}")).unwrap();
@@ -111,7 +151,10 @@ fn parts() {
 
     let image = parse("gitlab:g/n").unwrap();
     assert_eq!(image.image_type(), &ImageType::Site("gitlab".into()));
-    assert_eq!((image.repository(), image.registry(), image.tag()), ("g/n", None, Some("latest")));
+    assert_eq!(
+        (image.repository(), image.registry(), image.tag()),
+        ("g/n", None, Some("latest"))
+    );
 }
 
 #[test]
@@ -125,9 +168,16 @@ fn default_types() {
         ("id", "docker", "docker:id:latest".to_owned()),
     ];
     for (text, default, canonical) in table {
-        assert_eq!(parse_as(text, default).unwrap().canonical(), canonical, "{text}");
+        assert_eq!(
+            parse_as(text, default).unwrap().canonical(),
+            canonical,
+            "{text}"
+        );
     }
-    assert_eq!(parse_as("x", "rkt"), Err(RefError::Type { name: "rkt".into() }));
+    assert_eq!(
+        parse_as("x", "rkt"),
+        Err(RefError::Type { name: "rkt".into() })
+    );
     assert!(parse_as("ubuntu", "id").is_err());
     assert!(parse_as("ubuntu", "local").is_err());
 }
@@ -148,9 +198,15 @@ fn refused() {
         ("ubu\x1b[2Jntu", "contains '\\u{1b}'"),
         ("Ubuntu", "repository 'Ubuntu' contains upper-case letters"),
         ("Library/ubuntu", "contains upper-case letters"),
-        ("ghcr.io/Owner/image", "repository 'Owner/image' contains upper-case letters"),
+        (
+            "ghcr.io/Owner/image",
+            "repository 'Owner/image' contains upper-case letters",
+        ),
         ("custom:Name", "contains upper-case letters"),
-        ("übuntu", "repository 'übuntu' is not well-formed at 'übuntu'"),
+        (
+            "übuntu",
+            "repository 'übuntu' is not well-formed at 'übuntu'",
+        ),
         ("a/../b", "not well-formed at '..'"),
         ("a/./b", "not well-formed at '.'"),
         ("a//b", "not well-formed at ''"),
@@ -185,8 +241,14 @@ fn refused() {
         (&format!("ubuntu@sha512:{HEX}"), "is not sha256: with 64"),
         (&format!("ubuntu@sha384:{HEX}"), "is not sha256: with 64"),
         (&format!("ubuntu@{HEX}"), "is not sha256: with 64"),
-        (&format!("ubuntu@sha256:{HEX}@sha256:{HEX}"), "is not sha256: with 64"),
-        ("ubuntu@md5:d41d8cd98f00b204e9800998ecf8427e", "is not sha256: with 64"),
+        (
+            &format!("ubuntu@sha256:{HEX}@sha256:{HEX}"),
+            "is not sha256: with 64",
+        ),
+        (
+            "ubuntu@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "is not sha256: with 64",
+        ),
         ("ubuntu@sha256:../../etc/passwd", "is not sha256: with 64"),
         ("image.sqsh", "'image.sqsh' is the name of a file"),
         ("dir/image.squashfs", "is the name of a file"),
@@ -196,7 +258,10 @@ fn refused() {
         ("/images/a", "is the name of a file"),
         ("~/a", "is the name of a file"),
         (".", "is the name of a file"),
-        ("https://ghcr.io/o/i", "'https://' is not a part of an image reference"),
+        (
+            "https://ghcr.io/o/i",
+            "'https://' is not a part of an image reference",
+        ),
         ("docker:https://ghcr.io/o/i", "'https://' is not a part"),
         ("oci://x", "'oci://' is not a part"),
         ("ghcr.io:/o/i", "registry 'ghcr.io:' has no port number"),
@@ -235,7 +300,10 @@ fn refused() {
         ("custom:", "repository '' is not well-formed"),
         ("custom:/a", "not well-formed at ''"),
         ("custom:a:b:c", "tag 'b:c' is not"),
-        (&format!("custom:a@sha256:{HEX}"), "type 'custom' cannot be named by digest"),
+        (
+            &format!("custom:a@sha256:{HEX}"),
+            "type 'custom' cannot be named by digest",
+        ),
         ("gitlab:a@b", "type 'gitlab' cannot be named by digest"),
     ];
     for (text, message) in table {
@@ -250,7 +318,10 @@ fn lengths() {
     let path = |length: usize| "a".repeat(length);
     assert!(parse(&format!("ghcr.io/{}", path(NAME_LIMIT - 8))).is_ok());
     let too_long = Err(RefError::TooLong { limit: NAME_LIMIT });
-    assert_eq!(parse(&format!("ghcr.io/{}", path(NAME_LIMIT - 7))), too_long);
+    assert_eq!(
+        parse(&format!("ghcr.io/{}", path(NAME_LIMIT - 7))),
+        too_long
+    );
     assert!(parse(&path(NAME_LIMIT - 18)).is_ok());
     assert_eq!(parse(&path(NAME_LIMIT - 17)), too_long);
     assert!(parse(&format!("custom:{}", path(NAME_LIMIT))).is_ok());
@@ -261,7 +332,10 @@ fn lengths() {
     assert!(parse(&format!("{}.io/a", path(64))).is_err());
     assert!(parse(&format!("local:/{}", path(4095))).is_ok());
     assert!(parse(&format!("local:/{}", path(4096))).is_err());
-    assert_eq!(parse(&path(TEXT_LIMIT + 1)), Err(RefError::TooLong { limit: TEXT_LIMIT }));
+    assert_eq!(
+        parse(&path(TEXT_LIMIT + 1)),
+        Err(RefError::TooLong { limit: TEXT_LIMIT })
+    );
 }
 
 #[test]
@@ -282,7 +356,15 @@ fn hints_name_the_way_out() {
 
 #[test]
 fn digests() {
-    for bad in ["", ":", "sha256", "sha256:", "sh:x", "sha256:../../x", "sha1:0123"] {
+    for bad in [
+        "",
+        ":",
+        "sha256",
+        "sha256:",
+        "sh:x",
+        "sha256:../../x",
+        "sha1:0123",
+    ] {
         assert!(Digest::parse(bad).is_err(), "{bad}");
     }
     assert!(Digest::parse(&format!("sha256:{HEX}\n")).is_err());
@@ -295,13 +377,31 @@ fn digests() {
 fn check(image: &ImageRef) {
     let canonical = image.canonical();
     for default_type in ["docker", "id", "local", "custom"] {
-        assert_eq!(parse_as(&canonical, default_type).as_ref(), Ok(image), "{canonical}");
+        assert_eq!(
+            parse_as(&canonical, default_type).as_ref(),
+            Ok(image),
+            "{canonical}"
+        );
     }
-    assert!(!canonical.chars().any(|c| c.is_control() || c.is_whitespace()), "{canonical}");
-    assert!(!image.repository().split('/').any(|part| part == ".."), "{canonical}");
-    assert_eq!(image.registry().is_some(), image.image_type() == &ImageType::Docker);
+    assert!(
+        !canonical
+            .chars()
+            .any(|c| c.is_control() || c.is_whitespace()),
+        "{canonical}"
+    );
+    assert!(
+        !image.repository().split('/').any(|part| part == ".."),
+        "{canonical}"
+    );
+    assert_eq!(
+        image.registry().is_some(),
+        image.image_type() == &ImageType::Docker
+    );
     if image.image_type() == &ImageType::Docker {
-        assert!(image.tag().is_some() || image.digest().is_some(), "{canonical}");
+        assert!(
+            image.tag().is_some() || image.digest().is_some(),
+            "{canonical}"
+        );
     }
 }
 

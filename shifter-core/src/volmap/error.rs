@@ -203,12 +203,18 @@ impl EntryFault {
         let hint = match self {
             Self::NoTarget { from } => {
                 let from = safe(from);
-                return Some(format!("write '{from}:/mnt' to see it at /mnt in the container"));
+                return Some(format!(
+                    "write '{from}:/mnt' to see it at /mnt in the container"
+                ));
             }
-            Self::Path { fault: PathFault::Relative, .. } => {
-                "a volume is FROM:TO[:flag], both paths starting with '/'"
-            }
-            Self::Path { fault: PathFault::Parent, .. } => "write the path without '..'",
+            Self::Path {
+                fault: PathFault::Relative,
+                ..
+            } => "a volume is FROM:TO[:flag], both paths starting with '/'",
+            Self::Path {
+                fault: PathFault::Parent,
+                ..
+            } => "write the path without '..'",
             Self::TargetReserved { .. } | Self::TargetBelow { .. } => {
                 "choose another target, such as '/mnt' or '/data'"
             }

@@ -14,12 +14,17 @@ const SIZE_LIMIT: u64 = i64::MAX as u64;
 
 /// Splits a map into its entries, without the quotes around the map or around an entry.
 pub(super) fn split(map: &str) -> impl Iterator<Item = &str> {
-    unquote(map).split(';').map(unquote).filter(|entry| !entry.is_empty())
+    unquote(map)
+        .split(';')
+        .map(unquote)
+        .filter(|entry| !entry.is_empty())
 }
 
 /// Removes one pair of quotes; any other quote is left for the path check to refuse.
 fn unquote(text: &str) -> &str {
-    let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let inner = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
     inner.filter(|inner| !inner.contains('"')).unwrap_or(text)
 }
 
@@ -40,15 +45,20 @@ pub(super) fn entry(text: &str, origin: Origin) -> Result<Volume, EntryFault> {
 }
 
 fn clean(text: &str, side: Side) -> Result<String, EntryFault> {
-    path::clean(text, &SEPARATORS)
-        .map_err(|fault: PathFault| EntryFault::Path { side, path: text.to_owned(), fault })
+    path::clean(text, &SEPARATORS).map_err(|fault: PathFault| EntryFault::Path {
+        side,
+        path: text.to_owned(),
+        fault,
+    })
 }
 
 const FLAG_NAMES: [&str; 5] = ["ro", "rec", "slave", "private", "perNodeCache"];
 
 fn is_flag_name(field: &str) -> bool {
     let name = field.split('=').next().unwrap_or_default();
-    FLAG_NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
+    FLAG_NAMES
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn flags<'a>(
@@ -61,9 +71,13 @@ fn flags<'a>(
             Some((name, value)) => (name, Some(value)),
             None => (field, None),
         };
-        let known = FLAG_NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let known = FLAG_NAMES
+            .into_iter()
+            .find(|known| known.eq_ignore_ascii_case(name));
         let Some(flag) = known else {
-            return Err(EntryFault::UnknownFlag { flag: field.to_owned() });
+            return Err(EntryFault::UnknownFlag {
+                flag: field.to_owned(),
+            });
         };
         if origin == Origin::User && !matches!(flag, "ro" | "perNodeCache") {
             return Err(EntryFault::FlagReserved { flag });
@@ -99,7 +113,11 @@ fn cache(text: &str) -> Result<PerNodeCache, EntryFault> {
     let (mut cache_size, mut block_size, mut fs, mut method) = (None, None, None, None);
     for pair in text.split(',').filter(|_| !text.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let invalid = |key, rule| EntryFault::CacheValue { key, value: value.to_owned(), rule };
+        let invalid = |key, rule| EntryFault::CacheValue {
+            key,
+            value: value.to_owned(),
+            rule,
+        };
         let (key, twice) = match key.to_ascii_lowercase().as_str() {
             "size" => {
                 let bytes = size(value).map_err(|rule| invalid("size", rule))?;
@@ -120,7 +138,11 @@ fn cache(text: &str) -> Result<PerNodeCache, EntryFault> {
                 ("method", method.replace(()).is_some())
             }
             "method" => return Err(invalid("method", "not loop")),
-            _ => return Err(EntryFault::CacheKey { key: key.to_owned() }),
+            _ => {
+                return Err(EntryFault::CacheKey {
+                    key: key.to_owned(),
+                });
+            }
         };
         if twice {
             return Err(EntryFault::CacheKeyTwice { key });
@@ -138,7 +160,9 @@ fn cache(text: &str) -> Result<PerNodeCache, EntryFault> {
 fn size(text: &str) -> Result<u64, &'static str> {
     const NOT_A_SIZE: &str = "not a whole number with one of the units b, k, m, g, t, p, e";
     const TOO_LARGE: &str = "too large";
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     if digits.is_empty() {
         return Err(NOT_A_SIZE);
@@ -155,7 +179,9 @@ fn size(text: &str) -> Result<u64, &'static str> {
         _ => return Err(NOT_A_SIZE),
     };
     let number: u64 = digits.parse().map_err(|_| TOO_LARGE)?;
-    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes <= SIZE_LIMIT);
+    let bytes = number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= SIZE_LIMIT);
     match bytes {
         None => Err(TOO_LARGE),
         Some(0) => Err("zero"),

@@ -106,13 +106,27 @@ pub struct Volume {
 /// Writes the canonical form, with the flags in the C Shifter's order.
 impl fmt::Display for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let VolumeFlags { ro, rec, slave, private, per_node_cache } = &self.flags;
+        let VolumeFlags {
+            ro,
+            rec,
+            slave,
+            private,
+            per_node_cache,
+        } = &self.flags;
         write!(f, "{}:{}", self.from, self.to)?;
         f.write_str(if *ro { ":ro" } else { "" })?;
         f.write_str(if *rec { ":rec" } else { "" })?;
-        if let Some(PerNodeCache { size, block_size, fs }) = per_node_cache {
+        if let Some(PerNodeCache {
+            size,
+            block_size,
+            fs,
+        }) = per_node_cache
+        {
             let fs = fs.as_str();
-            write!(f, ":perNodeCache=size={size},bs={block_size},method=loop,fstype={fs}")?;
+            write!(
+                f,
+                ":perNodeCache=size={size},bs={block_size},method=loop,fstype={fs}"
+            )?;
         }
         f.write_str(if *slave { ":slave" } else { "" })?;
         f.write_str(if *private { ":private" } else { "" })
@@ -148,8 +162,10 @@ impl VolumeMap {
                 if entries.len() == ENTRY_LIMIT {
                     return Err(VolumeError::TooManyEntries { limit: ENTRY_LIMIT });
                 }
-                let volume = grammar::entry(entry, origin)
-                    .map_err(|fault| VolumeError::Entry { entry: entry.to_owned(), fault })?;
+                let volume = grammar::entry(entry, origin).map_err(|fault| VolumeError::Entry {
+                    entry: entry.to_owned(),
+                    fault,
+                })?;
                 caches += usize::from(volume.flags.per_node_cache.is_some());
                 if caches > CACHE_LIMIT {
                     return Err(VolumeError::TooManyCaches { limit: CACHE_LIMIT });
@@ -160,7 +176,9 @@ impl VolumeMap {
         if origin == Origin::User {
             let mut targets = BTreeSet::new();
             if let Some(twice) = entries.iter().find(|volume| !targets.insert(&volume.to)) {
-                return Err(VolumeError::TargetTwice { path: twice.to.clone() });
+                return Err(VolumeError::TargetTwice {
+                    path: twice.to.clone(),
+                });
             }
         }
         Ok(VolumeMap { entries })
@@ -189,7 +207,14 @@ impl VolumeMap {
 /// no symbolic link of the image leads to where the user could not have pointed.
 pub fn judge_user_target(path: &str) -> Result<(), VolumeError> {
     path::clean(path, &[])
-        .map_err(|fault| EntryFault::Path { side: Side::To, path: path.to_owned(), fault })
+        .map_err(|fault| EntryFault::Path {
+            side: Side::To,
+            path: path.to_owned(),
+            fault,
+        })
         .and_then(|clean| policy::judge_target(&clean, Origin::User))
-        .map_err(|fault| VolumeError::Target { path: path.to_owned(), fault })
+        .map_err(|fault| VolumeError::Target {
+            path: path.to_owned(),
+            fault,
+        })
 }

@@ -16,7 +16,10 @@ pub(crate) fn clean(path: &str, forbidden: &[char]) -> Result<String, PathFault>
     }
     let bad = |c: char| c.is_control() || forbidden.contains(&c);
     if let Some((at, found)) = path.chars().enumerate().find(|(_, c)| bad(*c)) {
-        return Err(PathFault::Character { found, position: at + 1 });
+        return Err(PathFault::Character {
+            found,
+            position: at + 1,
+        });
     }
     if !path.starts_with('/') {
         return Err(PathFault::Relative);
@@ -39,7 +42,10 @@ pub(crate) fn clean(path: &str, forbidden: &[char]) -> Result<String, PathFault>
 /// `/scratch2`. False if either is relative or has `..` in it.
 pub fn contains(ancestor: &str, path: &str) -> bool {
     let judged = [ancestor, path];
-    if judged.iter().any(|p| !p.starts_with('/') || components(p).any(|c| c == "..")) {
+    if judged
+        .iter()
+        .any(|p| !p.starts_with('/') || components(p).any(|c| c == ".."))
+    {
         return false;
     }
     let mut below = components(path);
@@ -47,5 +53,6 @@ pub fn contains(ancestor: &str, path: &str) -> bool {
 }
 
 fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|component| !matches!(*component, "" | "."))
+    path.split('/')
+        .filter(|component| !matches!(*component, "" | "."))
 }

@@ -5,8 +5,7 @@ use super::{EntryFault, Origin};
 
 /// Nothing of a user's may appear at or below these: programs of the site and of the image trust
 /// what they find there.
-const USER_REFUSED_BELOW: [&str; 6] =
-    ["/etc", "/var", "/opt/udiImage", "/proc", "/dev", "/sys"];
+const USER_REFUSED_BELOW: [&str; 6] = ["/etc", "/var", "/opt/udiImage", "/proc", "/dev", "/sys"];
 
 /// Exceptions from the list above.
 const USER_ALLOWED_BELOW: [&str; 1] = ["/var/tmp"];
@@ -15,8 +14,15 @@ const USER_ALLOWED_BELOW: [&str; 1] = ["/var/tmp"];
 const USER_REFUSED_EXACTLY: [&str; 2] = ["/", "/opt"];
 
 /// Shifter itself writes these. `/` is here because nothing could be seen beside it.
-const SITE_REFUSED_EXACTLY: [&str; 7] =
-    ["/", "/opt", "/etc", "/var", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+const SITE_REFUSED_EXACTLY: [&str; 7] = [
+    "/",
+    "/opt",
+    "/etc",
+    "/var",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+];
 
 /// Judges a normalised target.
 pub(super) fn judge_target(to: &str, origin: Origin) -> Result<(), EntryFault> {
@@ -25,13 +31,22 @@ pub(super) fn judge_target(to: &str, origin: Origin) -> Result<(), EntryFault> {
         Origin::Site => &SITE_REFUSED_EXACTLY,
     };
     if exactly.contains(&to) {
-        return Err(EntryFault::TargetReserved { path: to.to_owned() });
+        return Err(EntryFault::TargetReserved {
+            path: to.to_owned(),
+        });
     }
-    let excepted = USER_ALLOWED_BELOW.iter().any(|allowed| contains(allowed, to));
+    let excepted = USER_ALLOWED_BELOW
+        .iter()
+        .any(|allowed| contains(allowed, to));
     if origin == Origin::User && !excepted {
-        let below = USER_REFUSED_BELOW.into_iter().find(|refused| contains(refused, to));
+        let below = USER_REFUSED_BELOW
+            .into_iter()
+            .find(|refused| contains(refused, to));
         if let Some(below) = below {
-            return Err(EntryFault::TargetBelow { path: to.to_owned(), below });
+            return Err(EntryFault::TargetBelow {
+                path: to.to_owned(),
+                below,
+            });
         }
     }
     Ok(())

@@ -17,7 +17,10 @@ fn signature_of_the_c_shifter() {
                      /d:/c;/q:/r";
     let parsed = VolumeMap::parse(map, SITE).unwrap();
     assert_eq!(parsed.signature(), signature);
-    assert_eq!(VolumeMap::parse(signature, SITE).unwrap().signature(), signature);
+    assert_eq!(
+        VolumeMap::parse(signature, SITE).unwrap().signature(),
+        signature
+    );
     let order: Vec<&str> = parsed.entries().iter().map(|v| v.from.as_str()).collect();
     assert_eq!(order, ["/d", "/a", "/q", "/a"]);
 }
@@ -62,10 +65,26 @@ fn accepted_maps() {
         (USER, "/$HOME,x=1:/'*?\\", "/$HOME,x=1:/'*?\\"),
         (USER, "/a:/b;/a:/c", "/a:/b;/a:/c"),
         (USER, "/a:/b/c;/a:/b", "/a:/b;/a:/b/c"),
-        (USER, "/a:/b:perNodeCache=size=1m", &format!("/a:/b:{cache}")),
-        (USER, "/a:/b:PERNODECACHE=SIZE=1M,FS=XFS", &format!("/a:/b:{cache}")),
-        (USER, "/a:/b:perNodeCache=size=1m,bs=1m,method=loop", &format!("/a:/b:{cache}")),
-        (USER, "/a:/b:perNodeCache=fstype=xfs,size=1024k:ro", &format!("/a:/b:ro:{cache}")),
+        (
+            USER,
+            "/a:/b:perNodeCache=size=1m",
+            &format!("/a:/b:{cache}"),
+        ),
+        (
+            USER,
+            "/a:/b:PERNODECACHE=SIZE=1M,FS=XFS",
+            &format!("/a:/b:{cache}"),
+        ),
+        (
+            USER,
+            "/a:/b:perNodeCache=size=1m,bs=1m,method=loop",
+            &format!("/a:/b:{cache}"),
+        ),
+        (
+            USER,
+            "/a:/b:perNodeCache=fstype=xfs,size=1024k:ro",
+            &format!("/a:/b:ro:{cache}"),
+        ),
         (
             USER,
             "/a:/b:perNodeCache=size=1,bs=2,fs=ext4",
@@ -76,8 +95,16 @@ fn accepted_maps() {
         (SITE, "/a:/b:private", "/a:/b:private"),
         (SITE, "/a:/b:slave:rec:ro", "/a:/b:ro:rec:slave"),
         (SITE, "/a:/b:Rec:SLAVE", "/a:/b:rec:slave"),
-        (SITE, "/none:/tmp:perNodeCache=size=1M:ro", &format!("/none:/tmp:ro:{cache}")),
-        (SITE, "/var/spool/slurmd", "/var/spool/slurmd:/var/spool/slurmd"),
+        (
+            SITE,
+            "/none:/tmp:perNodeCache=size=1M:ro",
+            &format!("/none:/tmp:ro:{cache}"),
+        ),
+        (
+            SITE,
+            "/var/spool/slurmd",
+            "/var/spool/slurmd:/var/spool/slurmd",
+        ),
         (SITE, "/x:/etc/opt/cray", "/x:/etc/opt/cray"),
         (SITE, "/x:/opt/udiImage/lib", "/x:/opt/udiImage/lib"),
         (SITE, "/x:/dev/shm", "/x:/dev/shm"),
@@ -114,7 +141,11 @@ fn refused_maps() {
         (USER, "/a/../b:/c", "source '/a/../b': it contains '..'"),
         (USER, "/a:/a/../etc", "target '/a/../etc': it contains '..'"),
         (USER, "/a:/..", "it contains '..'"),
-        (USER, "/a\nb:/c", "source '/a\\u{a}b': character 3 is '\\n', which is not accepted"),
+        (
+            USER,
+            "/a\nb:/c",
+            "source '/a\\u{a}b': character 3 is '\\n', which is not accepted",
+        ),
         (USER, "/a:/b\0", "character 3 is '\\0'"),
         (USER, "/a:/b\u{85}c", "character 3 is '\\u{85}'"),
         (USER, "\"/a:/b", "source '\"/a': character 1 is '\\\"'"),
@@ -127,7 +158,11 @@ fn refused_maps() {
         (USER, "/a:/etc", "target '/etc' is at or below '/etc'"),
         (USER, "/a:/etc/", "at or below '/etc'"),
         (USER, "/a:/./etc", "at or below '/etc'"),
-        (USER, "/a://etc//passwd", "target '/etc/passwd' is at or below '/etc'"),
+        (
+            USER,
+            "/a://etc//passwd",
+            "target '/etc/passwd' is at or below '/etc'",
+        ),
         (USER, "/a:/opt", "target '/opt' is reserved"),
         (USER, "/a:/opt/", "target '/opt' is reserved"),
         (USER, "/a:/opt/udiImage", "at or below '/opt/udiImage'"),
@@ -143,22 +178,38 @@ fn refused_maps() {
         (USER, "/a:/sys/fs/cgroup", "at or below '/sys'"),
         (USER, "/a:/b:rec", "flag 'rec' is reserved for the site"),
         (USER, "/a:/b:SLAVE", "flag 'slave' is reserved for the site"),
-        (USER, "/a:/b:private", "flag 'private' is reserved for the site"),
+        (
+            USER,
+            "/a:/b:private",
+            "flag 'private' is reserved for the site",
+        ),
         (USER, "/a:/b:ro:RO", "flag 'ro' is given twice"),
         (SITE, "/a:/b:rec:rec", "flag 'rec' is given twice"),
         (SITE, "/a:/b:slave:private", "exclude each other"),
         (SITE, "/a:/b:private:rec:slave", "exclude each other"),
         (USER, "/a:/b:ro=1", "flag 'ro' takes no value"),
-        (SITE, "/a:/b:rec=key1=value1,key2=value2", "flag 'rec' takes no value"),
+        (
+            SITE,
+            "/a:/b:rec=key1=value1,key2=value2",
+            "flag 'rec' takes no value",
+        ),
         (SITE, "/", "target '/' is reserved"),
         (SITE, "/a:/opt", "target '/opt' is reserved"),
         (SITE, "/a:/etc", "target '/etc' is reserved"),
         (SITE, "/a:/var", "target '/var' is reserved"),
         (SITE, "/a:/etc/passwd", "target '/etc/passwd' is reserved"),
         (SITE, "/a:/etc/./group", "target '/etc/group' is reserved"),
-        (SITE, "/a:/etc/nsswitch.conf", "target '/etc/nsswitch.conf' is reserved"),
+        (
+            SITE,
+            "/a:/etc/nsswitch.conf",
+            "target '/etc/nsswitch.conf' is reserved",
+        ),
         (USER, "/a:/b;/c:/b", "two volumes have the target '/b'"),
-        (USER, "/a:/b;/c:/d;/c://b/", "two volumes have the target '/b'"),
+        (
+            USER,
+            "/a:/b;/c:/d;/c://b/",
+            "two volumes have the target '/b'",
+        ),
         (USER, "/x:/y;/a:/etc", "volume '/a:/etc': target"),
     ];
     for (origin, text, message) in table {
@@ -194,15 +245,30 @@ fn refused_caches() {
         ("=size=9223372036854775808", "too large"),
         ("=size=99999999999999999999999", "too large"),
         ("=size=1g,bs=0", "bs '0' of perNodeCache is zero"),
-        ("=size=1g,fs=btrfs", "fs 'btrfs' of perNodeCache is neither xfs nor ext4"),
+        (
+            "=size=1g,fs=btrfs",
+            "fs 'btrfs' of perNodeCache is neither xfs nor ext4",
+        ),
         ("=size=1g,fs=", "neither xfs nor ext4"),
-        ("=size=1g,method=file", "method 'file' of perNodeCache is not loop"),
+        (
+            "=size=1g,method=file",
+            "method 'file' of perNodeCache is not loop",
+        ),
         ("=size=1g,colour=red", "perNodeCache has no key 'colour'"),
         ("=size=1g,", "perNodeCache has no key ''"),
         ("=size=1g,,bs=1m", "perNodeCache has no key ''"),
-        ("=size=1g,size=1g", "key 'size' of perNodeCache is given twice"),
-        ("=size=1g,fs=xfs,fstype=xfs", "key 'fs' of perNodeCache is given twice"),
-        ("=size=1g:perNodeCache=size=1g", "flag 'perNodeCache' is given twice"),
+        (
+            "=size=1g,size=1g",
+            "key 'size' of perNodeCache is given twice",
+        ),
+        (
+            "=size=1g,fs=xfs,fstype=xfs",
+            "key 'fs' of perNodeCache is given twice",
+        ),
+        (
+            "=size=1g:perNodeCache=size=1g",
+            "flag 'perNodeCache' is given twice",
+        ),
     ];
     for (flag, message) in table {
         let text = format!("/a:/b:perNodeCache{flag}");
@@ -229,7 +295,15 @@ fn cache_sizes() {
     for (text, bytes) in table {
         let map = VolumeMap::parse(&format!("/a:/b:perNodeCache=size={text}"), USER).unwrap();
         let cache = map.entries()[0].flags.per_node_cache.unwrap();
-        assert_eq!(cache, PerNodeCache { size: bytes, block_size: MIB, fs: CacheFs::Xfs }, "{text}");
+        assert_eq!(
+            cache,
+            PerNodeCache {
+                size: bytes,
+                block_size: MIB,
+                fs: CacheFs::Xfs
+            },
+            "{text}"
+        );
     }
 }
 
@@ -245,11 +319,16 @@ fn limits() {
         VolumeMap::parse(&entries.collect::<Vec<_>>().join(";"), USER)
     };
     assert!(caches(CACHE_LIMIT).is_ok());
-    assert!(matches!(caches(CACHE_LIMIT + 1), Err(VolumeError::TooManyCaches { .. })));
+    assert!(matches!(
+        caches(CACHE_LIMIT + 1),
+        Err(VolumeError::TooManyCaches { .. })
+    ));
 
     let path = format!("/{}", "x".repeat(4095));
     assert!(VolumeMap::parse(&format!("{path}:{path}"), USER).is_ok());
-    let error = VolumeMap::parse(&format!("{path}x:/b"), USER).unwrap_err().to_string();
+    let error = VolumeMap::parse(&format!("{path}x:/b"), USER)
+        .unwrap_err()
+        .to_string();
     assert!(error.ends_with("it is longer than 4096 bytes"), "{error}");
 
     let full = ";".repeat(MAP_LIMIT);
@@ -295,7 +374,16 @@ fn resolved_targets() {
     for good in ["/data", "/data/a:b", "/var/tmp/x", "/opt/x", "/data;x\"y"] {
         assert_eq!(judge_user_target(good), Ok(()), "{good}");
     }
-    for bad in ["", "/", "data", "/etc", "/etc/../data", "/var/lib", "/proc/1/root", "/a\nb"] {
+    for bad in [
+        "",
+        "/",
+        "data",
+        "/etc",
+        "/etc/../data",
+        "/var/lib",
+        "/proc/1/root",
+        "/a\nb",
+    ] {
         let error = judge_user_target(bad).expect_err(bad).to_string();
         assert!(error.starts_with("cannot place a volume at '"), "{error}");
     }
@@ -313,7 +401,10 @@ fn hints_name_the_way_out() {
         ("/a:/b;/c:/b", "a target of its own"),
     ];
     for (text, hint) in table {
-        let found = VolumeMap::parse(text, USER).unwrap_err().hint().unwrap_or_default();
+        let found = VolumeMap::parse(text, USER)
+            .unwrap_err()
+            .hint()
+            .unwrap_or_default();
         assert!(found.contains(hint), "{text}: {found}");
     }
 }
@@ -330,7 +421,11 @@ fn check(map: &VolumeMap, origin: Origin) {
         }
         assert_ne!(volume.to, "/");
         if origin == USER {
-            assert!(!["/etc", "/proc", "/dev", "/sys"].iter().any(|no| contains(no, &volume.to)));
+            assert!(
+                !["/etc", "/proc", "/dev", "/sys"]
+                    .iter()
+                    .any(|no| contains(no, &volume.to))
+            );
             assert!(!contains("/var", &volume.to) || contains("/var/tmp", &volume.to));
             assert!(!volume.flags.rec && !volume.flags.slave && !volume.flags.private);
         }

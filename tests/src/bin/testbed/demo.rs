@@ -19,7 +19,7 @@ srun -N1 -n1 shifter --workdir --entrypoint
 
 const SHOW: &str = r#"import os, pwd, socket
 node = socket.gethostname()
-release = dict(line.rstrip().split("=", 1) for line in open("/etc/os-release"))["PRETTY_NAME"]
+release = dict(line.rstrip().replace('"', "").split("=", 1) for line in open("/etc/os-release"))["PRETTY_NAME"]
 me = pwd.getpwuid(os.getuid())
 open(f"/mnt/from-{node}", "w").write(open("/mnt/input").read().upper())
 print(f"{node}: {release}, uid={me.pw_uid}({me.pw_name}) groups={sorted(os.getgroups())}, "
@@ -39,7 +39,7 @@ pub fn run() -> Result<()> {
 
     let pulled = site
         .product
-        .shifter(["pull", reference])
+        .shifterimg(["pull", reference])
         .by(user)
         .output()?
         .success()?;

@@ -1,0 +1,274 @@
+//! Pulls that are killed, pulls at once, and who may pull where.
+
+mod site;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use site::image::{Image, Packing, image, layer, noise, small};
+use site::mock::{Mock, honest};
+use site::registry::Registry;
+use site::{PROGRAM, Run, Site, run, walk};
+
+/// Three layers of noise, so that a pull takes a while.
+fn slow(length: usize) -> Image {
+    let layers = [1, 2, 3].map(|seed| {
+        let name = format!("data/{seed}");
+        layer(Packing::Gzip, &[(name.as_str(), &noise(seed, length)), ("etc/motd", b"slow")])
+    });
+    image("amd64", json!({}), &layers)
+}
+
+/// Pulls after a kill: the image is whole, and nothing else is there.
+fn recovers(site: &Site, reference: &str, moment: &str) {
+    let run = site.run(&["pull", reference]);
+    assert_eq!(run.code, 0, "{moment}: {run:?}");
+    assert_eq!(site.read(reference, "etc/motd"), "slow", "{moment}");
+    site.assert_tidy();
+    assert_eq!(site.image_count(), 1, "{moment}");
+    let names: Vec<_> = fs::read_dir(site.store()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{moment}: {names:?} is more than image, metadata, index and cache");
+}
+
+#[test]
+fn killed_at_any_time() {
+    let registry = Registry::start();
+    let reference = registry.push("slow:1", &slow(2 << 20));
+    let site = Site::new(&[&registry.address]);
+    let begin = Instant::now();
+    site.ok(&["pull", &reference]);
+    let whole = begin.elapsed();
+    let mut killed = 0;
+    for step in 0..20 {
+        let site = Site::new(&[&registry.address]);
+        let mut child =
+            site.command(&["pull", &reference]).stderr(Stdio::null()).spawn().unwrap();
+        // Spread over the whole pull, with an odd part so that no two runs hit the same moments.
+        let moment = whole * step / 20 + Duration::from_micros(u64::from(step) * 137);
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        killed += usize::from(child.wait().unwrap().code().is_none());
+        recovers(&site, &reference, &format!("killed after {moment:?}"));
+    }
+    assert!(killed >= 10, "only {killed} of 20 pulls were killed");
+}
+
+/// The same, at exact places: before the K-th call of each kind that changes the store.
+#[test]
+fn killed_before_each_change() {
+    let registry = Registry::start();
+    let reference = registry.push("slow:1", &slow(1 << 10));
+    let mut killed = 0;
+    for call in ["renameat", "unlinkat", "fsync", "fchmod", "mkdirat", "ftruncate", "flock"] {
+        for count in 1.. {
+            let site = Site::new(&[&registry.address]);
+            let plain = site.command(&["pull", &reference]);
+            let mut traced = Command::new("strace");
+            traced.args(["-f", "-qq", "-o", "/dev/null", "-e"]);
+            traced.arg(format!("inject={call}:signal=KILL:when={count}"));
+            traced.arg(plain.get_program()).args(plain.get_args());
+            traced.env_clear().env("HOME", site.home()).env("PATH", "/usr/bin:/bin");
+            traced.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            if traced.status().expect("strace is installed").success() {
+                break;
+            }
+            killed += 1;
+            recovers(&site, &reference, &format!("killed before {call} number {count}"));
+        }
+    }
+    assert!(killed >= 30, "only {killed} places were reached");
+}
+
+#[test]
+fn two_pulls_at_once_build_one_image() {
+    let image = slow(4 << 20);
+    let mock = Mock::paths(honest(&image));
+    let site = Site::new(&[&mock.address]);
+    let reference = format!("{}/x", mock.address);
+    let start = || {
+        let mut command = site.command(&["pull", "--json", &reference]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let outputs = [start(), start(), start()].map(|child| child.wait_with_output().unwrap());
+    let mut builders = 0;
+    for output in outputs {
+        assert!(output.status.success(), "{output:?}");
+        let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        builders += usize::from(record["new"] == true);
+    }
+    assert_eq!(builders, 1);
+    assert_eq!(site.read(&reference, "etc/motd"), "slow");
+    site.assert_tidy();
+    for layer in &image.layers {
+        let path = format!("/v2/x/blobs/{}", layer.blob.digest());
+        let count = mock.requests().iter().filter(|request| request.path == path).count();
+        assert_eq!(count, 1, "a layer is downloaded once");
+    }
+}
+
+#[test]
+fn tags_of_one_image_and_removal_at_once() {
+    let registry = Registry::start();
+    let image = small("x");
+    let tags: Vec<String> = (0..6).map(|n| registry.push(&format!("x:{n}"), &image)).collect();
+    let site = Site::new(&[&registry.address]);
+    for _ in 0..5 {
+        std::thread::scope(|scope| {
+            for tag in &tags {
+                scope.spawn(|| {
+                    site.ok(&["pull", "--quiet", tag]);
+                    site.ok(&["rmi", tag]);
+                });
+            }
+        });
+        assert_eq!(site.image_count(), 0);
+        assert!(walk(&site.store().join("index/docker")).is_empty());
+        site.assert_tidy();
+    }
+}
+
+#[test]
+fn users_pull_into_a_store_of_their_own() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("own"));
+    let sections = format!("[registry.\"{}\"]\nplain_http = true", registry.address);
+    let site = Site::with_config("user_images = \"kernel\"", &sections);
+    site.ok(&["pull", "--store", "user", &reference]);
+    assert_eq!(site.image_count(), 0, "nothing in the site store");
+    let run = site.ok(&["lookup", "--json", &reference]);
+    let record: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(record["store"], "user");
+    for path in walk(&site.home()) {
+        let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
+        assert_eq!(mode, if path.is_dir() { if path.ends_with("home") { mode } else { 0o700 } } else { 0o600 }, "{path:?}");
+    }
+    site.ok(&["rmi", "--store", "user", &reference]);
+    site.fails(&["lookup", &reference], 4, "neither in the site store nor in your own");
+}
+
+#[test]
+fn images_of_users_are_refused_by_default() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("own"));
+    let site = Site::new(&[&registry.address]);
+    let run = site.ok(&["pull", "--store", "user", &reference]);
+    assert!(run.stderr.contains("does not run images from users' own stores"), "{run:?}");
+    site.fails(&["lookup", &reference], 3, "it is only in your own store");
+    site.ok(&["pull", &reference]);
+    let record: serde_json::Value =
+        serde_json::from_str(&site.ok(&["lookup", "--json", &reference]).stdout).unwrap();
+    assert_eq!(record["store"], "site");
+}
+
+/// A program that shows with what it was called.
+fn spy(dir: &Path, code: i32) -> String {
+    let path = dir.join("spy");
+    let text = format!("#!/bin/sh\nprintf '%s\\n' \"$@\"\n/usr/bin/env\nexit {code}\n");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn the_sites_command_gets_a_clean_environment() {
+    let temp = tempfile::tempdir().unwrap();
+    let spy = spy(temp.path(), 42);
+    let line = format!("site_pull_command = [\"{spy}\", \"-n\", \"$(x)\", \"pull\"]");
+    let site = Site::with_config(&line, "");
+    // Somebody else owns the site store, so the command is used.
+    let text = fs::read_to_string(site.config()).unwrap();
+    let me = rustix::process::geteuid().as_raw();
+    let other = text.replace(&format!("image_owner = {me}"), "image_owner = 4242");
+    fs::write(site.config(), other).unwrap();
+
+    let mut command = site.command(&["pull", "--quiet", "--json", "Debian:12", "x"]);
+    command.env("LANG", "C.UTF-8").env("LD_LIBRARY_PATH", "/tmp").env("SSH_AUTH_SOCK", "/x");
+    assert_eq!(run(&mut command).code, 2, "an upper-case name is refused before the command runs");
+
+    let mut command = site.command(&["pull", "--quiet", "--json", "debian:12", "quay.io/x/y"]);
+    command.env("LANG", "C.UTF-8").env("LD_LIBRARY_PATH", "/tmp").env("SSH_AUTH_SOCK", "/x");
+    let Run { code, stdout, .. } = run(&mut command);
+    assert_eq!(code, 42, "the exit code is the command's");
+    let mut lines: Vec<&str> = stdout.lines().filter(|line| !line.starts_with("PWD=")).collect();
+    lines.retain(|line| !line.starts_with("_=") && !line.starts_with("SHLVL="));
+    lines[7..].sort_unstable();
+    let home = format!("HOME={}", site.home().display());
+    let expect = [
+        "-n", "$(x)", "pull", "--quiet", "--json", "docker:debian:12", "docker:quay.io/x/y:latest",
+        &home, "LANG=C.UTF-8", "PATH=/usr/bin:/bin",
+    ];
+    assert_eq!(lines, expect);
+
+    // Through sudo the command must not lead to itself.
+    let mut command = site.command(&["pull", "x"]);
+    assert_eq!(run(command.env("SUDO_UID", "1000")).code, 3, "--config through sudo");
+    let fails = |site: &Site| site.fails(&["pull", "--store", "site", "x"], 1, "cannot run");
+    let text = fs::read_to_string(site.config()).unwrap().replace(&spy, "/no/such");
+    fs::write(site.config(), text).unwrap();
+    fails(&site);
+}
+
+#[test]
+fn sudo_brings_no_paths() {
+    for args in [&["--config", "/x", "pull", "x"][..], &["pull", "--store", "user", "x"]] {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).env_clear().env("SUDO_UID", "1000").stdin(Stdio::null());
+        let run = run(&mut command);
+        assert_eq!(run.code, 3, "{run:?}");
+        assert!(run.stderr.contains("not accepted through sudo"), "{run:?}");
+    }
+}
+
+#[test]
+fn a_configuration_that_others_can_write_is_not_read() {
+    let site = Site::new(&[]);
+    fs::set_permissions(site.config(), fs::Permissions::from_mode(0o666)).unwrap();
+    site.fails(&["images"], 2, "nobody else can write");
+}
+
+#[test]
+fn only_types_that_have_a_registry_are_pulled() {
+    let site = Site::new(&[]);
+    site.fails(&["pull", "custom:x"], 2, "images of the type 'custom' do not come from a registry");
+    site.fails(&["pull", "UPPER"], 2, "cannot use image 'UPPER'");
+    site.fails(&["lookup", "custom:x"], 4, "cannot find image 'custom:x:latest'");
+    let run = site.fails(&["lookup", "ubuntu"], 4, "cannot find image 'docker:ubuntu:latest'");
+    assert!(run.stderr.contains("hint: shifter pull ubuntu:latest"), "{run:?}");
+    let none = format!("id:{}", "0".repeat(64));
+    site.fails(&["lookup", &none], 4, "not in the site store");
+}
+
+/// A full disk, on a file system of a few megabytes in a mount namespace of its own.
+#[test]
+fn privileged_a_full_disk_is_named() {
+    if !rustix::process::geteuid().is_root() {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
+        return;
+    }
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    fs::create_dir(site.store()).unwrap();
+    let fits = registry.push("fits:1", &small("x"));
+    // The first does not fit as layers, the second only not as layers and image together.
+    let cases = [("big:1", 4 << 20, "needed, "), ("half:1", 1 << 20, "no space left in '")];
+    for (name, length, reason) in cases {
+        let reference = registry.push(name, &slow(length));
+        let script = "mount -t tmpfs -o size=5m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
+        let in_tmpfs = |reference: &str| {
+            let plain = site.command(&["pull", reference]);
+            let mut command = Command::new("unshare");
+            command.args(["-m", "sh", "-c", script, "sh"]).arg(site.store());
+            command.arg(plain.get_program()).args(plain.get_args());
+            run(command.env("HOME", site.home()))
+        };
+        let failed = in_tmpfs(&reference);
+        assert_eq!(failed.code, 1, "{failed:?}");
+        let dir = site.store().display().to_string();
+        assert!(failed.stderr.contains(reason) && failed.stderr.contains(&dir), "{failed:?}");
+        assert_eq!(in_tmpfs(&fits).code, 0);
+    }
+}

@@ -1,0 +1,91 @@
+#!/bin/bash
+# What CI asks of the source beside tests: style, documentation, dependencies, exported symbols.
+# Every check runs even if an earlier one failed; the last line says which did.
+set -uo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+
+target=${CARGO_TARGET_DIR:-target}
+failed=()
+
+check() {
+    local name=$1
+    shift
+    echo "check: $name"
+    "$@" || failed+=("$name")
+}
+
+# The crates that each crate may use: the arrows of the architecture, one way only.
+arrows() {
+    local crate allowed used status=0
+    while read -r crate allowed; do
+        used=$(cargo tree --locked -q -p "$crate" --depth 1 -e normal,build --prefix none \
+            --format '{p}' | sed -n 's/^\([^ ]*\) [^ ]* (\/.*/\1/p' | grep -vx "$crate" | sort -u)
+        for found in $used; do
+            case " $allowed " in *" $found "*) ;; *)
+                echo "  $crate must not depend on $found"
+                status=1
+                ;;
+            esac
+        done
+    done <<'END'
+shifter-core
+node-setup shifter-core
+spank-shifter shifter-core node-setup
+image-manager shifter-core
+shifter-tests shifter-core
+END
+    return $status
+}
+
+# Everything linked into privileged code and into Slurm's processes is listed and reviewed.
+deps_allow() {
+    local crate list status=0
+    for crate in node-setup spank-shifter; do
+        list=$crate/deps.allow
+        diff -u --label "$list" --label "cargo tree" \
+            <(sed -e 's/#.*//' -e '/^ *$/d' -e 's/ *$//' "$list" | sort -u) \
+            <(cargo tree --locked -q -p "$crate" -e normal,build --prefix none --format '{p}' |
+                cut -d' ' -f1 | grep -vx "$crate" | sort -u) || status=1
+    done
+    return $status
+}
+
+# Slurm looks for these symbols by name; anything else would be in the way of its own.
+symbols() {
+    cargo build --locked -q -p spank-shifter || return
+    local wrong
+    wrong=$(nm -D --defined-only "$target/debug/libshifter_slurm.so" | cut -d' ' -f3 |
+        grep -vxE 'plugin_(name|type|version)|spank_plugin_version|slurm_spank_[a-z_]+|_init|_fini')
+    [ -z "$wrong" ] || { echo "  the plugin also exports:" $wrong; return 1; }
+}
+
+supply_chain() {
+    if cargo deny --version >/dev/null 2>&1; then
+        cargo deny --locked check bans licenses sources
+    else
+        echo "  cargo-deny is not installed: left to where it is (cargo install --locked cargo-deny)"
+    fi
+    echo "  advisories need the advisory database from the network: not checked here"
+}
+
+files_are_short() {
+    local long
+    long=$(git ls-files -co --exclude-standard '*.rs' | xargs wc -l | awk '$1 > 600 && $2 != "total"')
+    [ -z "$long" ] || { echo "  longer than 600 lines: $long"; return 1; }
+}
+
+check fmt cargo fmt --all --check
+check clippy cargo clippy --workspace --all-targets --locked -q -- -D warnings
+check doc env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked -q
+check arrows arrows
+check deps.allow deps_allow
+check symbols symbols
+check supply-chain supply_chain
+check file-length files_are_short
+check shell bash -n tests/*.sh .ci/run
+
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}"
+    exit 1
+fi
+echo "all checks passed"

@@ -1,0 +1,31 @@
+#!/bin/bash
+# Builds the RPM packages from this checkout as a site would, from vendored crates and without the
+# network, and compares the files in them, owners and modes with packaging/rpm/files.expected.
+# The packages stay in <target>/testbed/rpm/RPMS.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+top=$(realpath -m "${CARGO_TARGET_DIR:-target}")/testbed/rpm
+rm -rf "$top/BUILD" "$top/BUILDROOT" "$top/RPMS"
+mkdir -p "$top/SOURCES"
+
+name=shifter-$version
+git ls-files -z --cached --others --exclude-standard |
+    tar -czf "$top/SOURCES/$name.tar.gz" --null -T - --transform "s,^,$name/,"
+cargo vendor --locked --quiet "$top/vendor" >/dev/null
+tar -czf "$top/SOURCES/$name-vendor.tar.gz" -C "$top" vendor
+
+# Debian's rpmbuild knows no installed packages: dependencies among them cannot be satisfied.
+rpmbuild -bb --nodeps --quiet --define "_topdir $top" --define "shifter_version $version" \
+    packaging/rpm/shifter.spec
+
+found=$(for package in "$top"/RPMS/*/*.rpm; do
+    rpm -qp --queryformat "[%{NAME} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]" \
+        "$package"
+done | grep -v /share/man/ | LC_ALL=C sort)
+diff -u packaging/rpm/files.expected <(printf '%s\n' "$found") || {
+    echo "rpm.sh: the packages do not hold what packaging/rpm/files.expected says" >&2
+    exit 1
+}
+echo "rpm.sh: $(ls "$top"/RPMS/*/*.rpm | wc -l) packages hold what they should"

@@ -1,0 +1,158 @@
+//! Death at every point: each program is killed before each of its system calls in turn, and
+//! teardown must then bring the node back to where it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use shifter_tests::call::Call;
+use shifter_tests::world::User;
+
+use super::{Site, manifest};
+
+const TRACE: &str = "/tmp/trace";
+
+/// Counts a program's system calls by name.
+fn calls_of(call: &dyn Fn(&[&str]) -> Call) -> Result<BTreeMap<String, usize>> {
+    call(&["strace", "-f", "-o", TRACE]).output()?.success()?;
+    let mut counts = BTreeMap::new();
+    for line in fs::read_to_string(TRACE)?.lines() {
+        let words = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+        let name: String = words
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect();
+        if !name.is_empty() && words[name.len()..].starts_with('(') {
+            *counts.entry(name).or_insert(0) += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// Kills the program before its every system call and lets `check` judge what is left.
+fn kill_everywhere(
+    call: &dyn Fn(&[&str]) -> Call,
+    mut prepare: impl FnMut() -> Result<()>,
+    mut check: impl FnMut(&str) -> Result<()>,
+) -> Result<usize> {
+    prepare()?;
+    let counts = calls_of(call)?;
+    check("after its last system call")?;
+    let mut deaths = 0;
+    for (name, count) in counts {
+        for number in 1..=count {
+            prepare()?;
+            let inject = format!("--inject={name}:signal=KILL:when={number}");
+            let output = call(&["strace", "-qq", "-o", "/dev/null", &inject]).output()?;
+            deaths += usize::from(output.code == 137);
+            check(&format!("killed before {name} number {number}: {output}"))?;
+        }
+    }
+    Ok(deaths)
+}
+
+fn with_volume(job: &str) -> Value {
+    let mut manifest = manifest(job);
+    // Mount points in the root, in an overlay and in the image itself.
+    manifest["volumes"] = [
+        "/scratch/alice:/a/b",
+        "/scratch/alice:/usr/share/x",
+        "/scratch/alice:/mnt",
+    ]
+    .as_slice()
+    .into();
+    manifest
+}
+
+#[test]
+fn privileged_setup_killed_before_each_system_call_leaves_nothing() -> Result<()> {
+    let site = Site::prepare()?;
+    let text = with_volume("17").to_string();
+    let program = site.product.path("sbin/setupRoot");
+    let call = |tracer: &[&str]| {
+        let args = [
+            &*program,
+            "--manifest=-",
+            "--expect-uid=2001",
+            "--expect-job=17",
+        ];
+        Call::new(tracer.iter().chain(&args).copied()).input(text.clone())
+    };
+    let deaths = kill_everywhere(
+        &call,
+        || Ok(()),
+        |when| {
+            let output = site.tear_down("17")?;
+            ensure!(output.code == 0, "{when}: {output}");
+            site.clean
+                .ensure_restored(None)
+                .map_err(|error| error.context(when.to_owned()))
+        },
+    )?;
+    ensure!(deaths > 200, "only {deaths} kills hit");
+    Ok(())
+}
+
+#[test]
+fn privileged_teardown_killed_before_each_system_call_is_finished_by_the_next() -> Result<()> {
+    let site = Site::prepare()?;
+    let program = site.product.path("sbin/unsetupRoot");
+    let call = |tracer: &[&str]| Call::new(tracer.iter().chain(&[&*program, "17"]).copied());
+    let prepare = || site.set_up(&with_volume("17"))?.success().map(drop);
+    let deaths = kill_everywhere(&call, prepare, |when| {
+        let output = site.tear_down("17")?;
+        ensure!(output.code == 0, "{when}: {output}");
+        site.clean
+            .ensure_restored(None)
+            .map_err(|error| error.context(when.to_owned()))
+    })?;
+    ensure!(deaths > 50, "only {deaths} kills hit");
+    Ok(())
+}
+
+#[test]
+fn privileged_setup_goes_on_after_a_teardown_that_was_killed() -> Result<()> {
+    let site = Site::prepare()?;
+    let program = site.product.path("sbin/unsetupRoot");
+    for number in 1..=12 {
+        site.set_up(&manifest("17"))?.success()?;
+        let inject = format!("--inject=unlinkat:signal=KILL:when={number}");
+        Call::new([
+            "strace",
+            "-qq",
+            "-o",
+            "/dev/null",
+            &*inject,
+            &*program,
+            "17",
+        ])
+        .output()?;
+        site.set_up(&manifest("17"))?.success()?;
+        site.tear_down("17")?.success()?;
+    }
+    site.clean.ensure_restored(None)
+}
+
+/// S09: signals at random moments reach the program when it has no privileges yet or any more;
+/// in between nothing can stop it half way.
+#[test]
+fn privileged_s09_signals_at_random_moments_leave_nothing() -> Result<()> {
+    let site = Site::prepare()?;
+    let script = "for i in $(seq 120); do
+        shifter --image=tiny --volume=/scratch/alice:/a/b sleep 0.02 & pid=$!
+        usleep $((RANDOM % 12000)) 2>/dev/null || sleep 0.00$((RANDOM % 10))
+        case $((i % 3)) in
+            0) kill -KILL $pid;;
+            1) kill -TERM $pid;;
+            2) kill -STOP $pid; kill -CONT $pid;;
+        esac
+        wait $pid
+    done 2>/dev/null; true";
+    Call::shell(script).by(User::Alice).output()?.success()?;
+    let bystander = site.shifter(&["--image=tiny", "true"])?;
+    ensure!(bystander.code == 0, "{bystander}");
+    // Private containers need no teardown; the next job's sweeps the hints.
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
