@@ -37,7 +37,7 @@ fn recovers(site: &Site, reference: &str, moment: &str) {
 #[test]
 fn killed_at_any_time() {
     let registry = Registry::start();
-    let reference = registry.push("slow:1", &slow(2 << 20));
+    let reference = registry.push("slow:1", &slow(256 << 10));
     let site = Site::new(&[&registry.address]);
     let begin = Instant::now();
     site.ok(&["pull", &reference]);
@@ -85,7 +85,7 @@ fn killed_before_each_change() {
 
 #[test]
 fn two_pulls_at_once_build_one_image() {
-    let image = slow(4 << 20);
+    let image = slow(1 << 20);
     let mock = Mock::paths(honest(&image));
     let site = Site::new(&[&mock.address]);
     let reference = format!("{}/x", mock.address);
@@ -242,7 +242,7 @@ fn only_types_that_have_a_registry_are_pulled() {
     site.fails(&["lookup", &none], 4, "not in the site store");
 }
 
-/// A full disk, on a file system of a few megabytes in a mount namespace of its own.
+/// A full disk, on a file system of one megabyte in a mount namespace of its own.
 #[test]
 fn privileged_a_full_disk_is_named() {
     if !rustix::process::geteuid().is_root() {
@@ -254,10 +254,10 @@ fn privileged_a_full_disk_is_named() {
     fs::create_dir(site.store()).unwrap();
     let fits = registry.push("fits:1", &small("x"));
     // The first does not fit as layers, the second only not as layers and image together.
-    let cases = [("big:1", 4 << 20, "needed, "), ("half:1", 1 << 20, "no space left in '")];
+    let cases = [("big:1", 400 << 10, "needed, "), ("half:1", 200 << 10, "no space left in '")];
     for (name, length, reason) in cases {
         let reference = registry.push(name, &slow(length));
-        let script = "mount -t tmpfs -o size=5m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
+        let script = "mount -t tmpfs -o size=1m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
         let in_tmpfs = |reference: &str| {
             let plain = site.command(&["pull", reference]);
             let mut command = Command::new("unshare");

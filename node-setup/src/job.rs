@@ -84,8 +84,11 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
 pub fn record_failure(job: &JobId, message: &str) -> Result<()> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-    let end = message.floor_char_boundary(FAILURE_LIMIT as usize);
-    state::write_file(dir.dir(), "failure", &message.as_bytes()[..end])
+    let mut message = message.to_owned();
+    while message.len() as u64 > FAILURE_LIMIT {
+        message.pop();
+    }
+    state::write_file(dir.dir(), "failure", message.as_bytes())
 }
 
 /// Removes everything of a job, from whatever state it is in; a job that has nothing is fine.

@@ -71,7 +71,7 @@ pub fn sweep(hints: &OwnedFd) -> Result<()> {
         }
         let in_use = read_hint(&mut hint).is_some_and(|(number, ..)| {
             open_device(number)
-                .and_then(|device| Ok(sys::loop_status(device)?))
+                .and_then(sys::loop_status)
                 .is_ok_and(|info| name == name_of(info.device, info.inode))
         });
         if !in_use {

@@ -40,14 +40,14 @@ mod tests {
     fn unknown_disabled_and_conflicting_modules_are_refused() {
         let text = "[module.a]\nconflicts = ['b']\n[module.b]\n[module.c]\nenabled = false\n";
         let config = Config::parse(text, "/x".as_ref()).unwrap();
-        let check = |names: &[&str]| {
+        let judge = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            super::check(&config, &names).map_err(|e| e.to_string())
+            check(&config, &names).map_err(|e| e.to_string())
         };
-        assert_eq!(check(&["a"]), Ok(()));
-        assert_eq!(check(&["b"]), Ok(()));
+        assert_eq!(judge(&["a"]), Ok(()));
+        assert_eq!(judge(&["b"]), Ok(()));
         for bad in [&["x"][..], &["c"], &["a", "b"], &["b", "a"]] {
-            assert!(check(bad).is_err(), "{bad:?}");
+            assert!(judge(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -86,7 +86,7 @@ fn scan(marks: &[Marks]) -> Result<Vec<(u32, OwnedFd)>> {
     Ok(found)
 }
 
-fn bears(process: &PathBuf, own: u64, marks: &[Marks]) -> bool {
+fn bears(process: &Path, own: u64, marks: &[Marks]) -> bool {
     let Ok(namespace) = rustix::fs::stat(process.join("ns/mnt")).map(|stat| stat.st_ino) else {
         return false; // A zombie, or gone.
     };
