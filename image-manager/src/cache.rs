@@ -48,8 +48,11 @@ impl BlobCache {
         blobs: impl IntoIterator<Item = &'a Descriptor>,
     ) -> Result<(), StoreError> {
         let is_missing = |blob: &&Descriptor| {
-            files::size(&self.dir, &format!("{}/{}", blob.digest.algorithm(), blob.digest.hex()))
-                .is_none()
+            files::size(
+                &self.dir,
+                &format!("{}/{}", blob.digest.algorithm(), blob.digest.hex()),
+            )
+            .is_none()
         };
         let need = blobs
             .into_iter()
@@ -61,7 +64,11 @@ impl BlobCache {
         if need <= free {
             return Ok(());
         }
-        Err(StoreError::Full { dir: self.path.clone(), need, free: Some(free) })
+        Err(StoreError::Full {
+            dir: self.path.clone(),
+            need,
+            free: Some(free),
+        })
     }
 
     /// Returns a blob, from here or from the registry; `on_bytes` hears of every part downloaded.
@@ -121,9 +128,14 @@ impl BlobCache {
     /// Removes parts of blobs that killed pulls left.
     pub fn sweep(&self) -> Result<(), StoreError> {
         for algorithm in ["sha256", "sha512"] {
-            let Ok(dir) = files::open_subdir(&self.dir, algorithm) else { continue };
+            let Ok(dir) = files::open_subdir(&self.dir, algorithm) else {
+                continue;
+            };
             let names = files::names(&dir).map_err(|error| self.failed("list", error, 0))?;
-            for name in names.iter().filter(|name| name.starts_with(TEMPORARY_PREFIX)) {
+            for name in names
+                .iter()
+                .filter(|name| name.starts_with(TEMPORARY_PREFIX))
+            {
                 let lock =
                     files::try_lock(&dir, name).map_err(|error| self.failed("lock", error, 0))?;
                 if let Some(_held) = lock {
@@ -138,7 +150,9 @@ impl BlobCache {
     fn open(&self, dir: &OwnedFd, blob: &Descriptor) -> Result<Option<File>, StoreError> {
         let name = blob.digest.hex();
         let fail = |error| self.failed("read", error, 0);
-        let Some(mut file) = files::open(dir, name).map_err(fail)? else { return Ok(None) };
+        let Some(mut file) = files::open(dir, name).map_err(fail)? else {
+            return Ok(None);
+        };
         let mut hasher = Hasher::like(&blob.digest);
         let mut buffer = vec![0; 128 << 10];
         loop {
@@ -163,7 +177,11 @@ impl BlobCache {
 
     fn failed(&self, action: &'static str, error: io::Error, need: u64) -> StoreError {
         if is_full(&error) {
-            StoreError::Full { dir: self.path.clone(), need, free: None }
+            StoreError::Full {
+                dir: self.path.clone(),
+                need,
+                free: None,
+            }
         } else {
             StoreError::io(action, &self.path)(error)
         }

@@ -40,7 +40,13 @@ pub(crate) fn make_dir(dir: impl AsFd, name: &str, mode: u32) -> io::Result<Owne
 /// Opens the directory at a relative path.
 pub(crate) fn open_subdir(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), CONFINED)?)
+    Ok(rustix::fs::openat2(
+        dir,
+        path,
+        flags,
+        Mode::empty(),
+        CONFINED,
+    )?)
 }
 
 /// Opens a regular file for reading; none if it does not exist.
@@ -55,17 +61,25 @@ pub(crate) fn open(dir: impl AsFd, path: &str) -> io::Result<Option<File>> {
     if file.metadata()?.is_file() {
         Ok(Some(file))
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ))
     }
 }
 
 /// Reads a regular file of at most `limit` bytes; none if it does not exist.
 pub(crate) fn read(dir: impl AsFd, path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let Some(file) = open(dir, path)? else { return Ok(None) };
+    let Some(file) = open(dir, path)? else {
+        return Ok(None);
+    };
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is too large",
+        ));
     }
     Ok(Some(bytes))
 }
@@ -231,8 +245,16 @@ mod tests {
         assert_eq!(names(&dir).unwrap(), ["sub"]);
         assert_eq!(size(&sub, "f"), Some(3));
         assert_eq!(size(&dir, "sub"), None);
-        let mode = |path| std::fs::metadata(temp.path().join(path)).unwrap().permissions().mode();
-        assert_eq!((mode("sub") & 0o7777, mode("sub/f") & 0o7777), (0o755, 0o644));
+        let mode = |path| {
+            std::fs::metadata(temp.path().join(path))
+                .unwrap()
+                .permissions()
+                .mode()
+        };
+        assert_eq!(
+            (mode("sub") & 0o7777, mode("sub/f") & 0o7777),
+            (0o755, 0o644)
+        );
     }
 
     #[test]

@@ -67,8 +67,15 @@ mod tests {
         assert_eq!(sha256_hex(b""), empty);
         let digest = Digest::parse(&format!("sha256:{empty}")).unwrap();
         assert!(matches(b"", &digest) && !matches(b"x", &digest));
-        let long = format!("sha512:{}", "cf83e1357eefb8bd".to_owned() + &"0".repeat(112));
+        let long = format!(
+            "sha512:{}",
+            "cf83e1357eefb8bd".to_owned() + &"0".repeat(112)
+        );
         assert!(!matches(b"", &Digest::parse(&long).unwrap()));
-        assert!(Hasher::like(&Digest::parse(&long).unwrap()).finish().starts_with("sha512:cf83e1"));
+        assert!(
+            Hasher::like(&Digest::parse(&long).unwrap())
+                .finish()
+                .starts_with("sha512:cf83e1")
+        );
     }
 }

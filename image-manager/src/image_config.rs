@@ -126,15 +126,18 @@ impl ImageConfig {
             return Err(ImageConfigError::LayerCount { manifest, config });
         }
         let id = ImageId::parse(&hash::sha256_hex(bytes))?;
-        Ok(Self { id, diff_ids, meta: raw.config.unwrap_or_default().into_meta() })
+        Ok(Self {
+            id,
+            diff_ids,
+            meta: raw.config.unwrap_or_default().into_meta(),
+        })
     }
 }
 
 impl RawProcess {
     fn into_meta(self) -> ImageMeta {
-        let filled = |text: Option<String>| {
-            text.filter(|text| !text.is_empty()).map(String::into_bytes)
-        };
+        let filled =
+            |text: Option<String>| text.filter(|text| !text.is_empty()).map(String::into_bytes);
         let env = self.env.unwrap_or_default();
         let env = env.iter().filter_map(|pair| {
             let (key, value) = pair.split_once('=')?;
@@ -146,7 +149,12 @@ impl RawProcess {
             cmd: self.cmd.and_then(Words::bytes),
             workdir: filled(self.working_dir),
             env: env.collect(),
-            volumes: self.volumes.unwrap_or_default().into_keys().map(String::into_bytes).collect(),
+            volumes: self
+                .volumes
+                .unwrap_or_default()
+                .into_keys()
+                .map(String::into_bytes)
+                .collect(),
             user: filled(self.user),
             ..ImageMeta::default()
         }
@@ -177,10 +185,16 @@ mod tests {
         assert_eq!(config.id.as_str(), hash::sha256_hex(text.as_bytes()));
         let meta = config.meta;
         let pair = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
-        assert_eq!(meta.env, [pair("PATH", "/bin"), pair("EMPTY", ""), pair("A", "b=c")]);
+        assert_eq!(
+            meta.env,
+            [pair("PATH", "/bin"), pair("EMPTY", ""), pair("A", "b=c")]
+        );
         assert_eq!(meta.entry.unwrap(), [b"/e".to_vec(), b"-x".to_vec()]);
         assert_eq!((meta.cmd, meta.workdir.unwrap()), (None, b"/w".to_vec()));
-        assert_eq!((meta.volumes, meta.user.unwrap()), (vec![b"/data".to_vec()], b"1000".to_vec()));
+        assert_eq!(
+            (meta.volumes, meta.user.unwrap()),
+            (vec![b"/data".to_vec()], b"1000".to_vec())
+        );
         assert_eq!(meta.format, "squashfs");
     }
 
@@ -191,19 +205,34 @@ mod tests {
             (format!(r#"{{{rootfs}}}"#), 1, ""),
             (format!(r#"{{"config":null,{rootfs}}}"#), 1, ""),
             (format!(r#"{{"config":{{"Cmd":"date"}},{rootfs}}}"#), 1, ""),
-            (format!(r#"{{{rootfs}}}"#), 2, "the manifest has 2 layers and"),
-            (format!(r#"{{"os":"windows",{rootfs}}}"#), 1, "the image is for windows/, this"),
+            (
+                format!(r#"{{{rootfs}}}"#),
+                2,
+                "the manifest has 2 layers and",
+            ),
+            (
+                format!(r#"{{"os":"windows",{rootfs}}}"#),
+                1,
+                "the image is for windows/, this",
+            ),
             (
                 format!(r#"{{"os":"linux","architecture":"arm64",{rootfs}}}"#),
                 1,
                 "the image is for linux/arm64, this machine needs linux/amd64",
             ),
-            (r#"{"rootfs":{"diff_ids":["md5:x"]}}"#.into(), 1, "the image's configuration has an"),
+            (
+                r#"{"rootfs":{"diff_ids":["md5:x"]}}"#.into(),
+                1,
+                "the image's configuration has an",
+            ),
             ("{}".into(), 0, "the image's configuration is not valid"),
         ];
         for (text, layers, expect) in table {
             let found = parse(&text, layers).err().unwrap_or_default();
-            assert!(found.starts_with(expect) && found.is_empty() == expect.is_empty(), "{found}");
+            assert!(
+                found.starts_with(expect) && found.is_empty() == expect.is_empty(),
+                "{found}"
+            );
         }
     }
 

@@ -146,7 +146,11 @@ pub fn pull(
             let is_retried = matches!(made, Err(PullError::Registry(_)));
             let removed = match is_retried {
                 true => Ok(()),
-                false => resolved.manifest.layers.iter().try_for_each(|l| cache.remove(&l.digest)),
+                false => resolved
+                    .manifest
+                    .layers
+                    .iter()
+                    .try_for_each(|l| cache.remove(&l.digest)),
             };
             made?;
             removed?;
@@ -157,11 +161,20 @@ pub fn pull(
         reference: reference.canonical(),
         id: config.id.clone(),
         digest: Some(resolved.digest.to_string()),
-        pulled: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        pulled: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs()),
         size,
     };
     store.tag(reference, &entry)?;
-    Ok(Pulled { id: config.id, digest: resolved.digest, path, size, is_new, left_out })
+    Ok(Pulled {
+        id: config.id,
+        digest: resolved.digest,
+        path,
+        size,
+        is_new,
+        left_out,
+    })
 }
 
 /// Downloads the layers, builds the image and publishes it.
@@ -214,7 +227,9 @@ fn download(
     cache: &BlobCache,
     watch: &(dyn Fn(Step) + Sync),
 ) -> Result<Vec<File>, PullError> {
-    let total = blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.size));
+    let total = blobs
+        .iter()
+        .fold(0u64, |sum, blob| sum.saturating_add(blob.size));
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let results: Mutex<BTreeMap<usize, Result<File, CacheError>>> = Mutex::default();
     let work = || {
@@ -229,7 +244,10 @@ fn download(
                 // The image cannot be had any more: let the other threads finish and stop.
                 next.store(blobs.len(), Ordering::Relaxed);
             }
-            results.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
+            results
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(at, result);
         }
     };
     std::thread::scope(|scope| {

@@ -48,13 +48,19 @@ fn an_honest_server_is_believed() {
     let (mock, site, reference) = serve(honest(&small("x")));
     site.ok(&["pull", &reference]);
     assert_eq!(site.read(&reference, "etc/motd"), "x");
-    assert!(mock.requests().iter().all(|request| request.authorization.is_none()));
+    assert!(
+        mock.requests()
+            .iter()
+            .all(|request| request.authorization.is_none())
+    );
     // Also without lengths: a chunked or closed answer is checked by its digest.
     let unmeasured = |reply: Reply| match reply {
         Reply::Full(status, headers, body) => Reply::Unmeasured(status, headers, body),
         other => other,
     };
-    let replies = honest(&small("x")).into_iter().map(|(path, reply)| (path, unmeasured(reply)));
+    let replies = honest(&small("x"))
+        .into_iter()
+        .map(|(path, reply)| (path, unmeasured(reply)));
     let (_mock, site, reference) = serve(replies.collect());
     site.ok(&["pull", &reference]);
 }
@@ -74,8 +80,14 @@ fn blobs_that_are_not_what_was_promised() {
         (octets(&longer), "promises"),
         (octets(&blob[1..]), "promises"),
         (octets(b""), "promises"),
-        (Reply::Unmeasured(200, Vec::new(), longer.clone()), "the registry sends more"),
-        (Reply::Unmeasured(200, Vec::new(), blob[1..].to_vec()), "the registry sent"),
+        (
+            Reply::Unmeasured(200, Vec::new(), longer.clone()),
+            "the registry sends more",
+        ),
+        (
+            Reply::Unmeasured(200, Vec::new(), blob[1..].to_vec()),
+            "the registry sent",
+        ),
         (Reply::Endless, "the registry sends more"),
         (Reply::Announced(length + 1, blob.clone()), "promises"),
         (Reply::Cut(length, blob[..9].to_vec()), "broke off"),
@@ -83,7 +95,11 @@ fn blobs_that_are_not_what_was_promised() {
         (Reply::status(404), "not found in the registry"),
     ];
     for (reply, reason) in table {
-        let code = if reason.starts_with("not found") { 4 } else { 7 };
+        let code = if reason.starts_with("not found") {
+            4
+        } else {
+            7
+        };
         let (_mock, site, reference) = with(&layer_path(&image), reply.clone());
         site.fails(&["pull", &reference], code, reason);
         assert_eq!(site.image_count(), 0, "{reason}");
@@ -111,23 +127,62 @@ fn manifests_that_are_not_what_was_promised() {
     let both = text.replace("\"layers\":", "\"manifests\":[],\"layers\":");
     let table = [
         (manifest(both), 7, "it is ambiguous"),
-        (manifest(text.replace(&layer, "sha256:../../x")), 7, "'sha256:../../x'"),
-        (manifest(text.replace(&layer, "md5:d41d8cd98f00b204e9800998ecf8427e")), 7, "'md5:"),
-        (manifest(text.replace(&layer, &layer.to_uppercase())), 7, "a digest in it"),
-        (Reply::ok(&Blob::new(image::OCI_MANIFEST, huge)), 7, "is larger than 4194304 bytes"),
+        (
+            manifest(text.replace(&layer, "sha256:../../x")),
+            7,
+            "'sha256:../../x'",
+        ),
+        (
+            manifest(text.replace(&layer, "md5:d41d8cd98f00b204e9800998ecf8427e")),
+            7,
+            "'md5:",
+        ),
+        (
+            manifest(text.replace(&layer, &layer.to_uppercase())),
+            7,
+            "a digest in it",
+        ),
+        (
+            Reply::ok(&Blob::new(image::OCI_MANIFEST, huge)),
+            7,
+            "is larger than 4194304 bytes",
+        ),
         (Reply::Endless, 7, "is larger than 4194304 bytes"),
-        (Reply::Announced(1 << 40, text.clone().into()), 7, "is larger than 4194304 bytes"),
-        (with_header("Docker-Content-Digest", &zeros), 7, "its digest is not sha256:0000"),
-        (with_header("Docker-Content-Digest", "md5:abc"), 7, "'md5:abc' is not acceptable"),
+        (
+            Reply::Announced(1 << 40, text.clone().into()),
+            7,
+            "is larger than 4194304 bytes",
+        ),
+        (
+            with_header("Docker-Content-Digest", &zeros),
+            7,
+            "its digest is not sha256:0000",
+        ),
+        (
+            with_header("Docker-Content-Digest", "md5:abc"),
+            7,
+            "'md5:abc' is not acceptable",
+        ),
         (Reply::json("{}"), 4, "not a container image"),
         (Reply::json("<html>"), 7, "not a valid document"),
-        (Reply::json(r#"{"schemaVersion":1,"fsLayers":[]}"#), 4, "schema 1"),
         (
-            Reply::ok(&Blob::new(image::OCI_MANIFEST, text.replace(image::OCI_MANIFEST, image::OCI_INDEX))),
+            Reply::json(r#"{"schemaVersion":1,"fsLayers":[]}"#),
+            4,
+            "schema 1",
+        ),
+        (
+            Reply::ok(&Blob::new(
+                image::OCI_MANIFEST,
+                text.replace(image::OCI_MANIFEST, image::OCI_INDEX),
+            )),
             7,
             "it is ambiguous",
         ),
-        (Reply::ok(&Blob::new(image::OCI_INDEX, "{\"manifests\":[]}")), 4, "does not exist for"),
+        (
+            Reply::ok(&Blob::new(image::OCI_INDEX, "{\"manifests\":[]}")),
+            4,
+            "does not exist for",
+        ),
     ];
     for (reply, code, reason) in table {
         let (_mock, site, reference) = with(MANIFEST, reply);
@@ -140,7 +195,11 @@ fn manifests_that_are_not_what_was_promised() {
     let mut replies = honest(&image);
     replies.insert(format!("/v2/x/manifests/{other}"), manifest(text));
     let (_mock, site, reference) = serve(replies);
-    site.fails(&["pull", &format!("{reference}@{other}")], 7, "its digest is not sha256:0000");
+    site.fails(
+        &["pull", &format!("{reference}@{other}")],
+        7,
+        "its digest is not sha256:0000",
+    );
 }
 
 #[test]
@@ -152,12 +211,18 @@ fn indexes_that_are_not_what_was_promised() {
     let size = format!("\"size\":{}", image.manifest.bytes.len());
     let loops = Blob::new(image::OCI_INDEX, text.clone());
     let table = [
-        (text.replace(&size, "\"size\":7"), "the index promises 7 bytes"),
+        (
+            text.replace(&size, "\"size\":7"),
+            "the index promises 7 bytes",
+        ),
         (
             text.replacen(image::OCI_MANIFEST, image::OCI_INDEX, 1),
             "the index promises a 'application/vnd.oci.image.index.v1+json'",
         ),
-        (text.replacen("sha256:", "sha1:", 1), "a digest in it is not acceptable"),
+        (
+            text.replacen("sha256:", "sha1:", 1),
+            "a digest in it is not acceptable",
+        ),
     ];
     for (text, reason) in table {
         let reply = Reply::ok(&Blob::new(image::OCI_INDEX, text));
@@ -198,7 +263,10 @@ fn redirects_never_carry_the_login_elsewhere() {
     let target = format!("http://{}/cdn?signature=1", elsewhere.address);
     replies.insert(layer_path(&image), Reply::redirect(&target));
     let mock = Mock::start(move |request| match request.authorization.as_deref() {
-        Some(SECRET) => replies.get(&request.path).cloned().unwrap_or(Reply::status(404)),
+        Some(SECRET) => replies
+            .get(&request.path)
+            .cloned()
+            .unwrap_or(Reply::status(404)),
         _ => Reply::challenge("Basic realm=\"x\""),
     });
     let site = Site::new(&[&mock.address, &elsewhere.address]);
@@ -208,8 +276,15 @@ fn redirects_never_carry_the_login_elsewhere() {
     let seen = elsewhere.requests();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].path, "/cdn?signature=1");
-    assert!(seen.iter().all(|request| request.authorization.is_none()), "{seen:?}");
-    assert!(mock.requests().iter().any(|request| request.authorization.is_some()));
+    assert!(
+        seen.iter().all(|request| request.authorization.is_none()),
+        "{seen:?}"
+    );
+    assert!(
+        mock.requests()
+            .iter()
+            .any(|request| request.authorization.is_some())
+    );
 }
 
 #[test]
@@ -228,7 +303,11 @@ fn redirects_that_are_not_followed() {
     for (target, reason) in table {
         for path in [MANIFEST.to_owned(), layer_path(&image)] {
             // A layer's redirect to itself is the loop there.
-            let target = if target == MANIFEST { path.as_str() } else { target };
+            let target = if target == MANIFEST {
+                path.as_str()
+            } else {
+                target
+            };
             let (mock, site, reference) = with(&path, Reply::redirect(target));
             let run = site.fails(&["pull", &reference], 7, reason);
             assert!(!run.stderr.contains("signature"), "{run:?}");
@@ -252,9 +331,10 @@ fn token_registry(login: Option<&'static str>, answer: &'static str) -> Mock {
                 };
             }
             match request.authorization.as_deref() {
-                Some("Bearer good") => {
-                    replies.get(&request.path).cloned().unwrap_or(Reply::status(404))
-                }
+                Some("Bearer good") => replies
+                    .get(&request.path)
+                    .cloned()
+                    .unwrap_or(Reply::status(404)),
                 _ => Reply::challenge(&format!(
                     "Bearer realm=\"http://{}/token\",service=\"a b\",scope=\"repository:x:pull\"",
                     address.get().unwrap()
@@ -268,14 +348,23 @@ fn token_registry(login: Option<&'static str>, answer: &'static str) -> Mock {
 
 #[test]
 fn token_servers() {
-    for answer in [r#"{"token":"good"}"#, r#"{"access_token":"good","expires_in":60}"#] {
+    for answer in [
+        r#"{"token":"good"}"#,
+        r#"{"access_token":"good","expires_in":60}"#,
+    ] {
         let mock = token_registry(None, answer);
         let site = Site::new(&[&mock.address]);
         site.ok(&["pull", &format!("{}/x", mock.address)]);
-        let tokens: Vec<_> =
-            mock.requests().into_iter().filter(|r| r.path.starts_with("/token")).collect();
+        let tokens: Vec<_> = mock
+            .requests()
+            .into_iter()
+            .filter(|r| r.path.starts_with("/token"))
+            .collect();
         assert_eq!(tokens.len(), 1, "one token serves the whole pull");
-        assert_eq!(tokens[0].path, "/token?service=a%20b&scope=repository:x:pull");
+        assert_eq!(
+            tokens[0].path,
+            "/token?service=a%20b&scope=repository:x:pull"
+        );
     }
     let mock = token_registry(Some(SECRET), r#"{"token":"good"}"#);
     let site = Site::new(&[&mock.address]);
@@ -286,12 +375,19 @@ fn token_servers() {
     let leaked = |r: &site::mock::Request| {
         r.authorization.as_deref() == Some(SECRET) && !r.path.starts_with("/token?")
     };
-    assert!(!mock.requests().iter().any(leaked), "the login goes to the token server only");
+    assert!(
+        !mock.requests().iter().any(leaked),
+        "the login goes to the token server only"
+    );
 
     for answer in ["{}", "<html>", r#"{"token":"a\r\nX: y"}"#] {
         let mock = token_registry(None, answer);
         let site = Site::new(&[&mock.address]);
-        site.fails(&["pull", &format!("{}/x", mock.address)], 7, "sent no usable token");
+        site.fails(
+            &["pull", &format!("{}/x", mock.address)],
+            7,
+            "sent no usable token",
+        );
     }
 }
 
@@ -304,7 +400,11 @@ fn refusals_end() {
         ("Negotiate", 3, "denied access (401)"),
         ("", 3, "denied access (401)"),
         (realm.as_str(), 7, "does not use https"),
-        ("Bearer realm=\"file:///etc/passwd\"", 7, "is not an address"),
+        (
+            "Bearer realm=\"file:///etc/passwd\"",
+            7,
+            "is not an address",
+        ),
         ("Bearer", 7, "is not an address"),
     ];
     for (challenge, code, reason) in table {
@@ -321,7 +421,11 @@ fn refusals_end() {
     let mock = token_registry(None, r#"{"token":"bad"}"#);
     let site = Site::new(&[&mock.address]);
     log_in(&site, &mock.address);
-    site.fails(&["pull", &format!("{}/x", mock.address)], 3, "denied access (401)");
+    site.fails(
+        &["pull", &format!("{}/x", mock.address)],
+        3,
+        "denied access (401)",
+    );
     assert!(mock.requests().len() <= 10, "{}", mock.requests().len());
 }
 
@@ -331,6 +435,10 @@ fn what_a_registry_says_is_harmless() {
     let body = json!({"errors": [{"code": "X", "message": message}]}).to_string();
     let reply = Reply::Full(500, Vec::new(), body.into());
     let (_mock, site, reference) = with(MANIFEST, reply);
-    let run = site.fails(&["pull", &reference], 7, "answered 500: \\u{1b}[2Jevil\\u{202e}");
+    let run = site.fails(
+        &["pull", &reference],
+        7,
+        "answered 500: \\u{1b}[2Jevil\\u{202e}",
+    );
     assert!(!run.stderr.contains('\u{1b}'), "{run:?}");
 }

@@ -35,8 +35,14 @@ fn every_kind_of_layer_and_manifest() {
     assert_eq!(record["id"], oci.config.digest()[7..]);
     assert_eq!(record["new"], true);
     let lines: Vec<&str> = run.stderr.lines().collect();
-    assert!(lines[0].contains("variable 'BAD' contains a line break"), "{run:?}");
-    assert!(lines[1].starts_with(&format!("pulled docker:{reference} (id ")), "{run:?}");
+    assert!(
+        lines[0].contains("variable 'BAD' contains a line break"),
+        "{run:?}"
+    );
+    assert!(
+        lines[1].starts_with(&format!("pulled docker:{reference} (id ")),
+        "{run:?}"
+    );
     assert_eq!(lines.len(), 2, "no progress without a terminal: {run:?}");
     assert_eq!(site.read(&reference, "etc/base"), "changed");
     assert_eq!(site.read(&reference, "etc/upper"), "upper");
@@ -78,7 +84,10 @@ fn indexes_give_the_image_for_this_machine() {
         let platforms = [format!("linux/{other}"), format!("linux/{here}")];
         let blob = index(
             media_type,
-            &[(&images[0], platforms[0].as_str()), (&images[1], platforms[1].as_str())],
+            &[
+                (&images[0], platforms[0].as_str()),
+                (&images[1], platforms[1].as_str()),
+            ],
         );
         let reference = registry.push_index(name, &blob, &[&images[0], &images[1]]);
         let run = site.ok(&["pull", "--json", &reference]);
@@ -138,19 +147,33 @@ fn what_is_not_there() {
     let registry = Registry::start();
     let site = Site::new(&[&registry.address]);
     let known = registry.push("x:1", &small("x"));
-    let run = site.fails(&["pull", &known.replace(":1", ":2")], 4, "not found in the registry");
-    assert!(run.stderr.contains("manifest unknown"), "the registry's own words: {run:?}");
+    let run = site.fails(
+        &["pull", &known.replace(":1", ":2")],
+        4,
+        "not found in the registry",
+    );
+    assert!(
+        run.stderr.contains("manifest unknown"),
+        "the registry's own words: {run:?}"
+    );
     assert!(run.stderr.contains("hint: "), "{run:?}");
     let nothing = format!("{}/nothing:1", registry.address);
     site.fails(&["pull", &nothing], 4, "not found in the registry");
     // The rest is pulled all the same, and the failure decides the exit code.
     let run = site.run(&["pull", &nothing, &known]);
     assert_eq!(run.code, 4);
-    assert!(run.stderr.contains(&format!("pulled docker:{known}")), "{run:?}");
+    assert!(
+        run.stderr.contains(&format!("pulled docker:{known}")),
+        "{run:?}"
+    );
 
     let dead = "127.0.0.1:1/x:1";
     let site = Site::new(&["127.0.0.1:1"]);
-    site.fails(&["pull", dead], 7, "cannot reach 'http://127.0.0.1:1/v2/x/manifests/1'");
+    site.fails(
+        &["pull", dead],
+        7,
+        "cannot reach 'http://127.0.0.1:1/v2/x/manifests/1'",
+    );
 }
 
 #[test]
@@ -159,7 +182,11 @@ fn a_login_makes_a_private_image() {
     let site = Site::new(&[&registry.address]);
     let reference = registry.push("secret:1", &small("secret"));
     let run = site.fails(&["pull", &reference], 3, "denied access (401)");
-    assert!(run.stderr.contains(&format!("docker login {}", registry.address)), "{run:?}");
+    assert!(
+        run.stderr
+            .contains(&format!("docker login {}", registry.address)),
+        "{run:?}"
+    );
 
     let docker = site.home().join(".docker");
     fs::create_dir(&docker).unwrap();
@@ -169,7 +196,10 @@ fn a_login_makes_a_private_image() {
     };
     config("YWxpY2U6d3Jvbmc=");
     let run = site.fails(&["pull", &reference], 3, "denied access (401)");
-    assert!(!run.stderr.contains("wrong") && !run.stderr.contains("YWxpY2U6"), "{run:?}");
+    assert!(
+        !run.stderr.contains("wrong") && !run.stderr.contains("YWxpY2U6"),
+        "{run:?}"
+    );
 
     config("YWxpY2U6c2VjcmV0");
     site.ok(&["pull", &reference]);
@@ -196,22 +226,61 @@ fn plain_http_must_be_configured() {
 /// Makes a certificate authority and a certificate for `names` with openssl.
 fn certificate(dir: &Path, names: &str, days: &str) {
     let openssl = |args: &[&str]| {
-        let output = Command::new("openssl").args(args).current_dir(dir).output().unwrap();
+        let output = Command::new("openssl")
+            .args(args)
+            .current_dir(dir)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
     };
-    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let curve = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ];
     let mut ca = vec!["req", "-x509"];
     ca.extend(curve);
-    ca.extend(["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test ca", "-days", "2"]);
+    ca.extend([
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=test ca",
+        "-days",
+        "2",
+    ]);
     openssl(&ca);
     let mut request = vec!["req"];
     request.extend(curve);
-    request.extend(["-keyout", "key.pem", "-out", "request.pem", "-subj", "/CN=test"]);
+    request.extend([
+        "-keyout",
+        "key.pem",
+        "-out",
+        "request.pem",
+        "-subj",
+        "/CN=test",
+    ]);
     openssl(&request);
     fs::write(dir.join("extensions"), format!("subjectAltName={names}\n")).unwrap();
     openssl(&[
-        "x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key",
-        "-CAcreateserial", "-out", "cert.pem", "-days", days, "-extfile", "extensions",
+        "x509",
+        "-req",
+        "-in",
+        "request.pem",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-out",
+        "cert.pem",
+        "-days",
+        days,
+        "-extfile",
+        "extensions",
     ]);
 }
 
@@ -229,12 +298,18 @@ fn certificates_are_checked() {
     certificate(&old, "IP:127.0.0.1", "-1");
     let site_for = |registry: &Registry, ca: Option<&Path>| {
         let line = ca.map(|dir| format!("ca_file = \"{}/ca.pem\"", dir.display()));
-        let section = format!("[registry.\"{}\"]\n{}\n", registry.address, line.unwrap_or_default());
+        let section = format!(
+            "[registry.\"{}\"]\n{}\n",
+            registry.address,
+            line.unwrap_or_default()
+        );
         Site::with_config("", &section)
     };
-    for (dir, reason) in
-        [(&good, ""), (&wrong, "not valid for name"), (&old, "Expired")]
-    {
+    for (dir, reason) in [
+        (&good, ""),
+        (&wrong, "not valid for name"),
+        (&old, "Expired"),
+    ] {
         let registry = Registry::with_tls(&dir.join("cert.pem"), &dir.join("key.pem"));
         let reference = registry.push("x:1", &small("tls"));
         let site = site_for(&registry, Some(dir));
@@ -257,7 +332,10 @@ fn schema_one_and_artifacts_are_named() {
     let site = Site::new(&[&registry.address]);
     let mut chart = small("chart");
     let text = String::from_utf8(chart.manifest.bytes).unwrap();
-    let text = text.replace(image::OCI_CONFIG, "application/vnd.cncf.helm.config.v1+json");
+    let text = text.replace(
+        image::OCI_CONFIG,
+        "application/vnd.cncf.helm.config.v1+json",
+    );
     chart.manifest = Blob::new(image::OCI_MANIFEST, text);
     let reference = registry.push("chart:1", &chart);
     let expect = "not a container image but 'application/vnd.cncf.helm.config.v1+json'";

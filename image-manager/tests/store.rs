@@ -18,7 +18,10 @@ use site::{PROGRAM, Run, Site, run, walk};
 fn slow(length: usize) -> Image {
     let layers = [1, 2, 3].map(|seed| {
         let name = format!("data/{seed}");
-        layer(Packing::Gzip, &[(name.as_str(), &noise(seed, length)), ("etc/motd", b"slow")])
+        layer(
+            Packing::Gzip,
+            &[(name.as_str(), &noise(seed, length)), ("etc/motd", b"slow")],
+        )
     });
     image("amd64", json!({}), &layers)
 }
@@ -30,8 +33,15 @@ fn recovers(site: &Site, reference: &str, moment: &str) {
     assert_eq!(site.read(reference, "etc/motd"), "slow", "{moment}");
     site.assert_tidy();
     assert_eq!(site.image_count(), 1, "{moment}");
-    let names: Vec<_> = fs::read_dir(site.store()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 4, "{moment}: {names:?} is more than image, metadata, index and cache");
+    let names: Vec<_> = fs::read_dir(site.store())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(
+        names.len(),
+        4,
+        "{moment}: {names:?} is more than image, metadata, index and cache"
+    );
 }
 
 #[test]
@@ -45,8 +55,11 @@ fn killed_at_any_time() {
     let mut killed = 0;
     for step in 0..20 {
         let site = Site::new(&[&registry.address]);
-        let mut child =
-            site.command(&["pull", &reference]).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = site
+            .command(&["pull", &reference])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         // Spread over the whole pull, with an odd part so that no two runs hit the same moments.
         let moment = whole * step / 20 + Duration::from_micros(u64::from(step) * 137);
         std::thread::sleep(moment);
@@ -63,7 +76,15 @@ fn killed_before_each_change() {
     let registry = Registry::start();
     let reference = registry.push("slow:1", &slow(1 << 10));
     let mut killed = 0;
-    for call in ["renameat", "unlinkat", "fsync", "fchmod", "mkdirat", "ftruncate", "flock"] {
+    for call in [
+        "renameat",
+        "unlinkat",
+        "fsync",
+        "fchmod",
+        "mkdirat",
+        "ftruncate",
+        "flock",
+    ] {
         for count in 1.. {
             let site = Site::new(&[&registry.address]);
             let plain = site.command(&["pull", &reference]);
@@ -71,13 +92,23 @@ fn killed_before_each_change() {
             traced.args(["-f", "-qq", "-o", "/dev/null", "-e"]);
             traced.arg(format!("inject={call}:signal=KILL:when={count}"));
             traced.arg(plain.get_program()).args(plain.get_args());
-            traced.env_clear().env("HOME", site.home()).env("PATH", "/usr/bin:/bin");
-            traced.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            traced
+                .env_clear()
+                .env("HOME", site.home())
+                .env("PATH", "/usr/bin:/bin");
+            traced
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             if traced.status().expect("strace is installed").success() {
                 break;
             }
             killed += 1;
-            recovers(&site, &reference, &format!("killed before {call} number {count}"));
+            recovers(
+                &site,
+                &reference,
+                &format!("killed before {call} number {count}"),
+            );
         }
     }
     assert!(killed >= 30, "only {killed} places were reached");
@@ -91,7 +122,11 @@ fn two_pulls_at_once_build_one_image() {
     let reference = format!("{}/x", mock.address);
     let start = || {
         let mut command = site.command(&["pull", "--json", &reference]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     };
     let outputs = [start(), start(), start()].map(|child| child.wait_with_output().unwrap());
     let mut builders = 0;
@@ -105,7 +140,11 @@ fn two_pulls_at_once_build_one_image() {
     site.assert_tidy();
     for layer in &image.layers {
         let path = format!("/v2/x/blobs/{}", layer.blob.digest());
-        let count = mock.requests().iter().filter(|request| request.path == path).count();
+        let count = mock
+            .requests()
+            .iter()
+            .filter(|request| request.path == path)
+            .count();
         assert_eq!(count, 1, "a layer is downloaded once");
     }
 }
@@ -114,7 +153,9 @@ fn two_pulls_at_once_build_one_image() {
 fn tags_of_one_image_and_removal_at_once() {
     let registry = Registry::start();
     let image = small("x");
-    let tags: Vec<String> = (0..6).map(|n| registry.push(&format!("x:{n}"), &image)).collect();
+    let tags: Vec<String> = (0..6)
+        .map(|n| registry.push(&format!("x:{n}"), &image))
+        .collect();
     let site = Site::new(&[&registry.address]);
     for _ in 0..5 {
         std::thread::scope(|scope| {
@@ -144,10 +185,22 @@ fn users_pull_into_a_store_of_their_own() {
     assert_eq!(record["store"], "user");
     for path in walk(&site.home()) {
         let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
-        assert_eq!(mode, if path.is_dir() { if path.ends_with("home") { mode } else { 0o700 } } else { 0o600 }, "{path:?}");
+        assert_eq!(
+            mode,
+            if path.is_dir() {
+                if path.ends_with("home") { mode } else { 0o700 }
+            } else {
+                0o600
+            },
+            "{path:?}"
+        );
     }
     site.ok(&["rmi", "--store", "user", &reference]);
-    site.fails(&["lookup", &reference], 4, "neither in the site store nor in your own");
+    site.fails(
+        &["lookup", &reference],
+        4,
+        "neither in the site store nor in your own",
+    );
 }
 
 #[test]
@@ -156,7 +209,11 @@ fn images_of_users_are_refused_by_default() {
     let reference = registry.push("x:1", &small("own"));
     let site = Site::new(&[&registry.address]);
     let run = site.ok(&["pull", "--store", "user", &reference]);
-    assert!(run.stderr.contains("does not run images from users' own stores"), "{run:?}");
+    assert!(
+        run.stderr
+            .contains("does not run images from users' own stores"),
+        "{run:?}"
+    );
     site.fails(&["lookup", &reference], 3, "it is only in your own store");
     site.ok(&["pull", &reference]);
     let record: serde_json::Value =
@@ -186,37 +243,71 @@ fn the_sites_command_gets_a_clean_environment() {
     fs::write(site.config(), other).unwrap();
 
     let mut command = site.command(&["pull", "--quiet", "--json", "Debian:12", "x"]);
-    command.env("LANG", "C.UTF-8").env("LD_LIBRARY_PATH", "/tmp").env("SSH_AUTH_SOCK", "/x");
-    assert_eq!(run(&mut command).code, 2, "an upper-case name is refused before the command runs");
+    command
+        .env("LANG", "C.UTF-8")
+        .env("LD_LIBRARY_PATH", "/tmp")
+        .env("SSH_AUTH_SOCK", "/x");
+    assert_eq!(
+        run(&mut command).code,
+        2,
+        "an upper-case name is refused before the command runs"
+    );
 
     let mut command = site.command(&["pull", "--quiet", "--json", "debian:12", "quay.io/x/y"]);
-    command.env("LANG", "C.UTF-8").env("LD_LIBRARY_PATH", "/tmp").env("SSH_AUTH_SOCK", "/x");
+    command
+        .env("LANG", "C.UTF-8")
+        .env("LD_LIBRARY_PATH", "/tmp")
+        .env("SSH_AUTH_SOCK", "/x");
     let Run { code, stdout, .. } = run(&mut command);
     assert_eq!(code, 42, "the exit code is the command's");
-    let mut lines: Vec<&str> = stdout.lines().filter(|line| !line.starts_with("PWD=")).collect();
+    let mut lines: Vec<&str> = stdout
+        .lines()
+        .filter(|line| !line.starts_with("PWD="))
+        .collect();
     lines.retain(|line| !line.starts_with("_=") && !line.starts_with("SHLVL="));
     lines[7..].sort_unstable();
     let home = format!("HOME={}", site.home().display());
     let expect = [
-        "-n", "$(x)", "pull", "--quiet", "--json", "docker:debian:12", "docker:quay.io/x/y:latest",
-        &home, "LANG=C.UTF-8", "PATH=/usr/bin:/bin",
+        "-n",
+        "$(x)",
+        "pull",
+        "--quiet",
+        "--json",
+        "docker:debian:12",
+        "docker:quay.io/x/y:latest",
+        &home,
+        "LANG=C.UTF-8",
+        "PATH=/usr/bin:/bin",
     ];
     assert_eq!(lines, expect);
 
     // Through sudo the command must not lead to itself.
     let mut command = site.command(&["pull", "x"]);
-    assert_eq!(run(command.env("SUDO_UID", "1000")).code, 3, "--config through sudo");
+    assert_eq!(
+        run(command.env("SUDO_UID", "1000")).code,
+        3,
+        "--config through sudo"
+    );
     let fails = |site: &Site| site.fails(&["pull", "--store", "site", "x"], 1, "cannot run");
-    let text = fs::read_to_string(site.config()).unwrap().replace(&spy, "/no/such");
+    let text = fs::read_to_string(site.config())
+        .unwrap()
+        .replace(&spy, "/no/such");
     fs::write(site.config(), text).unwrap();
     fails(&site);
 }
 
 #[test]
 fn sudo_brings_no_paths() {
-    for args in [&["--config", "/x", "pull", "x"][..], &["pull", "--store", "user", "x"]] {
+    for args in [
+        &["--config", "/x", "pull", "x"][..],
+        &["pull", "--store", "user", "x"],
+    ] {
         let mut command = Command::new(PROGRAM);
-        command.args(args).env_clear().env("SUDO_UID", "1000").stdin(Stdio::null());
+        command
+            .args(args)
+            .env_clear()
+            .env("SUDO_UID", "1000")
+            .stdin(Stdio::null());
         let run = run(&mut command);
         assert_eq!(run.code, 3, "{run:?}");
         assert!(run.stderr.contains("not accepted through sudo"), "{run:?}");
@@ -233,11 +324,26 @@ fn a_configuration_that_others_can_write_is_not_read() {
 #[test]
 fn only_types_that_have_a_registry_are_pulled() {
     let site = Site::new(&[]);
-    site.fails(&["pull", "custom:x"], 2, "images of the type 'custom' do not come from a registry");
+    site.fails(
+        &["pull", "custom:x"],
+        2,
+        "images of the type 'custom' do not come from a registry",
+    );
     site.fails(&["pull", "UPPER"], 2, "cannot use image 'UPPER'");
-    site.fails(&["lookup", "custom:x"], 4, "cannot find image 'custom:x:latest'");
-    let run = site.fails(&["lookup", "ubuntu"], 4, "cannot find image 'docker:ubuntu:latest'");
-    assert!(run.stderr.contains("hint: shifter pull ubuntu:latest"), "{run:?}");
+    site.fails(
+        &["lookup", "custom:x"],
+        4,
+        "cannot find image 'custom:x:latest'",
+    );
+    let run = site.fails(
+        &["lookup", "ubuntu"],
+        4,
+        "cannot find image 'docker:ubuntu:latest'",
+    );
+    assert!(
+        run.stderr.contains("hint: shifter pull ubuntu:latest"),
+        "{run:?}"
+    );
     let none = format!("id:{}", "0".repeat(64));
     site.fails(&["lookup", &none], 4, "not in the site store");
 }
@@ -254,21 +360,29 @@ fn privileged_a_full_disk_is_named() {
     fs::create_dir(site.store()).unwrap();
     let fits = registry.push("fits:1", &small("x"));
     // The first does not fit as layers, the second only not as layers and image together.
-    let cases = [("big:1", 400 << 10, "needed, "), ("half:1", 200 << 10, "no space left in '")];
+    let cases = [
+        ("big:1", 400 << 10, "needed, "),
+        ("half:1", 200 << 10, "no space left in '"),
+    ];
     for (name, length, reason) in cases {
         let reference = registry.push(name, &slow(length));
         let script = "mount -t tmpfs -o size=1m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
         let in_tmpfs = |reference: &str| {
             let plain = site.command(&["pull", reference]);
             let mut command = Command::new("unshare");
-            command.args(["-m", "sh", "-c", script, "sh"]).arg(site.store());
+            command
+                .args(["-m", "sh", "-c", script, "sh"])
+                .arg(site.store());
             command.arg(plain.get_program()).args(plain.get_args());
             run(command.env("HOME", site.home()))
         };
         let failed = in_tmpfs(&reference);
         assert_eq!(failed.code, 1, "{failed:?}");
         let dir = site.store().display().to_string();
-        assert!(failed.stderr.contains(reason) && failed.stderr.contains(&dir), "{failed:?}");
+        assert!(
+            failed.stderr.contains(reason) && failed.stderr.contains(&dir),
+            "{failed:?}"
+        );
         assert_eq!(in_tmpfs(&fits).code, 0);
     }
 }

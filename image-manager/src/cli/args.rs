@@ -135,14 +135,28 @@ impl Options {
             "rmi" => Command::Remove,
             other => return Err(UsageError::Command(other.to_owned())),
         };
-        let options = Self { config, command, json, quiet, store, images };
+        let options = Self {
+            config,
+            command,
+            json,
+            quiet,
+            store,
+            images,
+        };
         options.check()?;
         Ok(options)
     }
 
     fn bare(command: Command) -> Self {
         let (config, store, images) = (None, None, Vec::new());
-        Self { config, command, json: false, quiet: false, store, images }
+        Self {
+            config,
+            command,
+            json: false,
+            quiet: false,
+            store,
+            images,
+        }
     }
 
     /// Checks that the command has these options and that many images.
@@ -186,7 +200,10 @@ mod tests {
     fn command_lines() {
         let pull = parse("--config /c pull --quiet a --store=site b --json").unwrap();
         assert_eq!(pull.config, Some("/c".into()));
-        assert_eq!((pull.command, pull.store), (Command::Pull, Some(StoreKind::Site)));
+        assert_eq!(
+            (pull.command, pull.store),
+            (Command::Pull, Some(StoreKind::Site))
+        );
         assert!(pull.json && pull.quiet);
         assert_eq!(pull.images, ["a", "b"]);
         assert_eq!(parse("lookup id:x").unwrap().command, Command::Lookup);
@@ -203,7 +220,10 @@ mod tests {
             ("lookup --store user a", "'lookup' has no option --store"),
             ("images --quiet", "'images' has no option --quiet"),
             ("rmi --json a", "'rmi' has no option --json"),
-            ("pull --store elsewhere a", "--store is 'site' or 'user', not 'elsewhere'"),
+            (
+                "pull --store elsewhere a",
+                "--store is 'site' or 'user', not 'elsewhere'",
+            ),
             ("pull --stroe user a", "invalid option '--stroe'"),
             ("pull --config", "missing argument for option '--config'"),
         ];
@@ -214,8 +234,9 @@ mod tests {
 
     #[test]
     fn help_names_every_option() {
-        for word in ["--config", "--store", "--quiet", "--json", "pull", "lookup", "images", "rmi"]
-        {
+        for word in [
+            "--config", "--store", "--quiet", "--json", "pull", "lookup", "images", "rmi",
+        ] {
             assert!(HELP.contains(word), "{word}");
         }
     }

@@ -42,7 +42,10 @@ impl Caller {
 }
 
 fn is_home_of(home: &Path, uid: u32) -> bool {
-    home.is_absolute() && home.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)
+    home.is_absolute()
+        && home
+            .metadata()
+            .is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)
 }
 
 #[cfg(test)]

@@ -75,7 +75,11 @@ fn start(args: impl IntoIterator<Item = OsString>) -> Result<Option<Session>, Fa
         None => Config::open_trusted(Path::new(DEFAULT_PATH))
             .map_err(|error| Failure::new(ExitCode::Internal, output::chain(&error))),
     }?;
-    Ok(Some(Session { config, caller, options }))
+    Ok(Some(Session {
+        config,
+        caller,
+        options,
+    }))
 }
 
 impl Session {
@@ -94,7 +98,11 @@ impl Session {
         ImageRef::parse(text, &self.config.type_rules()).map_err(|error| {
             Failure::new(
                 ExitCode::Usage,
-                format!("cannot use image '{}': {}", sanitize::text(text), output::chain(&error)),
+                format!(
+                    "cannot use image '{}': {}",
+                    sanitize::text(text),
+                    output::chain(&error)
+                ),
             )
         })
     }
@@ -115,7 +123,9 @@ impl Session {
         let fail = |error: StoreError| Failure::of_store(&context, &error);
         let viewer = viewer(&context)?;
         for store in self.stores().map_err(fail)? {
-            let Some(found) = store.lookup(reference, &viewer).map_err(fail)? else { continue };
+            let Some(found) = store.lookup(reference, &viewer).map_err(fail)? else {
+                continue;
+            };
             if found.kind == StoreKind::User && self.config.store.user_images == UserImages::No {
                 return Err(Failure {
                     code: ExitCode::Denied,
@@ -165,26 +175,34 @@ impl Session {
                 }
             }
             if is_foreign {
-                return Err(fail(StoreError::NotOwner { owner: self.config.store.image_owner }));
+                return Err(fail(StoreError::NotOwner {
+                    owner: self.config.store.image_owner,
+                }));
             }
-            Err(Failure::new(ExitCode::Image, format!("{context}: there is no such image")))
+            Err(Failure::new(
+                ExitCode::Image,
+                format!("{context}: there is no such image"),
+            ))
         })
     }
 
     /// Runs `action` for every image of the command line and goes on after a failure; the first
     /// failure decides the exit code.
-    fn each(
-        &self,
-        action: impl Fn(&ImageRef) -> Result<(), Failure>,
-    ) -> Result<ExitCode, Failure> {
+    fn each(&self, action: impl Fn(&ImageRef) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
         let texts = self.options.images.iter();
         // A mistake in one of them is found before anything is done.
-        let references = texts.map(|text| self.reference(text)).collect::<Result<Vec<_>, _>>()?;
+        let references = texts
+            .map(|text| self.reference(text))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut code = ExitCode::Success;
         for reference in &references {
             if let Err(failure) = action(reference) {
                 let failed = failure.report();
-                code = if code == ExitCode::Success { failed } else { code };
+                code = if code == ExitCode::Success {
+                    failed
+                } else {
+                    code
+                };
             }
         }
         Ok(code)
@@ -193,12 +211,20 @@ impl Session {
 
 impl Failure {
     fn new(code: ExitCode, message: String) -> Self {
-        Self { code, message, hint: None }
+        Self {
+            code,
+            message,
+            hint: None,
+        }
     }
 
     fn of_store(context: &str, error: &StoreError) -> Self {
         let message = format!("{context}: {}", output::chain(error));
-        Self { code: error.exit_code(), message, hint: error.hint() }
+        Self {
+            code: error.exit_code(),
+            message,
+            hint: error.hint(),
+        }
     }
 
     fn report(&self) -> ExitCode {
@@ -218,9 +244,10 @@ fn viewer(context: &str) -> Result<Viewer, Failure> {
 fn json_line(record: &impl serde::Serialize) -> Result<String, Failure> {
     match serde_json::to_string(record) {
         Ok(text) => Ok(text + "\n"),
-        Err(error) => {
-            Err(Failure::new(ExitCode::Internal, format!("cannot write the output: {error}")))
-        }
+        Err(error) => Err(Failure::new(
+            ExitCode::Internal,
+            format!("cannot write the output: {error}"),
+        )),
     }
 }
 
@@ -230,9 +257,10 @@ fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             Err(Failure::new(ExitCode::Success, String::new()))
         }
-        Err(error) => {
-            Err(Failure::new(ExitCode::Internal, format!("cannot write the output: {error}")))
-        }
+        Err(error) => Err(Failure::new(
+            ExitCode::Internal,
+            format!("cannot write the output: {error}"),
+        )),
         Ok(()) => Ok(()),
     }
 }
@@ -246,7 +274,10 @@ fn read_config(path: &Path, uid: u32) -> Result<Config, Failure> {
     };
     let read = || -> io::Result<Vec<u8>> {
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() || ![0, uid].contains(&meta.uid()) || meta.mode() & 0o022 != 0 {
             let rule = "it must be a file of root or yours that nobody else can write";
@@ -259,6 +290,9 @@ fn read_config(path: &Path, uid: u32) -> Result<Config, Failure> {
     let bytes = read().map_err(|error| fail(error.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))?;
     Config::parse(&text, path).map_err(|error: ConfigError| {
-        Failure::new(ExitCode::Usage, output::chain(&error as &(dyn Error + 'static)))
+        Failure::new(
+            ExitCode::Usage,
+            output::chain(&error as &(dyn Error + 'static)),
+        )
     })
 }

@@ -68,7 +68,10 @@ impl Progress {
     /// Shows progress for `label` if stderr is a terminal and `wanted`.
     pub fn new(label: &str, wanted: bool) -> Self {
         let shown = wanted && io::stderr().is_terminal();
-        Self { label: sanitize::text(label), state: shown.then(Mutex::default) }
+        Self {
+            label: sanitize::text(label),
+            state: shown.then(Mutex::default),
+        }
     }
 
     /// Shows a step.
@@ -80,9 +83,10 @@ impl Progress {
             Step::Resolving => ("asking the registry".to_owned(), false),
             Step::Waiting => ("another pull of this image is running".to_owned(), false),
             Step::Building => ("writing the image".to_owned(), false),
-            Step::Downloading(done, total) => {
-                (format!("{} of {}", megabytes(done), megabytes(total)), done < total)
-            }
+            Step::Downloading(done, total) => (
+                format!("{} of {}", megabytes(done), megabytes(total)),
+                done < total,
+            ),
         };
         if is_frequent && last.is_some_and(|at| now.duration_since(at) < PROGRESS_INTERVAL) {
             return;

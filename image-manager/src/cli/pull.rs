@@ -46,8 +46,8 @@ impl Session {
     pub(super) fn pull(&self) -> Result<ExitCode, Failure> {
         let has_command = !self.config.store.site_pull_command.is_empty();
         let is_owner = self.caller.uid == self.config.store.image_owner;
-        let target = choose(self.options.store, is_owner, has_command)
-            .ok_or_else(|| self.not_owner())?;
+        let target =
+            choose(self.options.store, is_owner, has_command).ok_or_else(|| self.not_owner())?;
         match target {
             Target::Handover => self.hand_over(),
             Target::Site => self.pull_into(StoreKind::Site),
@@ -71,13 +71,15 @@ impl Session {
             |home| Logins::of_home(home, self.caller.uid),
         );
         let logins = logins.map_err(|error| {
-            Failure::new(error.exit_code(), format!("{context}: {}", output::chain(&error)))
+            Failure::new(
+                error.exit_code(),
+                format!("{context}: {}", output::chain(&error)),
+            )
         })?;
         let proxies = Proxies::from_env(|name| std::env::var(name).ok());
         let client = Client::new(self.config.registry.clone(), logins, proxies);
         let code = self.each(|reference| self.pull_one(&client, &store, reference))?;
-        let is_useless =
-            kind == StoreKind::User && self.config.store.user_images == UserImages::No;
+        let is_useless = kind == StoreKind::User && self.config.store.user_images == UserImages::No;
         if is_useless && code == ExitCode::Success && !self.options.quiet {
             output::note("this site does not run images from users' own stores");
         }
@@ -147,8 +149,16 @@ impl Session {
         command.args(self.options.quiet.then_some("--quiet"));
         command.args(self.options.json.then_some("--json"));
         command.args(&references);
-        let home = self.caller.home.as_ref().map(|home| ("HOME", home.as_os_str()));
-        let lang = self.caller.lang.as_ref().map(|lang| ("LANG", lang.as_os_str()));
+        let home = self
+            .caller
+            .home
+            .as_ref()
+            .map(|home| ("HOME", home.as_os_str()));
+        let lang = self
+            .caller
+            .lang
+            .as_ref()
+            .map(|lang| ("LANG", lang.as_os_str()));
         command.envs(home).envs(lang);
         let error = command.exec();
         let message = format!("cannot run the site's pull command '{program}': {error}");
@@ -173,7 +183,10 @@ fn choose(wanted: Option<StoreKind>, is_owner: bool, has_command: bool) -> Optio
 
 fn summary(reference: &str, pulled: &Pulled, seconds: f64) -> String {
     let id: String = pulled.id.as_str().chars().take(12).collect();
-    format!("pulled {reference} (id {id}, {}, {seconds:.1} s)", megabytes(pulled.size))
+    format!(
+        "pulled {reference} (id {id}, {}, {seconds:.1} s)",
+        megabytes(pulled.size)
+    )
 }
 
 #[cfg(test)]

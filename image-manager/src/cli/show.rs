@@ -29,11 +29,20 @@ struct ImageRecord<'a> {
 impl Session {
     /// Prints the id of one image, or all that is known of it.
     pub(super) fn lookup(&self) -> Result<ExitCode, Failure> {
-        let text = self.options.images.first().map(String::as_str).unwrap_or_default();
+        let text = self
+            .options
+            .images
+            .first()
+            .map(String::as_str)
+            .unwrap_or_default();
         let reference = self.reference(text)?;
         let found = self.find(&reference)?;
         if self.options.json {
-            print(&json(&found, Some(&reference.canonical()), reference.image_type())?)?;
+            print(&json(
+                &found,
+                Some(&reference.canonical()),
+                reference.image_type(),
+            )?)?;
         } else {
             print(&format!("{}\n", found.id))?;
         }
@@ -45,19 +54,24 @@ impl Session {
         let context = "cannot list the images";
         let viewer = viewer(context)?;
         let rules = self.config.type_rules();
-        let mut rows = vec![["REPOSITORY", "TAG", "DIGEST", "CREATED", "SIZE", "STORE"].map(String::from)];
+        let mut rows =
+            vec![["REPOSITORY", "TAG", "DIGEST", "CREATED", "SIZE", "STORE"].map(String::from)];
         let mut lines = String::new();
         let mut code = ExitCode::Success;
-        for store in self.stores().map_err(|error| Failure::of_store(context, &error))? {
+        for store in self
+            .stores()
+            .map_err(|error| Failure::of_store(context, &error))?
+        {
             let listed = store.list(&rules, &viewer);
-            let (images, problems) =
-                listed.map_err(|error| Failure::of_store(context, &error))?;
+            let (images, problems) = listed.map_err(|error| Failure::of_store(context, &error))?;
             for problem in problems {
                 code = Failure::of_store(context, &problem).report();
             }
             for image in images {
-                let parsed =
-                    image.reference.as_deref().and_then(|text| ImageRef::parse(text, &rules).ok());
+                let parsed = image
+                    .reference
+                    .as_deref()
+                    .and_then(|text| ImageRef::parse(text, &rules).ok());
                 if self.options.json {
                     let kind = parsed.as_ref().map_or(&ImageType::Id, ImageRef::image_type);
                     lines.push_str(&json(&image, image.reference.as_deref(), kind)?);
@@ -66,7 +80,11 @@ impl Session {
                 }
             }
         }
-        print(&if self.options.json { lines } else { table(&rows) })?;
+        print(&if self.options.json {
+            lines
+        } else {
+            table(&rows)
+        })?;
         Ok(code)
     }
 }
@@ -92,7 +110,11 @@ fn json(
         entrypoint: meta.entry.as_ref().map(list),
         cmd: meta.cmd.as_ref().map(list),
         workdir: meta.workdir.as_ref().map(text),
-        env: meta.env.iter().map(|(key, value)| format!("{}={}", text(key), text(value))).collect(),
+        env: meta
+            .env
+            .iter()
+            .map(|(key, value)| format!("{}={}", text(key), text(value)))
+            .collect(),
     };
     super::json_line(&record)
 }
@@ -104,7 +126,9 @@ fn row(image: &StoredImage, reference: Option<&ImageRef>) -> [String; 6] {
             let name = reference.name();
             let name = name.split('@').next().unwrap_or_default();
             let tag = reference.tag();
-            let bare = tag.and_then(|tag| name.strip_suffix(&format!(":{tag}"))).unwrap_or(name);
+            let bare = tag
+                .and_then(|tag| name.strip_suffix(&format!(":{tag}")))
+                .unwrap_or(name);
             let repository = match reference.image_type() {
                 ImageType::Docker => bare.to_owned(),
                 other => format!("{other}:{bare}"),
@@ -113,7 +137,11 @@ fn row(image: &StoredImage, reference: Option<&ImageRef>) -> [String; 6] {
         }
         None => (format!("id:{}", image.id), none()),
     };
-    let digest = image.digest.as_deref().map(|digest| short(digest, 19)).unwrap_or_else(none);
+    let digest = image
+        .digest
+        .as_deref()
+        .map(|digest| short(digest, 19))
+        .unwrap_or_else(none);
     [
         sanitize::text(&repository),
         sanitize::text(&tag),
@@ -154,7 +182,11 @@ fn utc(seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
@@ -181,6 +213,9 @@ mod tests {
     #[test]
     fn columns_align() {
         let row = |first: &str| [first, "b", "c", "d", "e", "f"].map(String::from);
-        assert_eq!(table(&[row("a"), row("aaa")]), "a    b  c  d  e  f\naaa  b  c  d  e  f\n");
+        assert_eq!(
+            table(&[row("a"), row("aaa")]),
+            "a    b  c  d  e  f\naaa  b  c  d  e  f\n"
+        );
     }
 }

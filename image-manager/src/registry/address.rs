@@ -49,8 +49,17 @@ impl Address {
             None => default_port(tls),
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        Some(Self { tls, host, port, path })
+        let path = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        };
+        Some(Self {
+            tls,
+            host,
+            port,
+            path,
+        })
     }
 
     /// Resolves what a `Location` header says, seen from this address.
@@ -74,7 +83,10 @@ impl Address {
 
     /// Returns the address with another path on the same server.
     pub fn with_path(&self, path: String) -> Self {
-        Self { path, ..self.clone() }
+        Self {
+            path,
+            ..self.clone()
+        }
     }
 
     /// True if scheme, host and port agree: only then may one see the other's credentials.
@@ -123,7 +135,11 @@ mod tests {
             ("http://h:80?x", "http://h/?x"),
         ];
         for (text, full) in table {
-            assert_eq!(Address::parse(text).map(|a| a.full()).as_deref(), Some(full), "{text}");
+            assert_eq!(
+                Address::parse(text).map(|a| a.full()).as_deref(),
+                Some(full),
+                "{text}"
+            );
         }
         for bad in [
             "",
@@ -156,7 +172,11 @@ mod tests {
             ("?u=http://x", "https://h:5000/v2/a/blobs/x?u=http://x"),
         ];
         for (location, full) in table {
-            assert_eq!(base.join(location).map(|a| a.full()).as_deref(), Some(full), "{location}");
+            assert_eq!(
+                base.join(location).map(|a| a.full()).as_deref(),
+                Some(full),
+                "{location}"
+            );
         }
         assert_eq!(base.join("file:///etc/passwd"), None);
         assert_eq!(base.join("https://a@b/"), None);
@@ -166,9 +186,17 @@ mod tests {
     fn origins_and_display() {
         let parse = |text| Address::parse(text).unwrap();
         assert!(parse("https://h/a").same_origin(&parse("https://H:443/b")));
-        for other in ["http://h:443/", "https://h:444/", "https://h.evil/", "https://g/"] {
+        for other in [
+            "http://h:443/",
+            "https://h:444/",
+            "https://h.evil/",
+            "https://g/",
+        ] {
             assert!(!parse("https://h/").same_origin(&parse(other)), "{other}");
         }
-        assert_eq!(parse("https://h/a?X-Signature=secret").to_string(), "https://h/a");
+        assert_eq!(
+            parse("https://h/a?X-Signature=secret").to_string(),
+            "https://h/a"
+        );
     }
 }

@@ -15,7 +15,10 @@ pub(super) struct Challenge {
 impl Challenge {
     /// Returns the first value of a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.parameters
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -30,14 +33,19 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
             return found;
         }
         let Some(value) = after.trim_start().strip_prefix('=') else {
-            found.push(Challenge { scheme: word.to_ascii_lowercase(), parameters: Vec::new() });
+            found.push(Challenge {
+                scheme: word.to_ascii_lowercase(),
+                parameters: Vec::new(),
+            });
             rest = after;
             continue;
         };
         let (value, after) = split_value(value.trim_start());
         rest = after;
         if let Some(challenge) = found.last_mut() {
-            challenge.parameters.push((word.to_ascii_lowercase(), value));
+            challenge
+                .parameters
+                .push((word.to_ascii_lowercase(), value));
         }
     }
 }
@@ -74,7 +82,10 @@ struct TokenAnswer {
 /// Takes the token out of a token server's answer and insists that it can stand in a header.
 pub(super) fn token(body: &[u8]) -> Option<String> {
     let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
-    let token = answer.token.filter(|text| !text.is_empty()).or(answer.access_token)?;
+    let token = answer
+        .token
+        .filter(|text| !text.is_empty())
+        .or(answer.access_token)?;
     let plain = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     plain.then_some(token)
 }
@@ -82,7 +93,10 @@ pub(super) fn token(body: &[u8]) -> Option<String> {
 /// Returns the path and query of a token request.
 pub(super) fn token_path(realm_path: &str, service: Option<&str>, scope: &str) -> String {
     let mut path = realm_path.to_owned();
-    let pairs = [service.map(|value| ("service", value)), Some(("scope", scope))];
+    let pairs = [
+        service.map(|value| ("service", value)),
+        Some(("scope", scope)),
+    ];
     for (key, value) in pairs.into_iter().flatten() {
         path.push(if path.contains('?') { '&' } else { '?' });
         path.push_str(key);
@@ -115,12 +129,18 @@ mod tests {
         let two = parse(r#"Basic realm="a, b=\"c\"" , BEARER Realm = x,service=y"#);
         assert_eq!(two.len(), 2);
         assert_eq!(two[0].get("realm"), Some("a, b=\"c\""));
-        assert_eq!((two[1].scheme.as_str(), two[1].get("realm")), ("bearer", Some("x")));
+        assert_eq!(
+            (two[1].scheme.as_str(), two[1].get("realm")),
+            ("bearer", Some("x"))
+        );
         assert_eq!(two[1].get("service"), Some("y"));
 
         assert_eq!(parse("Negotiate")[0].scheme, "negotiate");
         assert_eq!(parse(""), []);
-        assert_eq!(parse(r#"Bearer realm="unterminated"#)[0].get("realm"), Some("unterminated"));
+        assert_eq!(
+            parse(r#"Bearer realm="unterminated"#)[0].get("realm"),
+            Some("unterminated")
+        );
     }
 
     #[test]

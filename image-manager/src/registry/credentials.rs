@@ -32,7 +32,10 @@ pub(super) struct Login {
 impl Login {
     /// Returns the value of an `Authorization` header for the Basic scheme.
     pub fn basic(&self) -> String {
-        format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", self.user, self.password)))
+        format!(
+            "Basic {}",
+            BASE64_STANDARD.encode(format!("{}:{}", self.user, self.password))
+        )
     }
 }
 
@@ -53,9 +56,16 @@ impl Logins {
     /// Reads `<home>/.docker/config.json` if it exists and belongs to `owner`.
     pub fn of_home(home: &Path, owner: u32) -> Result<Self, RegistryError> {
         let path = home.join(".docker/config.json");
-        let fail = |reason: String| RegistryError::File { path: path.clone(), reason };
+        let fail = |reason: String| RegistryError::File {
+            path: path.clone(),
+            reason,
+        };
         let flags = OFlags::NONBLOCK.bits().cast_signed();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&path)
+        {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(fail(error.to_string())),
@@ -76,11 +86,16 @@ impl Logins {
     /// Parses the file; errors give the place and never the content.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let file: File = serde_json::from_slice(bytes).map_err(|error| {
-            format!("it is not valid at line {}, column {}", error.line(), error.column())
+            format!(
+                "it is not valid at line {}, column {}",
+                error.line(),
+                error.column()
+            )
         })?;
-        let logins = file.auths.into_iter().filter_map(|(key, entry)| {
-            Some((normalise(&key), entry.login()?))
-        });
+        let logins = file
+            .auths
+            .into_iter()
+            .filter_map(|(key, entry)| Some((normalise(&key), entry.login()?)));
         Ok(Self(logins.collect()))
     }
 
@@ -96,7 +111,9 @@ impl Entry {
             Some(text) => {
                 let text = text.trim();
                 let decoded = BASE64_STANDARD.decode(text);
-                let bytes = decoded.or_else(|_| BASE64_STANDARD_NO_PAD.decode(text)).ok()?;
+                let bytes = decoded
+                    .or_else(|_| BASE64_STANDARD_NO_PAD.decode(text))
+                    .ok()?;
                 let pair = String::from_utf8(bytes).ok()?;
                 let (user, password) = pair.split_once(':')?;
                 // Docker once padded the password with NUL bytes.
@@ -111,8 +128,14 @@ impl Entry {
 
 /// Turns `https://index.docker.io/v1/` and `Host:5000/v2/` into the names references use.
 fn normalise(key: &str) -> String {
-    let bare = key.trim_start_matches("https://").trim_start_matches("http://");
-    let host = bare.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    let bare = key
+        .trim_start_matches("https://")
+        .trim_start_matches("http://");
+    let host = bare
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match host.as_str() {
         "index.docker.io" | super::HUB_HOST => super::HUB_NAME.to_owned(),
         _ => host,
@@ -135,7 +158,10 @@ mod tests {
         let logins = Logins::parse(text.as_bytes()).unwrap();
         let basic = |name| logins.find(name).map(|login| login.basic());
         assert_eq!(basic("docker.io").as_deref(), Some("Basic YWxpY2U6cHc="));
-        assert_eq!(basic("reg.example:5000").as_deref(), Some("Basic Ym9iOmE6Yg=="));
+        assert_eq!(
+            basic("reg.example:5000").as_deref(),
+            Some("Basic Ym9iOmE6Yg==")
+        );
         assert_eq!(basic("plain:80").as_deref(), Some("Basic YWxpY2U6cHc="));
         for none in ["helper.example", "broken.example", "reg.example", ""] {
             assert_eq!(basic(none), None, "{none}");
@@ -144,19 +170,34 @@ mod tests {
 
     #[test]
     fn errors_do_not_show_the_content() {
-        let error = Logins::parse(b"{\"auths\":{\"h\":{\"auth\":\"c2VjcmV0\"}").err().unwrap();
-        assert!(error.contains("line 1") && !error.contains("c2Vj"), "{error}");
+        let error = Logins::parse(b"{\"auths\":{\"h\":{\"auth\":\"c2VjcmV0\"}")
+            .err()
+            .unwrap();
+        assert!(
+            error.contains("line 1") && !error.contains("c2Vj"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_file_must_be_the_owners() {
         let home = tempfile::tempdir().unwrap();
         let me = rustix::process::geteuid().as_raw();
-        assert!(Logins::of_home(home.path(), me).unwrap().find("h").is_none());
+        assert!(
+            Logins::of_home(home.path(), me)
+                .unwrap()
+                .find("h")
+                .is_none()
+        );
         std::fs::create_dir(home.path().join(".docker")).unwrap();
         let path = home.path().join(".docker/config.json");
         std::fs::write(&path, r#"{"auths":{"h":{"auth":"YWxpY2U6cHc="}}}"#).unwrap();
-        assert!(Logins::of_home(home.path(), me).unwrap().find("h").is_some());
+        assert!(
+            Logins::of_home(home.path(), me)
+                .unwrap()
+                .find("h")
+                .is_some()
+        );
         assert!(Logins::of_home(home.path(), me + 1).is_err());
         std::fs::write(&path, vec![b' '; LIMIT as usize + 1]).unwrap();
         assert!(Logins::of_home(home.path(), me).is_err());

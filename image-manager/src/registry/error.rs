@@ -154,15 +154,19 @@ impl RegistryError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotFound { .. } => Some("check the spelling of the name and the tag".into()),
-            Self::Denied { with_login: false, registry, .. } => Some(format!(
+            Self::Denied {
+                with_login: false,
+                registry,
+                ..
+            } => Some(format!(
                 "the image may not exist or be private; log in with 'docker login {registry}' or 'podman login --authfile ~/.docker/config.json {registry}'"
             )),
-            Self::Denied { with_login: true, .. } => {
-                Some("the login in ~/.docker/config.json does not give access".into())
+            Self::Denied {
+                with_login: true, ..
+            } => Some("the login in ~/.docker/config.json does not give access".into()),
+            Self::Unreachable { source, .. } if speaks_plain_http(source) => {
+                Some("a registry without TLS needs 'plain_http = true' in the configuration".into())
             }
-            Self::Unreachable { source, .. } if speaks_plain_http(source) => Some(
-                "a registry without TLS needs 'plain_http = true' in the configuration".into(),
-            ),
             _ => None,
         }
     }

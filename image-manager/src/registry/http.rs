@@ -73,14 +73,24 @@ impl Http {
     /// Takes the site's registries and the proxies of the environment.
     pub fn new(registries: BTreeMap<String, Registry>, proxies: Proxies) -> Self {
         let (agents, system_roots) = (Mutex::default(), OnceLock::new());
-        Self { registries, proxies, agents, system_roots, patience: PATIENCE }
+        Self {
+            registries,
+            proxies,
+            agents,
+            system_roots,
+            patience: PATIENCE,
+        }
     }
 
     /// Finds the configuration of `host:port`, or of `host` where the port is the default.
     pub fn registry(&self, host: &str, port: u16, tls: bool) -> Option<&Registry> {
         let default = port == if tls { 443 } else { 80 };
         // Docker Hub's programs answer at another name than its images are called by.
-        let name = if host == super::HUB_HOST { super::HUB_NAME } else { host };
+        let name = if host == super::HUB_HOST {
+            super::HUB_NAME
+        } else {
+            host
+        };
         self.registries
             .get(&format!("{host}:{port}"))
             .or_else(|| default.then(|| self.registries.get(name)).flatten())
@@ -105,18 +115,34 @@ impl Http {
         let mut address = first.clone();
         let mut authorization = authorization;
         if !self.is_allowed(&address) {
-            return Err(redirect(first, &address, "plain http is not configured for it"));
+            return Err(redirect(
+                first,
+                &address,
+                "plain http is not configured for it",
+            ));
         }
         for _ in 0..=REDIRECTS {
-            let mut request = self.agent(&address)?.get(address.full()).header("Accept", accept);
+            let mut request = self
+                .agent(&address)?
+                .get(address.full())
+                .header("Accept", accept);
             if let Some(value) = authorization {
                 request = request.header("Authorization", value);
             }
-            let response = request.call().map_err(|error| self.failed(&address, error))?;
+            let response = request
+                .call()
+                .map_err(|error| self.failed(&address, error))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { address, response, patience: self.patience });
+                return Ok(Answer {
+                    address,
+                    response,
+                    patience: self.patience,
+                });
             }
-            let location = response.headers().get("location").and_then(|v| v.to_str().ok());
+            let location = response
+                .headers()
+                .get("location")
+                .and_then(|v| v.to_str().ok());
             let target = address.join(location.unwrap_or_default()).ok_or_else(|| {
                 RegistryError::Redirect {
                     address: address.to_string(),
@@ -125,7 +151,11 @@ impl Http {
                 }
             })?;
             if !self.is_allowed(&target) {
-                return Err(redirect(&address, &target, "plain http is not configured for it"));
+                return Err(redirect(
+                    &address,
+                    &target,
+                    "plain http is not configured for it",
+                ));
             }
             if !target.same_origin(first) {
                 // For good: a second redirect back must not bring the credentials with it.
@@ -169,14 +199,22 @@ impl Http {
     /// Names a failed request.
     fn failed(&self, address: &Address, error: ureq::Error) -> RegistryError {
         let address = address.to_string();
-        let (connect, progress) = (self.patience.connect.as_secs(), self.patience.progress.as_secs());
+        let (connect, progress) = (
+            self.patience.connect.as_secs(),
+            self.patience.progress.as_secs(),
+        );
         let waited = match error {
             ureq::Error::Timeout(Timeout::Resolve) => {
                 format!("its name was not resolved within {connect} s")
             }
             ureq::Error::Timeout(Timeout::Connect) => format!("no connection within {connect} s"),
             ureq::Error::Timeout(_) => format!("nothing arrived for {progress} s"),
-            error => return RegistryError::Unreachable { address, source: Box::new(error) },
+            error => {
+                return RegistryError::Unreachable {
+                    address,
+                    source: Box::new(error),
+                };
+            }
         };
         RegistryError::Stalled { address, waited }
     }
@@ -197,25 +235,40 @@ impl Answer {
 
     /// Returns every value of a header that is plain text.
     pub fn headers(&self, name: &str) -> Vec<&str> {
-        self.response.headers().get_all(name).iter().filter_map(|v| v.to_str().ok()).collect()
+        self.response
+            .headers()
+            .get_all(name)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .collect()
     }
 
     /// Returns the length that the server announced.
     pub fn length(&self) -> Option<u64> {
-        self.header("content-length").and_then(|text| text.parse().ok())
+        self.header("content-length")
+            .and_then(|text| text.parse().ok())
     }
 
     /// Reads the whole body if it is not larger than `limit`.
     pub fn read(self, what: &'static str, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let address = self.address.clone();
-        let too_large = || RegistryError::TooLarge { what, address: address.to_string(), limit };
+        let too_large = || RegistryError::TooLarge {
+            what,
+            address: address.to_string(),
+            limit,
+        };
         if self.length().is_some_and(|length| length > limit) {
             return Err(too_large());
         }
         let mut bytes = Vec::new();
         let mut body = self.into_body().take(limit + 1);
-        body.read_to_end(&mut bytes).map_err(|error| broke_off(&address, error))?;
-        if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
+        body.read_to_end(&mut bytes)
+            .map_err(|error| broke_off(&address, error))?;
+        if bytes.len() as u64 > limit {
+            Err(too_large())
+        } else {
+            Ok(bytes)
+        }
     }
 
     /// Reads what the server says about an error: its own message, with a leading `: `.
@@ -232,7 +285,12 @@ impl Answer {
     /// Returns the body as a stream that fails when the other side stops sending.
     pub fn into_body(self) -> impl Read {
         let inner = self.response.into_body().into_reader();
-        Paced { inner, since: Instant::now(), bytes: 0, patience: self.patience }
+        Paced {
+            inner,
+            since: Instant::now(),
+            bytes: 0,
+            patience: self.patience,
+        }
     }
 }
 
@@ -269,11 +327,18 @@ pub(super) fn broke_off(address: &Address, error: io::Error) -> RegistryError {
         let waited = "the transfer made no progress".into();
         return RegistryError::Stalled { address, waited };
     }
-    RegistryError::BrokeOff { address, source: error }
+    RegistryError::BrokeOff {
+        address,
+        source: error,
+    }
 }
 
 fn redirect(from: &Address, to: &Address, rule: &'static str) -> RegistryError {
-    RegistryError::Redirect { address: from.to_string(), target: to.to_string(), rule }
+    RegistryError::Redirect {
+        address: from.to_string(),
+        target: to.to_string(),
+        rule,
+    }
 }
 
 /// Finds the text in the error formats of registries and token servers.
@@ -284,7 +349,10 @@ fn explanation(body: &[u8]) -> Option<String> {
         // A proxy's page of HTML explains nothing.
         return (!line.contains('<')).then(|| line.to_owned());
     };
-    let error = value.get("errors").and_then(|errors| errors.get(0)).unwrap_or(&value);
+    let error = value
+        .get("errors")
+        .and_then(|errors| errors.get(0))
+        .unwrap_or(&value);
     ["message", "details", "error_description", "error", "code"]
         .iter()
         .find_map(|key| error.get(key).and_then(|text| text.as_str()))
@@ -293,7 +361,10 @@ fn explanation(body: &[u8]) -> Option<String> {
 
 /// Reads the certificate authorities of one registry.
 fn certificates(path: &Path) -> Result<RootCerts, RegistryError> {
-    let fail = |reason: String| RegistryError::File { path: path.to_owned(), reason };
+    let fail = |reason: String| RegistryError::File {
+        path: path.to_owned(),
+        reason,
+    };
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut bytes))
@@ -307,7 +378,9 @@ fn certificates(path: &Path) -> Result<RootCerts, RegistryError> {
 
 /// Reads the system's bundle; on a system without one the Mozilla roots built in count.
 fn system_roots() -> RootCerts {
-    let bundle = SYSTEM_BUNDLES.iter().find_map(|path| std::fs::read(path).ok());
+    let bundle = SYSTEM_BUNDLES
+        .iter()
+        .find_map(|path| std::fs::read(path).ok());
     match bundle.map(|bytes| parse(&bytes)) {
         Some(found) if !found.is_empty() => RootCerts::Specific(Arc::new(found)),
         _ => RootCerts::WebPki,
@@ -330,9 +403,15 @@ mod tests {
     #[test]
     fn explains_errors_in_the_servers_words() {
         let table: [(&str, Option<&str>); 6] = [
-            (r#"{"errors":[{"code":"DENIED","message":"no","detail":{}}]}"#, Some("no")),
+            (
+                r#"{"errors":[{"code":"DENIED","message":"no","detail":{}}]}"#,
+                Some("no"),
+            ),
             (r#"{"errors":[{"code":"DENIED"}]}"#, Some("DENIED")),
-            (r#"{"details":"incorrect username"}"#, Some("incorrect username")),
+            (
+                r#"{"details":"incorrect username"}"#,
+                Some("incorrect username"),
+            ),
             ("too many requests\nretry", Some("too many requests")),
             ("<html>", None),
             (r#"{"errors":[]}"#, None),
@@ -351,7 +430,10 @@ mod tests {
             let _ = stream.read(&mut [0; 4096]);
             answer(stream);
         });
-        let plain = Registry { plain_http: true, ca_file: None };
+        let plain = Registry {
+            plain_http: true,
+            ca_file: None,
+        };
         let mut http = Http::new([(host.clone(), plain)].into(), Proxies::default());
         http.patience.progress = Duration::from_millis(300);
         (http, Address::parse(&format!("http://{host}/")).unwrap())
@@ -368,16 +450,23 @@ mod tests {
         assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
 
         let stops = move |mut stream: std::net::TcpStream| {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")
+                .unwrap();
             pause(3000);
         };
         let trickles = move |mut stream: std::net::TcpStream| {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+                .unwrap();
             while stream.write_all(b"x").is_ok() {
                 pause(20);
             }
         };
-        for answer in [Box::new(stops) as Box<dyn FnOnce(_) + Send>, Box::new(trickles)] {
+        for answer in [
+            Box::new(stops) as Box<dyn FnOnce(_) + Send>,
+            Box::new(trickles),
+        ] {
             let (http, address) = server(answer);
             let answer = http.get(&address, "*/*", None).unwrap();
             let error = answer.read("it", 1 << 20).unwrap_err();
@@ -388,9 +477,16 @@ mod tests {
 
     #[test]
     fn plain_http_only_where_configured() {
-        let plain = Registry { plain_http: true, ca_file: None };
-        let registries = [("a:5000", &plain), ("b", &plain), ("c", &Registry::default())]
-            .map(|(key, value)| (key.to_owned(), value.clone()));
+        let plain = Registry {
+            plain_http: true,
+            ca_file: None,
+        };
+        let registries = [
+            ("a:5000", &plain),
+            ("b", &plain),
+            ("c", &Registry::default()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.clone()));
         let http = Http::new(registries.into(), Proxies::default());
         for (address, allowed) in [
             ("https://x/", true),

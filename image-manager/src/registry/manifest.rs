@@ -71,7 +71,10 @@ pub enum ManifestError {
 impl ManifestError {
     /// True if the registry did its part, and the image is of no use here.
     pub(super) fn is_about_the_image(&self) -> bool {
-        matches!(self, Self::SchemaOne | Self::NotAnImage(_) | Self::NoPlatform { .. })
+        matches!(
+            self,
+            Self::SchemaOne | Self::NotAnImage(_) | Self::NoPlatform { .. }
+        )
     }
 }
 
@@ -147,11 +150,18 @@ pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, Manife
     let inside = raw.media_type.as_deref().unwrap_or_default();
     let known = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
     if !inside.is_empty() && known.contains(&header) && inside != header {
-        let text = format!("it says '{}' and came as '{header}'", sanitize::text(inside));
+        let text = format!(
+            "it says '{}' and came as '{header}'",
+            sanitize::text(inside)
+        );
         return Err(ManifestError::Ambiguous(text));
     }
     // Simple file servers send application/json; then the document must say what it is.
-    let kind = if known.contains(&header) { header } else { inside };
+    let kind = if known.contains(&header) {
+        header
+    } else {
+        inside
+    };
     let is_index = match kind {
         OCI_INDEX | DOCKER_INDEX => true,
         OCI_MANIFEST | DOCKER_MANIFEST => false,
@@ -159,20 +169,27 @@ pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, Manife
         other => return Err(ManifestError::NotAnImage(sanitize::text(other))),
     };
     match (is_index, raw.manifests, raw.config, raw.layers) {
-        (true, Some(entries), None, None) => {
-            Ok(Document::Index(entries.into_iter().map(check).collect::<Result<_, _>>()?))
-        }
+        (true, Some(entries), None, None) => Ok(Document::Index(
+            entries.into_iter().map(check).collect::<Result<_, _>>()?,
+        )),
         (false, None, Some(config), Some(layers)) => {
             if !IMAGE_CONFIGS.contains(&config.media_type.as_str()) {
-                return Err(ManifestError::NotAnImage(sanitize::text(&config.media_type)));
+                return Err(ManifestError::NotAnImage(sanitize::text(
+                    &config.media_type,
+                )));
             }
             if layers.len() > LAYER_LIMIT {
                 return Err(ManifestError::TooManyLayers(layers.len()));
             }
             let layers = layers.into_iter().map(check).collect::<Result<_, _>>()?;
-            Ok(Document::Manifest(Manifest { config: check(config)?, layers }))
+            Ok(Document::Manifest(Manifest {
+                config: check(config)?,
+                layers,
+            }))
         }
-        (true, ..) => Err(ManifestError::Ambiguous("an index has 'manifests' and no layers".into())),
+        (true, ..) => Err(ManifestError::Ambiguous(
+            "an index has 'manifests' and no layers".into(),
+        )),
         (false, ..) => Err(ManifestError::Ambiguous(
             "a manifest has 'config' and 'layers' and no 'manifests'".into(),
         )),
@@ -237,7 +254,10 @@ pub(super) fn choose<'a>(
             true => "no platform at all".into(),
             false => available.join(", "),
         };
-        ManifestError::NoPlatform { wanted: format!("linux/{architecture}"), available }
+        ManifestError::NoPlatform {
+            wanted: format!("linux/{architecture}"),
+            available,
+        }
     })
 }
 
@@ -293,19 +313,39 @@ mod tests {
         let twice = manifest(OCI_MANIFEST, IMAGE_CONFIGS[0], r#","layers":[]"#);
         let table = [
             (&good, OCI_MANIFEST, "manifest"),
-            (&good, "application/vnd.oci.image.manifest.v1+json; charset=utf-8", "manifest"),
+            (
+                &good,
+                "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+                "manifest",
+            ),
             (&good, "application/json", "manifest"),
             (&docker, DOCKER_MANIFEST, "manifest"),
             (&index, OCI_INDEX, "index"),
-            (&index, "application/json", "it is not a container image but 'application/json'"),
+            (
+                &index,
+                "application/json",
+                "it is not a container image but 'application/json'",
+            ),
             (&good, OCI_INDEX, "it is ambiguous: it says"),
             (&index, OCI_MANIFEST, "it is ambiguous: a manifest has"),
             (&both, OCI_MANIFEST, "it is ambiguous: a manifest has"),
-            (&chart, OCI_MANIFEST, "it is not a container image but 'application/vnd.cncf.helm"),
+            (
+                &chart,
+                OCI_MANIFEST,
+                "it is not a container image but 'application/vnd.cncf.helm",
+            ),
             (&twice, OCI_MANIFEST, "it is not a valid document"),
             (&"[]".to_owned(), OCI_MANIFEST, "it is not a valid document"),
-            (&good, SCHEMA_1[1], "the image exists only in the obsolete schema 1"),
-            (&r#"{"schemaVersion":1}"#.to_owned(), "application/json", "the image exists only"),
+            (
+                &good,
+                SCHEMA_1[1],
+                "the image exists only in the obsolete schema 1",
+            ),
+            (
+                &r#"{"schemaVersion":1}"#.to_owned(),
+                "application/json",
+                "the image exists only",
+            ),
         ];
         for (text, header, expect) in table {
             let found = match parse(text.as_bytes(), header) {
@@ -319,7 +359,12 @@ mod tests {
 
     #[test]
     fn digests_are_checked_before_use() {
-        for bad in ["sha256:../../x", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:abc", ""] {
+        for bad in [
+            "sha256:../../x",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            "sha256:abc",
+            "",
+        ] {
             let text = manifest(OCI_MANIFEST, IMAGE_CONFIGS[0], "").replace(A, bad);
             let error = parse(text.as_bytes(), OCI_MANIFEST).unwrap_err();
             assert!(matches!(error, ManifestError::Digest(_)), "{bad}: {error}");
@@ -330,7 +375,11 @@ mod tests {
         let entry = |(at, platform): (usize, &&str)| {
             let mut parts = platform.split('/');
             let mut next = || parts.next().unwrap_or_default().to_owned();
-            let platform = Platform { os: next(), architecture: next(), variant: next() };
+            let platform = Platform {
+                os: next(),
+                architecture: next(),
+                variant: next(),
+            };
             let digest = Digest::parse(A).unwrap();
             Descriptor {
                 media_type: OCI_MANIFEST.into(),
@@ -359,7 +408,12 @@ mod tests {
             let found = choose(&entries, "amd64").ok().map(|entry| entry.size);
             assert_eq!(found, expect, "{platforms:?}");
         }
-        let listed = entries(&["linux/s390x", "unknown/unknown", "linux/arm64/v8", "linux/s390x"]);
+        let listed = entries(&[
+            "linux/s390x",
+            "unknown/unknown",
+            "linux/arm64/v8",
+            "linux/s390x",
+        ]);
         assert_eq!(
             choose(&listed, "amd64").unwrap_err().to_string(),
             "the image does not exist for linux/amd64, only for linux/arm64/v8, linux/s390x"

@@ -96,17 +96,31 @@ impl Client {
         logins: Logins,
         proxies: Proxies,
     ) -> Self {
-        Self { http: Http::new(registries, proxies), logins }
+        Self {
+            http: Http::new(registries, proxies),
+            logins,
+        }
     }
 
     /// Opens the repository that a reference names; nothing is sent yet.
     pub fn repository(&self, reference: &ImageRef) -> Result<Repository<'_>, RegistryError> {
-        let registry = reference.registry().unwrap_or(HUB_NAME).to_ascii_lowercase();
-        let host = if registry == HUB_NAME { HUB_HOST } else { &registry };
+        let registry = reference
+            .registry()
+            .unwrap_or(HUB_NAME)
+            .to_ascii_lowercase();
+        let host = if registry == HUB_NAME {
+            HUB_HOST
+        } else {
+            &registry
+        };
         let bad = || RegistryError::Address(sanitize::text(&registry));
         let secure = Address::parse(&format!("https://{host}/v2/")).ok_or_else(bad)?;
         let plain = Address::parse(&format!("http://{host}/v2/")).ok_or_else(bad)?;
-        let base = if self.http.is_allowed(&plain) { plain } else { secure };
+        let base = if self.http.is_allowed(&plain) {
+            plain
+        } else {
+            secure
+        };
         Ok(Repository {
             http: &self.http,
             login: self.logins.find(&registry),
@@ -132,9 +146,17 @@ impl Repository<'_> {
                 Document::Index(entries) => entries,
                 Document::Manifest(manifest) => {
                     let config = self.config(&manifest.config)?;
-                    let access =
-                        if self.auth().uses_login { Access::Private } else { Access::Public };
-                    return Ok(Resolved { digest, manifest, config, access });
+                    let access = if self.auth().uses_login {
+                        Access::Private
+                    } else {
+                        Access::Public
+                    };
+                    return Ok(Resolved {
+                        digest,
+                        manifest,
+                        config,
+                        access,
+                    });
                 }
             };
             let entry = manifest::choose(&entries, host_architecture())
@@ -162,7 +184,10 @@ impl Repository<'_> {
             reason,
         };
         let wrong_length = |found: String| {
-            forged(format!("the manifest promises {} bytes, the registry {found}", blob.size))
+            forged(format!(
+                "the manifest promises {} bytes, the registry {found}",
+                blob.size
+            ))
         };
         if let Some(length) = answer.length()
             && length != blob.size
@@ -175,8 +200,9 @@ impl Repository<'_> {
         let mut buffer = vec![0; 128 << 10];
         let mut total = 0;
         loop {
-            let count =
-                body.read(&mut buffer).map_err(|error| http::broke_off(&address, error))?;
+            let count = body
+                .read(&mut buffer)
+                .map_err(|error| http::broke_off(&address, error))?;
             if count == 0 {
                 break;
             }
@@ -192,7 +218,10 @@ impl Repository<'_> {
         }
         let found = hasher.finish();
         if found != blob.digest.to_string() {
-            return Err(forged(format!("its digest is {found}, not {}", blob.digest)));
+            return Err(forged(format!(
+                "its digest is {found}, not {}",
+                blob.digest
+            )));
         }
         Ok(())
     }
@@ -215,7 +244,10 @@ impl Repository<'_> {
         let announced = match answer.header("docker-content-digest") {
             // A registry that names the content by a digest no one may use is not believed.
             Some(text) => Some(Digest::parse(text).map_err(|_| {
-                forged(format!("its digest '{}' is not acceptable", sanitize::text(text)))
+                forged(format!(
+                    "its digest '{}' is not acceptable",
+                    sanitize::text(text)
+                ))
             })?),
             None => None,
         };
@@ -226,12 +258,14 @@ impl Repository<'_> {
                 return Err(forged(format!("its digest is not {digest}")));
             }
         }
-        let document = manifest::parse(&bytes, &content_type)
-            .map_err(|source| self.unusable(name, source))?;
+        let document =
+            manifest::parse(&bytes, &content_type).map_err(|source| self.unusable(name, source))?;
         if let Some(descriptor) = descriptor {
             if descriptor.size != bytes.len() as u64 {
                 let (promised, found) = (descriptor.size, bytes.len());
-                return Err(forged(format!("the index promises {promised} bytes, not {found}")));
+                return Err(forged(format!(
+                    "the index promises {promised} bytes, not {found}"
+                )));
             }
             if !manifest::is_kind(&descriptor.media_type, &document) {
                 let promised = sanitize::text(&descriptor.media_type);
@@ -250,7 +284,9 @@ impl Repository<'_> {
         if descriptor.size > CONFIG_LIMIT {
             return Err(RegistryError::TooLarge {
                 what: "the image configuration",
-                address: self.url(&format!("blobs/{}", descriptor.digest)).to_string(),
+                address: self
+                    .url(&format!("blobs/{}", descriptor.digest))
+                    .to_string(),
                 limit: CONFIG_LIMIT,
             });
         }
@@ -281,7 +317,10 @@ impl Repository<'_> {
             let answer = self.http.get(&url, accept, header.as_deref())?;
             match answer.status() {
                 200 => return Ok(answer),
-                401 if !is_fresh && answer.address.same_origin(&url) && self.authorize(&answer)? => {
+                401 if !is_fresh
+                    && answer.address.same_origin(&url)
+                    && self.authorize(&answer)? =>
+                {
                     is_fresh = true;
                 }
                 // Some registries hide what is private behind 404.
@@ -293,13 +332,18 @@ impl Repository<'_> {
 
     /// Obtains what the registry asks for; false if that is not possible with this identity.
     fn authorize(&self, answer: &Answer) -> Result<bool, RegistryError> {
-        let challenges: Vec<_> =
-            answer.headers("www-authenticate").into_iter().flat_map(challenge::parse).collect();
+        let challenges: Vec<_> = answer
+            .headers("www-authenticate")
+            .into_iter()
+            .flat_map(challenge::parse)
+            .collect();
         let login = self.login.as_ref().filter(|_| self.auth().uses_login);
         let bearer = challenges.iter().find(|c| c.scheme == "bearer");
         let header = match (bearer, login) {
             (Some(challenge), _) => {
-                let Some(token) = self.token(challenge, login)? else { return Ok(false) };
+                let Some(token) = self.token(challenge, login)? else {
+                    return Ok(false);
+                };
                 format!("Bearer {token}")
             }
             (None, Some(login)) if challenges.iter().any(|c| c.scheme == "basic") => login.basic(),
@@ -315,7 +359,10 @@ impl Repository<'_> {
         challenge: &challenge::Challenge,
         login: Option<&Login>,
     ) -> Result<Option<String>, RegistryError> {
-        let fail = |reason: String| RegistryError::Login { registry: self.registry.clone(), reason };
+        let fail = |reason: String| RegistryError::Login {
+            registry: self.registry.clone(),
+            reason,
+        };
         let realm = challenge.get("realm").unwrap_or_default();
         let shown = sanitize::text(realm.split('?').next().unwrap_or_default());
         let server = Address::parse(realm)
@@ -323,18 +370,26 @@ impl Repository<'_> {
         // A registry on https must not have the login sent over plain http; one that is itself on
         // plain http may name a token server only where the site allows plain http.
         if !server.tls && (self.base.tls || !self.http.is_allowed(&server)) {
-            return Err(fail(format!("its token server '{shown}' does not use https")));
+            return Err(fail(format!(
+                "its token server '{shown}' does not use https"
+            )));
         }
         let own_scope = format!("repository:{}:pull", self.name);
         let scope = challenge.get("scope").unwrap_or(&own_scope);
         let path = challenge::token_path(&server.path, challenge.get("service"), scope);
         let basic = login.map(Login::basic);
-        let answer = self.http.get(&server.with_path(path), "application/json", basic.as_deref())?;
+        let answer = self.http.get(
+            &server.with_path(path),
+            "application/json",
+            basic.as_deref(),
+        )?;
         match answer.status() {
             200 => {
                 let body = answer.read("the token", TOKEN_LIMIT)?;
                 let token = challenge::token(&body);
-                token.map(Some).ok_or_else(|| fail(format!("'{shown}' sent no usable token")))
+                token
+                    .map(Some)
+                    .ok_or_else(|| fail(format!("'{shown}' sent no usable token")))
             }
             400..=404 => Ok(None),
             status => Err(RegistryError::Refused {
@@ -351,7 +406,10 @@ impl Repository<'_> {
         if auth.uses_login || self.login.is_none() {
             return false;
         }
-        *auth = Auth { uses_login: true, header: None };
+        *auth = Auth {
+            uses_login: true,
+            header: None,
+        };
         true
     }
 
@@ -363,10 +421,19 @@ impl Repository<'_> {
         match status {
             401 | 403 if is_the_registry => {
                 let with_login = self.auth().uses_login;
-                RegistryError::Denied { registry, status, message, with_login }
+                RegistryError::Denied {
+                    registry,
+                    status,
+                    message,
+                    with_login,
+                }
             }
             404 if is_the_registry => RegistryError::NotFound { registry, message },
-            _ => RegistryError::Refused { address, status, message },
+            _ => RegistryError::Refused {
+                address,
+                status,
+                message,
+            },
         }
     }
 

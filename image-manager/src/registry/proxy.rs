@@ -30,7 +30,10 @@ impl Proxies {
         Self {
             https: find("https_proxy").or_else(|| all.clone()),
             http: find("http_proxy").or(all),
-            exceptions: exceptions.split(',').map(|e| e.trim().to_ascii_lowercase()).collect(),
+            exceptions: exceptions
+                .split(',')
+                .map(|e| e.trim().to_ascii_lowercase())
+                .collect(),
         }
     }
 
@@ -47,21 +50,29 @@ impl Proxies {
         Proxy::new(value).map(Some).map_err(|_| {
             // What stands before the @ may be a password.
             let shown = value.rsplit('@').next().unwrap_or_default();
-            RegistryError::Proxy { variable, value: sanitize::text(shown) }
+            RegistryError::Proxy {
+                variable,
+                value: sanitize::text(shown),
+            }
         })
     }
 
     fn is_direct(&self, address: &Address) -> bool {
         let host = address.host.as_str();
-        let is_this_machine =
-            host == "localhost" || host.starts_with("127.") || host == "[::1]";
-        is_this_machine || self.exceptions.iter().any(|entry| matches(entry, host, address.port))
+        let is_this_machine = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+        is_this_machine
+            || self
+                .exceptions
+                .iter()
+                .any(|entry| matches(entry, host, address.port))
     }
 }
 
 fn matches(entry: &str, host: &str, port: u16) -> bool {
     let (name, wanted_port) = match entry.rsplit_once(':') {
-        Some((name, digits)) if !digits.is_empty() && !name.contains(':') || name.ends_with(']') => {
+        Some((name, digits))
+            if !digits.is_empty() && !name.contains(':') || name.ends_with(']') =>
+        {
             match digits.parse::<u16>() {
                 Ok(number) => (name, Some(number)),
                 Err(_) => return false,
@@ -79,7 +90,9 @@ fn matches(entry: &str, host: &str, port: u16) -> bool {
         || name == bare
         || !domain.is_empty()
             && (bare == domain && !name.starts_with(['*', '.'])
-                || bare.strip_suffix(domain).is_some_and(|front| front.ends_with('.')))
+                || bare
+                    .strip_suffix(domain)
+                    .is_some_and(|front| front.ends_with('.')))
 }
 
 #[cfg(test)]
@@ -127,7 +140,10 @@ mod tests {
         assert_eq!(choose("https://127.0.0.1:5000/"), None);
 
         let bad = Proxies::from_env(|name| (name == "https_proxy").then(|| "u:pw@a b".to_owned()));
-        let error = bad.choose(&Address::parse("https://x/").unwrap()).unwrap_err().to_string();
+        let error = bad
+            .choose(&Address::parse("https://x/").unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("'a b'") && !error.contains("pw"), "{error}");
     }
 }

@@ -62,9 +62,15 @@ pub struct Viewer {
 impl Viewer {
     /// Describes the user who runs this program.
     pub fn current() -> io::Result<Self> {
-        let mut gids: Vec<u32> = rustix::process::getgroups()?.iter().map(|g| g.as_raw()).collect();
+        let mut gids: Vec<u32> = rustix::process::getgroups()?
+            .iter()
+            .map(|g| g.as_raw())
+            .collect();
         gids.push(rustix::process::getgid().as_raw());
-        Ok(Self { uid: rustix::process::getuid().as_raw(), gids })
+        Ok(Self {
+            uid: rustix::process::getuid().as_raw(),
+            gids,
+        })
     }
 }
 
@@ -139,7 +145,12 @@ impl Store {
         let owner = rustix::fs::fstat(&dir)
             .map_err(|error| StoreError::io("examine", path)(error.into()))?
             .st_uid;
-        Ok(Some(Self { kind, path: path.to_owned(), dir, owner }))
+        Ok(Some(Self {
+            kind,
+            path: path.to_owned(),
+            dir,
+            owner,
+        }))
     }
 
     fn create(kind: StoreKind, path: &Path, mode: u32) -> Result<Self, StoreError> {
@@ -150,21 +161,29 @@ impl Store {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
         else {
             let rule = "its path is not a directory's name".to_owned();
-            return Err(StoreError::Untrusted { path: path.to_owned(), rule });
+            return Err(StoreError::Untrusted {
+                path: path.to_owned(),
+                rule,
+            });
         };
         files::open_dir(parent, true)
             .and_then(|parent| files::make_dir(parent, name, mode))
             .map_err(StoreError::io("make the directory", path))?;
-        Self::open(kind, path, follow)?.ok_or_else(|| {
-            StoreError::io("open", path)(io::ErrorKind::NotFound.into())
-        })
+        Self::open(kind, path, follow)?
+            .ok_or_else(|| StoreError::io("open", path)(io::ErrorKind::NotFound.into()))
     }
 
     /// Refuses a store that somebody else could have filled.
     fn insist_on_owner(&self, uid: u32) -> Result<(), StoreError> {
-        let untrusted = |rule: String| StoreError::Untrusted { path: self.path.clone(), rule };
+        let untrusted = |rule: String| StoreError::Untrusted {
+            path: self.path.clone(),
+            rule,
+        };
         if self.owner != uid {
-            return Err(untrusted(format!("it belongs to uid {}, not {uid}", self.owner)));
+            return Err(untrusted(format!(
+                "it belongs to uid {}, not {uid}",
+                self.owner
+            )));
         }
         let found = rustix::fs::fstat(&self.dir)
             .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
@@ -249,7 +268,9 @@ impl Store {
         let bytes = files::read(&self.dir, &name, layout::ENTRY_LIMIT)
             .map_err(StoreError::io("read", &path))?;
         match bytes {
-            Some(bytes) => Ok(Some(IndexEntry::parse(&bytes, reference).map_err(record(path))?)),
+            Some(bytes) => Ok(Some(
+                IndexEntry::parse(&bytes, reference).map_err(record(path))?,
+            )),
             None => Ok(None),
         }
     }
@@ -264,8 +285,7 @@ impl Store {
         let (Some(meta), Some(size)) = (self.meta(id)?, files::size(&self.dir, &name)) else {
             return Ok(None);
         };
-        if self.kind == StoreKind::Site
-            && !meta.permits(viewer.uid, &viewer.gids, Some(self.owner))
+        if self.kind == StoreKind::Site && !meta.permits(viewer.uid, &viewer.gids, Some(self.owner))
         {
             return Ok(None);
         }
@@ -274,7 +294,16 @@ impl Store {
             None => (None, None, None),
         };
         let (kind, path) = (self.kind, self.path.join(name));
-        Ok(Some(StoredImage { kind, id: id.clone(), reference, path, size, digest, pulled, meta }))
+        Ok(Some(StoredImage {
+            kind,
+            id: id.clone(),
+            reference,
+            path,
+            size,
+            digest,
+            pulled,
+            meta,
+        }))
     }
 
     /// Reads an image's metadata; what may not be read is as good as missing.
@@ -287,7 +316,10 @@ impl Store {
             Err(error) => return Err(StoreError::io("read", &self.path.join(name))(error)),
         };
         let parsed = ImageMeta::parse(&bytes);
-        parsed.map(Some).map_err(|source| StoreError::Meta { id: id.to_string(), source })
+        parsed.map(Some).map_err(|source| StoreError::Meta {
+            id: id.to_string(),
+            source,
+        })
     }
 
     /// Lists the references that have an index entry where it belongs.
@@ -311,14 +343,20 @@ impl Store {
         let mut found = Vec::new();
         for kind in self.names("index")? {
             let folder = format!("index/{kind}");
-            found.extend(self.names(&folder)?.iter().map(|name| format!("{folder}/{name}")));
+            found.extend(
+                self.names(&folder)?
+                    .iter()
+                    .map(|name| format!("{folder}/{name}")),
+            );
         }
         Ok(found)
     }
 
     fn ids(&self) -> Result<Vec<ImageId>, StoreError> {
         let names = self.names(".")?;
-        let stems = names.iter().filter_map(|name| name.strip_suffix(".squashfs"));
+        let stems = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".squashfs"));
         Ok(stems.filter_map(|stem| ImageId::parse(stem).ok()).collect())
     }
 

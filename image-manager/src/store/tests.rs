@@ -5,7 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 
-const RULES: TypeRules<'static> = TypeRules { default_type: "docker", site_types: &[] };
+const RULES: TypeRules<'static> = TypeRules {
+    default_type: "docker",
+    site_types: &[],
+};
 
 struct Bench {
     temp: tempfile::TempDir,
@@ -28,12 +31,19 @@ fn id(digit: &str) -> ImageId {
 }
 
 fn meta(user_acl: &[u32]) -> ImageMeta {
-    ImageMeta { format: "squashfs".into(), user_acl: user_acl.to_vec(), ..ImageMeta::default() }
+    ImageMeta {
+        format: "squashfs".into(),
+        user_acl: user_acl.to_vec(),
+        ..ImageMeta::default()
+    }
 }
 
 /// Nobody in particular: an owner of nothing.
 fn viewer(uid: u32) -> Viewer {
-    Viewer { uid, gids: vec![uid] }
+    Viewer {
+        uid,
+        gids: vec![uid],
+    }
 }
 
 impl Bench {
@@ -76,15 +86,32 @@ fn a_published_image_is_found_by_tag_and_by_id() {
     let bench = bench();
     bench.publish(&id("a"), b"img", &meta(&[]));
     bench.tag("ubuntu:24.04", &id("a"));
-    let found = bench.store.lookup(&reference("ubuntu:24.04"), &viewer(7)).unwrap().unwrap();
+    let found = bench
+        .store
+        .lookup(&reference("ubuntu:24.04"), &viewer(7))
+        .unwrap()
+        .unwrap();
     assert_eq!((found.id, found.size), (id("a"), 3));
     assert_eq!(found.reference.as_deref(), Some("docker:ubuntu:24.04"));
     assert_eq!(std::fs::read(found.path).unwrap(), b"img");
-    let by_id = bench.store.lookup(&reference(&format!("id:{}", id("a"))), &viewer(7)).unwrap();
+    let by_id = bench
+        .store
+        .lookup(&reference(&format!("id:{}", id("a"))), &viewer(7))
+        .unwrap();
     assert_eq!(by_id.unwrap().reference, None);
-    assert!(bench.store.lookup(&reference("ubuntu"), &viewer(7)).unwrap().is_none());
+    assert!(
+        bench
+            .store
+            .lookup(&reference("ubuntu"), &viewer(7))
+            .unwrap()
+            .is_none()
+    );
     let names = bench.names();
-    let expect = [format!("{}.meta", id("a")), format!("{}.squashfs", id("a")), "index".into()];
+    let expect = [
+        format!("{}.meta", id("a")),
+        format!("{}.squashfs", id("a")),
+        "index".into(),
+    ];
     assert_eq!(names, expect);
 }
 
@@ -109,14 +136,25 @@ fn modes_do_not_depend_on_the_umask() {
     let home = tempfile::tempdir().unwrap();
     let own = Store::create_user(home.path()).unwrap();
     own.lock(&id("a"), || ()).unwrap().begin().unwrap();
-    assert_eq!(std::fs::metadata(home.path().join(".shifter")).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(
+        std::fs::metadata(home.path().join(".shifter"))
+            .unwrap()
+            .mode()
+            & 0o7777,
+        0o700
+    );
 }
 
 #[test]
 fn an_image_that_is_not_permitted_looks_like_a_missing_one() {
     let bench = bench();
     bench.publish(&id("b"), b"img", &meta(&[42]));
-    let find = |uid| bench.store.lookup(&reference("keep:b"), &viewer(uid)).unwrap();
+    let find = |uid| {
+        bench
+            .store
+            .lookup(&reference("keep:b"), &viewer(uid))
+            .unwrap()
+    };
     assert!(find(42).is_some());
     assert!(find(43).is_none());
     assert!(bench.store.list(&RULES, &viewer(43)).unwrap().0.is_empty());
@@ -125,8 +163,12 @@ fn an_image_that_is_not_permitted_looks_like_a_missing_one() {
 
 #[test]
 fn access_only_ever_grows() {
-    let table: [(&[u32], &[u32], &[u32]); 4] =
-        [(&[1], &[2], &[1, 2]), (&[1], &[1], &[1]), (&[1], &[], &[]), (&[], &[2], &[])];
+    let table: [(&[u32], &[u32], &[u32]); 4] = [
+        (&[1], &[2], &[1, 2]),
+        (&[1], &[1], &[1]),
+        (&[1], &[], &[]),
+        (&[], &[2], &[]),
+    ];
     for (found, wanted, expect) in table {
         let bench = bench();
         bench.publish(&id("a"), b"img", &meta(found));
@@ -149,9 +191,21 @@ fn the_last_tag_takes_the_image_with_it() {
     let remove = |name: &str| bench.store.remove(&reference(name), || ());
     let by_id = format!("id:{}", id("a"));
     assert!(matches!(remove(&by_id), Err(StoreError::HasTags { .. })));
-    assert_eq!(remove("x").unwrap(), Some(Removed { id: id("a"), image_removed: false }));
+    assert_eq!(
+        remove("x").unwrap(),
+        Some(Removed {
+            id: id("a"),
+            image_removed: false
+        })
+    );
     assert_eq!(remove("x").unwrap(), None);
-    assert_eq!(remove("keep:a").unwrap(), Some(Removed { id: id("a"), image_removed: true }));
+    assert_eq!(
+        remove("keep:a").unwrap(),
+        Some(Removed {
+            id: id("a"),
+            image_removed: true
+        })
+    );
     assert_eq!(bench.names(), ["index"]);
     assert_eq!(remove(&by_id).unwrap(), None);
 }
@@ -166,11 +220,21 @@ fn a_moved_tag_leaves_the_old_image_for_queued_jobs() {
     let by_id = reference(&format!("id:{}", id("a")));
     assert!(bench.store.lookup(&by_id, &viewer(7)).unwrap().is_some());
     let (images, problems) = bench.store.list(&RULES, &viewer(7)).unwrap();
-    let tags: Vec<_> = images.iter().map(|image| image.reference.as_deref()).collect();
+    let tags: Vec<_> = images
+        .iter()
+        .map(|image| image.reference.as_deref())
+        .collect();
     assert_eq!(tags, [Some("docker:keep:a"), Some("docker:keep:b"), None]);
     assert!(problems.is_empty());
     // Pulled again by nobody, it goes by its id.
-    assert!(bench.store.remove(&by_id, || ()).unwrap().unwrap().image_removed);
+    assert!(
+        bench
+            .store
+            .remove(&by_id, || ())
+            .unwrap()
+            .unwrap()
+            .image_removed
+    );
 }
 
 /// What a pull that is killed at each step leaves, and what the next one makes of it.
@@ -179,9 +243,17 @@ fn sweeping_after_a_kill() {
     let steps: [(&str, &[&str], bool); 5] = [
         ("lock only", &[], false),
         ("while building", &[".tmp-{}.squashfs"], false),
-        ("before the metadata", &["{}.squashfs", ".tmp-{}.meta"], false),
+        (
+            "before the metadata",
+            &["{}.squashfs", ".tmp-{}.meta"],
+            false,
+        ),
         ("before the tag", &["{}.squashfs", "{}.meta"], false),
-        ("after the tag", &["{}.squashfs", "{}.meta", "index/docker/x%3Alatest"], true),
+        (
+            "after the tag",
+            &["{}.squashfs", "{}.meta", "index/docker/x%3Alatest"],
+            true,
+        ),
     ];
     for (step, left, stays) in steps {
         let bench = bench();
@@ -203,9 +275,16 @@ fn sweeping_after_a_kill() {
         }
         bench.store.sweep().unwrap();
         let names = bench.names();
-        assert!(!names.iter().any(|name| name.starts_with('.')), "{step}: {names:?}");
+        assert!(
+            !names.iter().any(|name| name.starts_with('.')),
+            "{step}: {names:?}"
+        );
         let expect: &[String] = match stays {
-            true => &[format!("{image}.meta"), format!("{image}.squashfs"), "index".into()],
+            true => &[
+                format!("{image}.meta"),
+                format!("{image}.squashfs"),
+                "index".into(),
+            ],
             false => &["index".into()],
         };
         assert_eq!(names, expect, "{step}");
@@ -218,7 +297,11 @@ fn sweeping_leaves_running_pulls_alone() {
     let mut lock = bench.store.lock(&id("a"), || ()).unwrap();
     let file = lock.begin().unwrap();
     bench.store.sweep().unwrap();
-    assert!(bench.names().contains(&format!(".tmp-{}.squashfs", id("a"))));
+    assert!(
+        bench
+            .names()
+            .contains(&format!(".tmp-{}.squashfs", id("a")))
+    );
     drop((file, lock));
     assert_eq!(bench.names(), Vec::<String>::new());
 }
@@ -249,12 +332,18 @@ fn stores_that_others_could_fill_are_refused() {
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(Store::open_user(home.path()), Err(StoreError::Untrusted { .. })));
+    assert!(matches!(
+        Store::open_user(home.path()),
+        Err(StoreError::Untrusted { .. })
+    ));
     // Only root can hand a directory to somebody else, and only then can this be shown.
     if me == 0 {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::chown(&path, Some(4242), None).unwrap();
-        assert!(matches!(Store::open_user(home.path()), Err(StoreError::Untrusted { .. })));
+        assert!(matches!(
+            Store::open_user(home.path()),
+            Err(StoreError::Untrusted { .. })
+        ));
     }
 }
 
@@ -272,7 +361,12 @@ fn damaged_records_are_reported_and_nothing_else_suffers() {
         bench.store.lookup(&reference("forged:x"), &viewer(7)),
         Err(StoreError::Record { .. })
     ));
-    assert!(bench.store.lookup(&reference("link:x"), &viewer(7)).is_err());
+    assert!(
+        bench
+            .store
+            .lookup(&reference("link:x"), &viewer(7))
+            .is_err()
+    );
     assert!(matches!(
         bench.store.lookup(&reference("keep:b"), &viewer(7)),
         Err(StoreError::Meta { .. })

@@ -46,7 +46,11 @@ impl Store {
         let name = lock_name(id);
         let file = files::lock(&self.dir, &name, on_wait)
             .map_err(StoreError::io("lock", &self.path.join(name)))?;
-        let lock = ImageLock { store: self, id: id.clone(), file };
+        let lock = ImageLock {
+            store: self,
+            id: id.clone(),
+            file,
+        };
         lock.recover()?;
         Ok(lock)
     }
@@ -57,7 +61,8 @@ impl Store {
             .names(".")?
             .iter()
             .filter_map(|name| {
-                name.strip_prefix(LOCK_PREFIX).or_else(|| name.strip_prefix(TEMPORARY_PREFIX))
+                name.strip_prefix(LOCK_PREFIX)
+                    .or_else(|| name.strip_prefix(TEMPORARY_PREFIX))
             })
             .filter_map(|rest| ImageId::parse(rest.split('.').next().unwrap_or_default()).ok())
             .collect();
@@ -67,7 +72,12 @@ impl Store {
             let file = files::try_lock(&self.dir, &name)
                 .map_err(StoreError::io("lock", &self.path.join(name)))?;
             if let Some(file) = file {
-                ImageLock { store: self, id, file }.recover()?;
+                ImageLock {
+                    store: self,
+                    id,
+                    file,
+                }
+                .recover()?;
             }
         }
         self.with_index(|| Ok(()))
@@ -75,12 +85,17 @@ impl Store {
 
     /// Points a tag to an image, which must be there and locked by the caller.
     pub fn tag(&self, reference: &ImageRef, entry: &IndexEntry) -> Result<(), StoreError> {
-        let record = |source| StoreError::Record { path: self.path.clone(), source };
+        let record = |source| StoreError::Record {
+            path: self.path.clone(),
+            source,
+        };
         let name = layout::index_path(reference).map_err(record)?;
         let bytes = serde_json::to_vec(entry).map_err(|error| record(error.into()))?;
         let path = self.path.join(&name);
         let Some((folder, file)) = name.rsplit_once('/') else {
-            return Err(StoreError::io("write", &path)(io::ErrorKind::InvalidInput.into()));
+            return Err(StoreError::io("write", &path)(
+                io::ErrorKind::InvalidInput.into(),
+            ));
         };
         self.with_index(|| {
             let write = || {
@@ -107,7 +122,9 @@ impl Store {
             return self.remove_image(id, on_wait);
         }
         loop {
-            let Some(seen) = self.entry(reference)? else { return Ok(None) };
+            let Some(seen) = self.entry(reference)? else {
+                return Ok(None);
+            };
             let lock = self.lock(&seen.id, &on_wait)?;
             let removed = self.with_index(|| {
                 // A pull may have moved the tag while this waited for the lock.
@@ -115,15 +132,19 @@ impl Store {
                     Some(entry) if entry.id == seen.id => {}
                     _ => return Ok(None),
                 }
-                let name = layout::index_path(reference).map_err(|source| {
-                    StoreError::Record { path: self.path.clone(), source }
+                let name = layout::index_path(reference).map_err(|source| StoreError::Record {
+                    path: self.path.clone(),
+                    source,
                 })?;
                 self.unlink(&name)?;
                 let image_removed = self.tags(&seen.id)?.is_empty();
                 if image_removed {
                     lock.remove_files()?;
                 }
-                Ok(Some(Removed { id: seen.id.clone(), image_removed }))
+                Ok(Some(Removed {
+                    id: seen.id.clone(),
+                    image_removed,
+                }))
             })?;
             if removed.is_some() {
                 return Ok(removed);
@@ -143,10 +164,15 @@ impl Store {
         self.with_index(|| {
             let tags = self.tags(id)?;
             if !tags.is_empty() {
-                return Err(StoreError::HasTags { tags: tags.join(", ") });
+                return Err(StoreError::HasTags {
+                    tags: tags.join(", "),
+                });
             }
             lock.remove_files()?;
-            Ok(Some(Removed { id: id.clone(), image_removed: true }))
+            Ok(Some(Removed {
+                id: id.clone(),
+                image_removed: true,
+            }))
         })
     }
 
@@ -194,9 +220,17 @@ impl Store {
         need: u64,
     ) -> StoreError {
         if super::is_full(&error) {
-            StoreError::Full { dir: self.path.clone(), need, free: None }
+            StoreError::Full {
+                dir: self.path.clone(),
+                need,
+                free: None,
+            }
         } else {
-            StoreError::Io { action, path, source: error }
+            StoreError::Io {
+                action,
+                path,
+                source: error,
+            }
         }
     }
 
@@ -215,7 +249,11 @@ impl Store {
     }
 
     fn image_mode(&self, meta: &ImageMeta) -> u32 {
-        if meta.is_public() { self.public_mode() } else { 0o600 }
+        if meta.is_public() {
+            self.public_mode()
+        } else {
+            0o600
+        }
     }
 }
 
@@ -236,16 +274,24 @@ impl ImageLock<'_> {
             .write_all(NEW)
             .map_err(|error| self.store.failed("write", path, error, NEW.len() as u64))?;
         let name = self.temporary("squashfs");
-        files::create(&self.store.dir, &name)
-            .map_err(|error| self.store.failed("make", self.store.path.join(name), error, 0))
+        files::create(&self.store.dir, &name).map_err(|error| {
+            self.store
+                .failed("make", self.store.path.join(name), error, 0)
+        })
     }
 
     /// Publishes the finished image and its metadata; `file` is what [`ImageLock::begin`] opened.
     pub fn publish(&self, file: &File, meta: &ImageMeta) -> Result<(), StoreError> {
         let (store, target) = (self.store, layout::image_file(&self.id));
         let mode = store.image_mode(meta);
-        files::publish(&store.dir, &self.temporary("squashfs"), file, (&store.dir, &target), mode)
-            .map_err(|error| store.failed("write", store.path.join(target), error, 0))?;
+        files::publish(
+            &store.dir,
+            &self.temporary("squashfs"),
+            file,
+            (&store.dir, &target),
+            mode,
+        )
+        .map_err(|error| store.failed("write", store.path.join(target), error, 0))?;
         self.write_meta(meta)
     }
 
@@ -255,7 +301,9 @@ impl ImageLock<'_> {
         let path = self.store.path.join(&name);
         match files::size(&self.store.dir, &name) {
             Some(size) => Ok((path, size)),
-            None => Err(StoreError::io("examine", &path)(io::ErrorKind::NotFound.into())),
+            None => Err(StoreError::io("examine", &path)(
+                io::ErrorKind::NotFound.into(),
+            )),
         }
     }
 
@@ -263,7 +311,11 @@ impl ImageLock<'_> {
     pub fn full(&self, need: u64) -> StoreError {
         let free = rustix::fs::fstatvfs(&self.store.dir).ok();
         let free = free.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
-        StoreError::Full { dir: self.store.path.clone(), need, free }
+        StoreError::Full {
+            dir: self.store.path.clone(),
+            need,
+            free,
+        }
     }
 
     /// Lets more users see an image that is there: `wanted` is who may see it from now on.
@@ -296,12 +348,19 @@ impl ImageLock<'_> {
 
     fn write_meta(&self, meta: &ImageMeta) -> Result<(), StoreError> {
         let (store, target) = (self.store, layout::meta_file(&self.id));
-        let bytes = meta
-            .to_bytes()
-            .map_err(|source| StoreError::Meta { id: self.id.to_string(), source })?;
+        let bytes = meta.to_bytes().map_err(|source| StoreError::Meta {
+            id: self.id.to_string(),
+            source,
+        })?;
         let temporary = self.temporary("meta");
-        files::replace(&store.dir, &temporary, &bytes, (&store.dir, &target), store.image_mode(meta))
-            .map_err(|e| store.failed("write", store.path.join(target), e, bytes.len() as u64))
+        files::replace(
+            &store.dir,
+            &temporary,
+            &bytes,
+            (&store.dir, &target),
+            store.image_mode(meta),
+        )
+        .map_err(|e| store.failed("write", store.path.join(target), e, bytes.len() as u64))
     }
 
     /// Clears what an earlier holder of the lock left when it was killed.
@@ -317,9 +376,10 @@ impl ImageLock<'_> {
         if was_new && self.store.tags(&self.id)?.is_empty() {
             self.remove_files()?;
         }
-        self.file
-            .set_len(0)
-            .map_err(StoreError::io("clear", &self.store.path.join(lock_name(&self.id))))
+        self.file.set_len(0).map_err(StoreError::io(
+            "clear",
+            &self.store.path.join(lock_name(&self.id)),
+        ))
     }
 
     fn remove_files(&self) -> Result<(), StoreError> {

@@ -42,13 +42,19 @@ pub enum Packing {
 }
 
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("sha256:{hex}")
 }
 
 impl Blob {
     pub fn new(media_type: &str, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { media_type: media_type.to_owned(), bytes: bytes.into() }
+        Self {
+            media_type: media_type.to_owned(),
+            bytes: bytes.into(),
+        }
     }
 
     pub fn digest(&self) -> String {
@@ -74,7 +80,10 @@ pub fn layer(packing: Packing, files: &[(&str, &[u8])]) -> Layer {
         Packing::Zstd => ("+zstd", zstd::encode_all(tar.as_slice(), 1).unwrap()),
     };
     let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
-    Layer { blob: Blob::new(&media_type, bytes), diff_id: digest(&tar) }
+    Layer {
+        blob: Blob::new(&media_type, bytes),
+        diff_id: digest(&tar),
+    }
 }
 
 /// Makes an image of layers for an architecture; `process` is the `config` of its configuration.
@@ -91,7 +100,11 @@ pub fn image(architecture: &str, process: Value, layers: &[Layer]) -> Image {
         "config": config.descriptor(), "layers": descriptors,
     });
     let manifest = Blob::new(OCI_MANIFEST, manifest.to_string());
-    Image { manifest, config, layers: layers.to_vec() }
+    Image {
+        manifest,
+        config,
+        layers: layers.to_vec(),
+    }
 }
 
 /// A small image with one file.
@@ -117,7 +130,11 @@ impl Image {
 
     /// The blobs that a registry must have before the manifest.
     pub fn blobs(&self) -> Vec<&Blob> {
-        self.layers.iter().map(|layer| &layer.blob).chain([&self.config]).collect()
+        self.layers
+            .iter()
+            .map(|layer| &layer.blob)
+            .chain([&self.config])
+            .collect()
     }
 }
 
@@ -170,5 +187,8 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
         state ^= state << 17;
         state.to_le_bytes()
     };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
+    (0..length.div_ceil(8))
+        .flat_map(|_| next())
+        .take(length)
+        .collect()
 }

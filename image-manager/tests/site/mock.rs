@@ -47,7 +47,11 @@ impl Reply {
     }
 
     pub fn challenge(value: &str) -> Self {
-        Self::Full(401, vec![("WWW-Authenticate".into(), value.into())], Vec::new())
+        Self::Full(
+            401,
+            vec![("WWW-Authenticate".into(), value.into())],
+            Vec::new(),
+        )
     }
 
     pub fn json(text: &str) -> Self {
@@ -84,7 +88,10 @@ impl Mock {
     /// Starts a server with these answers by path; the rest is 404.
     pub fn paths(replies: BTreeMap<String, Reply>) -> Self {
         Self::start(move |request| {
-            replies.get(&request.path).cloned().unwrap_or_else(|| Reply::status(404))
+            replies
+                .get(&request.path)
+                .cloned()
+                .unwrap_or_else(|| Reply::status(404))
         })
     }
 
@@ -97,7 +104,10 @@ impl Mock {
 pub fn honest(image: &Image) -> BTreeMap<String, Reply> {
     let mut replies = BTreeMap::new();
     for name in ["latest".to_owned(), image.manifest.digest()] {
-        replies.insert(format!("/v2/x/manifests/{name}"), Reply::ok(&image.manifest));
+        replies.insert(
+            format!("/v2/x/manifests/{name}"),
+            Reply::ok(&image.manifest),
+        );
     }
     for blob in image.blobs() {
         replies.insert(format!("/v2/x/blobs/{}", blob.digest()), Reply::ok(blob));
@@ -106,7 +116,9 @@ pub fn honest(image: &Image) -> BTreeMap<String, Reply> {
 }
 
 fn serve(stream: TcpStream, handler: &Handler, record: &Mutex<Vec<Request>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader) {
         record.lock().unwrap().push(request.clone());
@@ -117,7 +129,9 @@ fn serve(stream: TcpStream, handler: &Handler, record: &Mutex<Vec<Request>>) {
             Reply::Full(status, headers, body) => {
                 let length = ("Content-Length".to_owned(), body.len().to_string());
                 let headers: Vec<_> = headers.into_iter().chain([length]).collect();
-                stream.write_all(&head(status, &headers)).and_then(|()| stream.write_all(&body))
+                stream
+                    .write_all(&head(status, &headers))
+                    .and_then(|()| stream.write_all(&body))
             }
             .is_ok(),
             Reply::Unmeasured(status, mut headers, body) => {
@@ -176,7 +190,12 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
                 authorization = Some(value.trim().to_owned());
             }
             Some(_) => {}
-            None => return Some(Request { path, authorization }),
+            None => {
+                return Some(Request {
+                    path,
+                    authorization,
+                });
+            }
         }
     }
 }

@@ -29,7 +29,9 @@ pub struct Run {
 impl Site {
     /// Makes a site that speaks plain http to these registries.
     pub fn new(plain: &[&str]) -> Self {
-        let entries = plain.iter().map(|name| format!("[registry.\"{name}\"]\nplain_http = true\n"));
+        let entries = plain
+            .iter()
+            .map(|name| format!("[registry.\"{name}\"]\nplain_http = true\n"));
         Self::with_config("", &entries.collect::<String>())
     }
 
@@ -67,8 +69,15 @@ impl Site {
     /// The program with its configuration and an environment of its own.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.env_clear().env("HOME", self.home()).env("PATH", "/usr/bin:/bin");
-        command.arg("--config").arg(self.config()).args(args).stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("HOME", self.home())
+            .env("PATH", "/usr/bin:/bin");
+        command
+            .arg("--config")
+            .arg(self.config())
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -88,7 +97,10 @@ impl Site {
     pub fn fails(&self, args: &[&str], code: i32, reason: &str) -> Run {
         let run = self.run(args);
         assert_eq!(run.code, code, "{args:?}: {run:?}");
-        assert!(run.stderr.contains(reason), "{args:?}: '{reason}' is not in {run:?}");
+        assert!(
+            run.stderr.contains(reason),
+            "{args:?}: '{reason}' is not in {run:?}"
+        );
         assert!(run.stdout.is_empty(), "{run:?}");
         let lines: Vec<&str> = run.stderr.lines().collect();
         assert!(lines[0].starts_with("shifterimg: "), "{run:?}");
@@ -107,8 +119,15 @@ impl Site {
 
     /// Reads a file of an image.
     pub fn read(&self, reference: &str, path: &str) -> String {
-        let image = self.store().join(format!("{}.squashfs", self.id(reference)));
-        let output = Command::new("unsquashfs").arg("-cat").arg(&image).arg(path).output().unwrap();
+        let image = self
+            .store()
+            .join(format!("{}.squashfs", self.id(reference)));
+        let output = Command::new("unsquashfs")
+            .arg("-cat")
+            .arg(&image)
+            .arg(path)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
@@ -130,7 +149,10 @@ impl Site {
     /// Counts the images of the store.
     pub fn image_count(&self) -> usize {
         let is_image = |path: &PathBuf| path.extension().is_some_and(|e| e == "squashfs");
-        walk(&self.store()).iter().filter(|path| is_image(path)).count()
+        walk(&self.store())
+            .iter()
+            .filter(|path| is_image(path))
+            .count()
     }
 }
 
@@ -138,7 +160,10 @@ impl Site {
 pub fn run(command: &mut Command) -> Run {
     let output = command.output().unwrap();
     let code = output.status.code().unwrap_or(-1);
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked at"), "{output:?}");
+    assert!(
+        !String::from_utf8_lossy(&output.stderr).contains("panicked at"),
+        "{output:?}"
+    );
     Run {
         code,
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -148,9 +173,14 @@ pub fn run(command: &mut Command) -> Run {
 
 /// Lists everything below a directory; nothing if it does not exist.
 pub fn walk(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
     let paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    let below = paths.iter().filter(|p| p.is_dir() && !p.is_symlink()).flat_map(|p| walk(p));
+    let below = paths
+        .iter()
+        .filter(|p| p.is_dir() && !p.is_symlink())
+        .flat_map(|p| walk(p));
     let below: Vec<PathBuf> = below.collect();
     paths.into_iter().chain(below).collect()
 }

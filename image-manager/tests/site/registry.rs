@@ -57,7 +57,11 @@ impl Registry {
         for _ in 0..5 {
             let temp = tempfile::tempdir().unwrap();
             prepare(temp.path());
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
             let address = format!("127.0.0.1:{port}");
             let dir = temp.path().display().to_string();
             let config = format!(
@@ -75,9 +79,19 @@ impl Registry {
                 .stderr(log)
                 .spawn()
                 .expect("docker-registry is installed");
-            let scheme = if http.contains("tls:") { "https" } else { "http" };
+            let scheme = if http.contains("tls:") {
+                "https"
+            } else {
+                "http"
+            };
             let authorization = authorization.clone();
-            let mut registry = Self { process, address, temp, authorization, scheme };
+            let mut registry = Self {
+                process,
+                address,
+                temp,
+                authorization,
+                scheme,
+            };
             if registry.is_up() {
                 return registry;
             }
@@ -131,8 +145,14 @@ impl Registry {
         let answer = self.signed(self.agent().post(url)).send_empty().unwrap();
         let location = answer.headers()["location"].to_str().unwrap();
         let url = format!("{location}&digest={}", blob.digest());
-        let request = self.agent().put(url).content_type("application/octet-stream");
-        assert_eq!(self.signed(request).send(&blob.bytes[..]).unwrap().status(), 201);
+        let request = self
+            .agent()
+            .put(url)
+            .content_type("application/octet-stream");
+        assert_eq!(
+            self.signed(request).send(&blob.bytes[..]).unwrap().status(),
+            201
+        );
     }
 
     fn signed<T>(&self, request: ureq::RequestBuilder<T>) -> ureq::RequestBuilder<T> {
@@ -147,8 +167,14 @@ impl Registry {
     }
 
     fn agent(&self) -> ureq::Agent {
-        let tls = ureq::tls::TlsConfig::builder().disable_verification(true).build();
-        ureq::Agent::config_builder().tls_config(tls).proxy(None).build().into()
+        let tls = ureq::tls::TlsConfig::builder()
+            .disable_verification(true)
+            .build();
+        ureq::Agent::config_builder()
+            .tls_config(tls)
+            .proxy(None)
+            .build()
+            .into()
     }
 }
 
