@@ -84,3 +84,9 @@ check: bootstrap
 
 rpm-check: bootstrap
 	tests/rpm.sh
+
+# Figures, beside the floor and peers; quiet machines only. Not a test.
+bench: bootstrap all sample-image
+	$(CARGO) build --release --locked -p shifter-benches
+	tests/world.sh $(RELEASE)/shifter-benches starts 25
+	tests/world.sh $(RELEASE)/shifter-benches slurm 25

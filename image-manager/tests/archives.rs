@@ -28,12 +28,12 @@ fn make_tree(at: &Path, long_names: bool) {
     for (name, parts) in [("sparse", 3u64), ("sparser", 40)] {
         let file = File::create(at.join(name)).unwrap();
         for part in 0..parts {
-            file.write_all_at(format!("part {part}").as_bytes(), part * 300_000 + 100).unwrap();
+            file.write_all_at(format!("part {part}").as_bytes(), part * 30_000 + 100).unwrap();
         }
-        file.set_len(parts * 300_000 + 12_345).unwrap();
+        file.set_len(parts * 30_000 + 9_999).unwrap();
     }
     let hole = File::create(at.join("hole")).unwrap();
-    hole.set_len(1 << 20).unwrap();
+    hole.set_len(1 << 18).unwrap();
 }
 
 #[test]

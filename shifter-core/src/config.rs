@@ -172,19 +172,31 @@ impl Default for Store {
 
 impl Default for Root {
     fn default() -> Self {
-        Self { tmpfs_size_mib: 64, site_mounts: Vec::new(), udi_image: None }
+        Self {
+            tmpfs_size_mib: 64,
+            site_mounts: Vec::new(),
+            udi_image: None,
+        }
     }
 }
 
 impl Default for Module {
     fn default() -> Self {
-        Self { enabled: true, env: EnvChanges::default(), conflicts: Vec::new() }
+        Self {
+            enabled: true,
+            env: EnvChanges::default(),
+            conflicts: Vec::new(),
+        }
     }
 }
 
 impl Default for Slurm {
     fn default() -> Self {
-        Self { lookup_timeout_secs: 10, submit_pull_timeout_secs: 0, setup_timeout_secs: 60 }
+        Self {
+            lookup_timeout_secs: 10,
+            submit_pull_timeout_secs: 0,
+            setup_timeout_secs: 60,
+        }
     }
 }
 
@@ -208,7 +220,10 @@ impl Config {
 
     /// Returns the types an image reference may have here.
     pub fn type_rules(&self) -> TypeRules<'_> {
-        TypeRules { default_type: &self.default_image_type, site_types: &self.image_types }
+        TypeRules {
+            default_type: &self.default_image_type,
+            site_types: &self.image_types,
+        }
     }
 
     /// Returns the site's mounts, which [`Config::parse`] has already found well-formed.
@@ -228,7 +243,12 @@ impl Config {
                 return fail(key, format!("'{}' is not an absolute path", dir.display()));
             }
         }
-        if self.root.udi_image.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+        if self
+            .root
+            .udi_image
+            .as_ref()
+            .is_some_and(|dir| !dir.is_absolute())
+        {
             return fail("udi_image", "the path is not absolute".into());
         }
         if !(1..=65536).contains(&self.root.tmpfs_size_mib) {
@@ -241,12 +261,18 @@ impl Config {
         if let Some(command) = self.store.site_pull_command.first()
             && !command.starts_with('/')
         {
-            return fail("site_pull_command", format!("'{command}' is not an absolute path"));
+            return fail(
+                "site_pull_command",
+                format!("'{command}' is not an absolute path"),
+            );
         }
         let known = ["docker", "id", "local", "custom"];
         let default = self.default_image_type.as_str();
         if !known.contains(&default) && !self.image_types.iter().any(|t| t == default) {
-            return fail("default_image_type", format!("'{default}' is not in image_types"));
+            return fail(
+                "default_image_type",
+                format!("'{default}' is not in image_types"),
+            );
         }
         for name in &self.image_types {
             let well_formed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -256,8 +282,15 @@ impl Config {
             }
         }
         for (name, module) in &self.module {
-            if let Some(other) = module.conflicts.iter().find(|c| !self.module.contains_key(*c)) {
-                return fail("conflicts", format!("module '{name}' names unknown '{other}'"));
+            if let Some(other) = module
+                .conflicts
+                .iter()
+                .find(|c| !self.module.contains_key(*c))
+            {
+                return fail(
+                    "conflicts",
+                    format!("module '{name}' names unknown '{other}'"),
+                );
             }
         }
         Ok(())
@@ -269,7 +302,10 @@ fn key_offset(text: &str, key: &str) -> usize {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let bare = line.trim_start();
-        if bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')) {
+        if bare
+            .strip_prefix(key)
+            .is_some_and(|rest| rest.trim_start().starts_with('='))
+        {
             return at;
         }
         at += line.len();
@@ -284,7 +320,7 @@ fn invalid(text: &str, path: &Path, at: usize, message: String) -> ConfigError {
     ConfigError::Invalid {
         path: path.to_owned(),
         line,
-        message: message.lines().collect::<Vec<_>>().join(", "),
+        message: crate::sanitize::text(&message.lines().collect::<Vec<_>>().join(", ")),
         text: crate::sanitize::text(shown),
     }
 }
@@ -305,20 +341,55 @@ mod tests {
     #[test]
     fn errors_name_line_key_and_text() {
         let table = [
-            ("system = 'x'\nsistem = 'y'\n", ":2: unknown field `sistem`", "sistem = 'y'"),
-            ("[store]\npath = 'images'", ":2: path: 'images' is not an absolute path", "path ="),
-            ("[root]\n\ntmpfs_size_mib = 0", ":3: tmpfs_size_mib: ", "tmpfs_size_mib = 0"),
-            ("[root]\nsite_mounts = ['/a:/etc']", ":2: site_mounts: ", "site_mounts"),
-            ("default_image_type = 'rkt'", ":1: default_image_type: 'rkt'", ""),
+            (
+                "system = 'x'\nsistem = 'y'\n",
+                ":2: unknown field `sistem`",
+                "sistem = 'y'",
+            ),
+            (
+                "[store]\npath = 'images'",
+                ":2: path: 'images' is not an absolute path",
+                "path =",
+            ),
+            (
+                "[root]\n\ntmpfs_size_mib = 0",
+                ":3: tmpfs_size_mib: ",
+                "tmpfs_size_mib = 0",
+            ),
+            (
+                "[root]\nsite_mounts = ['/a:/etc']",
+                ":2: site_mounts: ",
+                "site_mounts",
+            ),
+            (
+                "default_image_type = 'rkt'",
+                ":1: default_image_type: 'rkt'",
+                "",
+            ),
             ("image_types = ['docker']", ":1: image_types: 'docker'", ""),
-            ("[store]\nsite_pull_command = ['sudo']", ":2: site_pull_command: 'sudo'", ""),
-            ("[store]\nuser_images = 'yes'", ":2: unknown variant `yes`", "user_images"),
+            (
+                "[store]\nsite_pull_command = ['sudo']",
+                ":2: site_pull_command: 'sudo'",
+                "",
+            ),
+            (
+                "[store]\nuser_images = 'yes'",
+                ":2: unknown variant `yes`",
+                "user_images",
+            ),
             ("x = \n", ":1: ", "x ="),
-            ("[module.a]\nconflicts = ['b']", ":2: conflicts: module 'a'", ""),
+            (
+                "[module.a]\nconflicts = ['b']",
+                ":2: conflicts: module 'a'",
+                "",
+            ),
         ];
         for (text, expect, line) in table {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(expect) && error.contains(line), "{text}: {error}");
+            assert!(
+                error.contains(expect) && error.contains(line),
+                "{text}: {error}"
+            );
         }
     }
 }

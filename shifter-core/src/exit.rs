@@ -48,7 +48,9 @@ impl ExitCode {
 
     /// Finds the meaning of a number with which a Shifter program ended.
     pub fn from_code(code: i32) -> Option<ExitCode> {
-        Self::ALL.into_iter().find(|known| i32::from(known.code()) == code)
+        Self::ALL
+            .into_iter()
+            .find(|known| i32::from(known.code()) == code)
     }
 
     /// True if the failure is the doing of whoever submitted the job: it fails the job and

@@ -39,7 +39,9 @@ impl Identity {
     /// Parses a line of passwd(5) and takes it only if it is `uid`'s; groups stay empty.
     pub fn from_passwd_line(line: &str, uid: u32) -> Option<Self> {
         let fields: Vec<&str> = line.trim_end_matches('\n').split(':').collect();
-        let [name, _, line_uid, gid, _, home, shell] = fields[..] else { return None };
+        let [name, _, line_uid, gid, _, home, shell] = fields[..] else {
+            return None;
+        };
         let identity = Identity {
             name: name.to_owned(),
             uid: number(line_uid)?,
@@ -55,9 +57,15 @@ impl Identity {
     pub fn is_well_formed(&self) -> bool {
         let paths = [&self.home, &self.shell];
         is_account_name(&self.name)
-            && paths.iter().all(|path| path.len() <= 4096 && is_field(path))
+            && paths
+                .iter()
+                .all(|path| path.len() <= 4096 && is_field(path))
             && self.groups.len() <= GROUP_LIMIT
-            && self.groups.iter().flat_map(|g| &g.name).all(|name| is_account_name(name))
+            && self
+                .groups
+                .iter()
+                .flat_map(|g| &g.name)
+                .all(|name| is_account_name(name))
     }
 
     /// Returns the numbers of all groups, the primary one first, each once.
@@ -75,7 +83,14 @@ impl Identity {
     pub fn passwd_file(&self) -> String {
         let mut file = String::from("root:x:0:0:root:/root:/bin/sh\n");
         if self.uid != 0 {
-            let Identity { name, uid, gid, home, shell, .. } = self;
+            let Identity {
+                name,
+                uid,
+                gid,
+                home,
+                shell,
+                ..
+            } = self;
             file.push_str(&format!("{name}:x:{uid}:{gid}:{name}:{home}:{shell}\n"));
         }
         if self.uid != 65534 {
@@ -89,8 +104,16 @@ impl Identity {
     pub fn group_file(&self) -> String {
         let mut file = String::from("root:x:0:\n");
         let mut taken = vec!["root".to_owned(), "nogroup".to_owned()];
-        for gid in self.gids().into_iter().filter(|gid| ![0, 65534].contains(gid)) {
-            let known = self.groups.iter().find(|g| g.gid == gid).and_then(|g| g.name.clone());
+        for gid in self
+            .gids()
+            .into_iter()
+            .filter(|gid| ![0, 65534].contains(gid))
+        {
+            let known = self
+                .groups
+                .iter()
+                .find(|g| g.gid == gid)
+                .and_then(|g| g.name.clone());
             let name = known.filter(|name| !taken.contains(name));
             let name = name.unwrap_or_else(|| format!("group{gid}"));
             file.push_str(&format!("{name}:x:{gid}:{}\n", self.name));
@@ -111,7 +134,10 @@ pub fn group_name(line: &str, gid: u32) -> Option<String> {
 fn number(text: &str) -> Option<u32> {
     // u32::MAX means "no id" to the kernel; parse alone would also take "+1".
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    plain.then(|| text.parse().ok()).flatten().filter(|id| *id != u32::MAX)
+    plain
+        .then(|| text.parse().ok())
+        .flatten()
+        .filter(|id| *id != u32::MAX)
 }
 
 fn is_account_name(name: &str) -> bool {
@@ -130,10 +156,22 @@ mod tests {
         let line = "alice:x:2001:2001:Alice,,:/home/alice:/bin/bash\n";
         let mut alice = Identity::from_passwd_line(line, 2001).unwrap();
         alice.groups = vec![
-            Group { gid: 2100, name: Some("proj".into()) },
-            Group { gid: 2200, name: None },
-            Group { gid: 2001, name: Some("alice".into()) },
-            Group { gid: 2300, name: Some("root".into()) },
+            Group {
+                gid: 2100,
+                name: Some("proj".into()),
+            },
+            Group {
+                gid: 2200,
+                name: None,
+            },
+            Group {
+                gid: 2001,
+                name: Some("alice".into()),
+            },
+            Group {
+                gid: 2300,
+                name: Some("root".into()),
+            },
         ];
         alice
     }
@@ -146,7 +184,10 @@ mod tests {
              group2300:x:2300:alice\nnogroup:x:65534:\n"
         );
         let passwd = alice().passwd_file();
-        assert!(passwd.contains("\nalice:x:2001:2001:alice:/home/alice:/bin/bash\n"), "{passwd}");
+        assert!(
+            passwd.contains("\nalice:x:2001:2001:alice:/home/alice:/bin/bash\n"),
+            "{passwd}"
+        );
         assert_eq!(alice().gids(), [2001, 2100, 2200, 2300]);
     }
 
@@ -170,7 +211,10 @@ mod tests {
 
     #[test]
     fn group_names() {
-        assert_eq!(group_name("proj:x:2100:bob,carol", 2100).as_deref(), Some("proj"));
+        assert_eq!(
+            group_name("proj:x:2100:bob,carol", 2100).as_deref(),
+            Some("proj")
+        );
         for line in ["proj:x:2101:", "grp::x", ":x:2100:", "a", "x:2100"] {
             assert_eq!(group_name(line, 2100), None, "{line}");
         }

@@ -65,7 +65,10 @@ fn check_name(kind: &'static str, text: &str) -> Result<String, IdError> {
     if (1..=64).contains(&text.len()) && text.bytes().all(ok) && !text.starts_with(['.', '-']) {
         Ok(text.to_owned())
     } else {
-        Err(IdError::Name { kind, text: text.to_owned() })
+        Err(IdError::Name {
+            kind,
+            text: text.to_owned(),
+        })
     }
 }
 
@@ -100,7 +103,13 @@ mod tests {
     fn image_ids() {
         let good = "0123456789abcdef".repeat(4);
         assert_eq!(ImageId::parse(&good).unwrap().as_str(), good);
-        for bad in ["", "abc", &good.to_uppercase(), &format!("{good}0"), &good.replace('0', "/")] {
+        for bad in [
+            "",
+            "abc",
+            &good.to_uppercase(),
+            &format!("{good}0"),
+            &good.replace('0', "/"),
+        ] {
             assert!(ImageId::parse(bad).is_err(), "{bad}");
         }
     }
@@ -110,7 +119,18 @@ mod tests {
         for good in ["17", "1[2].server", "3.head-node", "a_b"] {
             assert_eq!(JobId::parse(good).unwrap().as_str(), good);
         }
-        for bad in ["", ".", "..", ".17", "-17", "a/b", "a b", "a\n", "$(x)", &"9".repeat(65)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".17",
+            "-17",
+            "a/b",
+            "a b",
+            "a\n",
+            "$(x)",
+            &"9".repeat(65),
+        ] {
             assert!(JobId::parse(bad).is_err(), "{bad}");
         }
     }

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::hostlist::HostSlots;
+use crate::hostlist::{HostSlots, is_host_name};
 use crate::identity::Identity;
 use crate::ids::{ImageId, JobId};
 use crate::volmap::{Origin, VolumeError, VolumeMap};
@@ -148,19 +148,17 @@ impl JobManifest {
             ("cluster", JobId::parse(&self.cluster).is_ok()),
             ("user", self.user.is_well_formed()),
             ("image", plain(&self.image.reference)),
-            ("modules", self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m))),
-            ("hosts", hosts.into_iter().all(|name| JobId::parse(name).is_ok() || is_long_host(name))),
+            (
+                "modules",
+                self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m)),
+            ),
+            ("hosts", hosts.into_iter().all(is_host_name)),
         ];
         match rules.into_iter().find(|(_, holds)| !holds) {
             Some((field, _)) => Err(ManifestError::Field { field }),
             None => Ok(()),
         }
     }
-}
-
-fn is_long_host(name: &str) -> bool {
-    let ok = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    (1..=255).contains(&name.len()) && name.bytes().all(ok)
 }
 
 #[cfg(test)]
@@ -181,7 +179,10 @@ mod tests {
             },
             volumes: vec!["/scratch:/mnt".into()],
             modules: Vec::new(),
-            hosts: vec![HostSlots { name: "n1".into(), slots: 2 }],
+            hosts: vec![HostSlots {
+                name: "n1".into(),
+                slots: 2,
+            }],
             created: 1,
         }
     }

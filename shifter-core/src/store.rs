@@ -95,7 +95,10 @@ mod tests {
 
     #[test]
     fn escaping_makes_one_path_component() {
-        assert_eq!(escape("127.0.0.1:5000/a/b:latest"), "127.0.0.1%3A5000%2Fa%2Fb%3Alatest");
+        assert_eq!(
+            escape("127.0.0.1:5000/a/b:latest"),
+            "127.0.0.1%3A5000%2Fa%2Fb%3Alatest"
+        );
         assert_eq!(escape("../x"), "%2E.%2Fx");
         assert_eq!(escape("%"), "%25");
     }

@@ -49,11 +49,19 @@ pub enum TrustError {
 /// Names the first file or directory that is not root's alone, or that cannot be read.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
     let file = open(path, &[0])?;
-    let unreadable = |source| TrustError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| TrustError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() as u64 > limit {
-        return Err(TrustError::TooLarge { path: path.to_owned(), limit });
+        return Err(TrustError::TooLarge {
+            path: path.to_owned(),
+            limit,
+        });
     }
     Ok(bytes)
 }
@@ -67,12 +75,19 @@ pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
         .read(true)
         .custom_flags(O_NONBLOCK)
         .open(&real)
-        .map_err(|source| TrustError::Unreadable { path: real.clone(), source })?;
-    let meta = file
-        .metadata()
-        .map_err(|source| TrustError::Unreadable { path: real.clone(), source })?;
+        .map_err(|source| TrustError::Unreadable {
+            path: real.clone(),
+            source,
+        })?;
+    let meta = file.metadata().map_err(|source| TrustError::Unreadable {
+        path: real.clone(),
+        source,
+    })?;
     if !meta.is_file() {
-        return Err(TrustError::Untrusted { path: real, rule: "it must be a regular file".into() });
+        return Err(TrustError::Untrusted {
+            path: real,
+            rule: "it must be a regular file".into(),
+        });
     }
     judge(&real, &meta, owners)?;
     Ok(file)
@@ -81,7 +96,10 @@ pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
 /// Examines `path` and every directory above it, both as written and with links resolved, and
 /// returns the resolved path.
 pub fn audit(path: &Path, owners: &[u32]) -> Result<PathBuf, TrustError> {
-    let unreadable = |path: &Path, source| TrustError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |path: &Path, source| TrustError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     if !path.is_absolute() {
         return Err(TrustError::Untrusted {
             path: path.to_owned(),
@@ -97,9 +115,17 @@ pub fn audit(path: &Path, owners: &[u32]) -> Result<PathBuf, TrustError> {
 }
 
 fn judge(path: &Path, meta: &Metadata, owners: &[u32]) -> Result<(), TrustError> {
-    let untrusted = |rule: String| Err(TrustError::Untrusted { path: path.to_owned(), rule });
+    let untrusted = |rule: String| {
+        Err(TrustError::Untrusted {
+            path: path.to_owned(),
+            rule,
+        })
+    };
     if meta.uid() != 0 && !owners.contains(&meta.uid()) {
-        return untrusted(format!("it belongs to uid {} and must belong to root", meta.uid()));
+        return untrusted(format!(
+            "it belongs to uid {} and must belong to root",
+            meta.uid()
+        ));
     }
     // A link's own mode is always 0777 and means nothing.
     if !meta.file_type().is_symlink() && meta.mode() & 0o022 != 0 {
@@ -123,14 +149,26 @@ mod tests {
         std::fs::write(&file, "y").unwrap();
         let error = read(&file, 10).unwrap_err();
         assert!(matches!(error, TrustError::Untrusted { .. }), "{error}");
-        assert!(matches!(read(Path::new("x"), 1), Err(TrustError::Untrusted { .. })));
-        assert!(matches!(read(Path::new("/no/such"), 1), Err(TrustError::Unreadable { .. })));
+        assert!(matches!(
+            read(Path::new("x"), 1),
+            Err(TrustError::Untrusted { .. })
+        ));
+        assert!(matches!(
+            read(Path::new("/no/such"), 1),
+            Err(TrustError::Unreadable { .. })
+        ));
     }
 
     #[test]
     fn reads_a_system_file_within_its_limit() {
         assert!(!read(Path::new("/etc/passwd"), 1 << 20).unwrap().is_empty());
-        assert!(matches!(read(Path::new("/etc/passwd"), 3), Err(TrustError::TooLarge { .. })));
-        assert!(matches!(open(Path::new("/etc"), &[]), Err(TrustError::Untrusted { .. })));
+        assert!(matches!(
+            read(Path::new("/etc/passwd"), 3),
+            Err(TrustError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            open(Path::new("/etc"), &[]),
+            Err(TrustError::Untrusted { .. })
+        ));
     }
 }

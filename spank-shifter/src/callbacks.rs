@@ -204,7 +204,10 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
     };
     match prolog::run(facts, pins, settings, ffi::isolated) {
         Ok(Outcome::Ready) => {
-            log(Level::Verbose, &format!("shifter: job {job} of uid {uid} is ready"));
+            log(
+                Level::Verbose,
+                &format!("shifter: job {job} of uid {uid} is ready"),
+            );
             OK
         }
         Ok(Outcome::UsersMistake(message)) => {

@@ -11,10 +11,16 @@
 //! slurmstepd           tasks:   SHIFTER_* for the tasks, or the reason why the job cannot run
 //! ```
 
-#![cfg_attr(test, allow(dead_code, reason = "unit tests do not link the callbacks"))]
+#![cfg_attr(
+    test,
+    allow(dead_code, reason = "unit tests do not link the callbacks")
+)]
 
 #[cfg(panic = "abort")]
 compile_error!("a panic must not end Slurm's processes: build with panic = \"unwind\"");
+
+#[cfg(all(feature = "fault-injection", not(debug_assertions)))]
+compile_error!("fault-injection is for tests and never for what is installed");
 
 mod child;
 mod context;

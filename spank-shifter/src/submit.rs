@@ -244,8 +244,8 @@ impl Tools<'_> {
                 _ => Err(SubmitError::Refused { lines }),
             };
         }
-        let located: Located =
-            serde_json::from_slice(&finished.stdout).map_err(|error| answer(error.to_string()))?;
+        let located: Located = serde_json::from_slice(&finished.stdout)
+            .map_err(|error| answer(format!("the answer cannot be read: {error}")))?;
         match located.store.as_str() {
             "site" => Ok(Answer::Found(located.id)),
             _ => Err(SubmitError::UsersOwn(reference)),
@@ -279,5 +279,207 @@ impl Tools<'_> {
         let mut command = Command::new(Program::Shifterimg.path(&self.config.prefix));
         command.args(self.settings.config_args());
         (self.ready)(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::pins::tests::sample;
+    use crate::report;
+
+    const SITE: &str = "[module.mpi]\nconflicts = ['gpu']\n[module.gpu]\n";
+
+    fn config(text: &str) -> Config {
+        Config::parse(text, Path::new("/x")).unwrap()
+    }
+
+    fn options(image: &str, volumes: &[&str], modules: &[&str]) -> RawOptions {
+        let mut raw = RawOptions::new();
+        let images = (!image.is_empty()).then_some((0, image)).into_iter();
+        let volumes = volumes.iter().map(|volume| (1, *volume));
+        let modules = modules.iter().map(|module| (3, *module));
+        for (number, value) in images.chain(volumes).chain(modules) {
+            raw.add(number, value.as_bytes()).unwrap();
+        }
+        raw
+    }
+
+    fn check(image: &str, volumes: &[&str], modules: &[&str]) -> Result<Request, String> {
+        Request::check(&options(image, volumes, modules), &config(SITE))
+            .map_err(|error| report::lines(&error, error.hint()).join("|"))
+    }
+
+    #[test]
+    fn what_is_refused_says_the_way_out() {
+        let table = [
+            (
+                check("", &["/a:/b"], &[]),
+                "without --image|hint: add --image=REF",
+            ),
+            (check("", &[], &["mpi"]), "without --image|"),
+            (check("a b", &[], &[]), "cannot understand image 'a b'"),
+            (check("x", &["/a:/etc"], &[]), "'/etc'"),
+            (check("x", &["/a"], &[]), "hint: "),
+            (check("x", &["/a:/c", "/b:/c"], &[]), "target '/c'"),
+            (check("x", &[], &["zzz"]), "'zzz'"),
+            (check("x", &[], &["mpi", "gpu"]), "'mpi'"),
+            (
+                check("x", &[], &["a b"]),
+                "'a b' is not the name of a module",
+            ),
+        ];
+        for (result, expected) in table {
+            let error = result.unwrap_err();
+            assert!(
+                error.starts_with("shifter: ") && error.contains(expected),
+                "{error}"
+            );
+        }
+        assert!(check("x", &["/a:/b", "/c:/d"], &["mpi"]).is_ok());
+    }
+
+    #[test]
+    fn a_step_has_what_its_job_has() {
+        let job = sample();
+        let id = format!("id:{}", job.id);
+        let same = ["/data:/data2:ro", "/scratch:/mnt"];
+        let table = [
+            (check("ubuntu:24.04", &[], &[]), None),
+            (check(&id, &[], &[]), None),
+            (check("ubuntu:24.04", &same, &[]), None),
+            (check("ubuntu:22.04", &[], &[]), Some("image")),
+            (check(&id.replace('a', "b"), &[], &[]), Some("image")),
+            (check("ubuntu:24.04", &same[..1], &[]), Some("volumes")),
+            (check("ubuntu:24.04", &[], &["gpu"]), Some("modules")),
+        ];
+        for (request, expected) in table {
+            let what = match request.unwrap().agree(Some(&job)) {
+                Ok(()) => None,
+                Err(SubmitError::OtherThanJob { what, .. }) => Some(what),
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(what, expected);
+        }
+        let error = check("x", &[], &[]).unwrap().agree(None).unwrap_err();
+        let hint = error.hint().unwrap();
+        assert!(
+            hint.contains("srun shifter --image=docker:x:latest COMMAND"),
+            "{hint}"
+        );
+    }
+
+    /// Resolves `x` with a script in the place of the image manager, and returns the id or the
+    /// lines of the refusal.
+    fn resolve(script: &str, pull_seconds: u32) -> Result<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program::Shifterimg.path(dir.path());
+        let text = format!("#!/bin/sh\ncd '{}'\n{script}", dir.path().display());
+        fs::write(dir.path().join("script"), text).unwrap();
+        // Another process writes the program: were it this one, a child forked meanwhile by
+        // another test could still have it open for writing, and then it cannot be executed.
+        let mut install = Command::new("/usr/bin/install");
+        install
+            .args(["-D", "-m755"])
+            .arg(dir.path().join("script"))
+            .arg(&program);
+        assert!(install.status().unwrap().success());
+        let mut config = config("[slurm]\nlookup_timeout_secs = 1\n");
+        config.prefix = dir.path().to_owned();
+        config.slurm.submit_pull_timeout_secs = pull_seconds;
+        let settings = Settings::default();
+        let tools = Tools {
+            config: &config,
+            settings: &settings,
+            ready: |c| c,
+            tell: |_| {},
+        };
+        let request = Request::check(&options("x", &["/a:/b"], &[]), &config).unwrap();
+        match request.resolve(&tools) {
+            Ok(pins) => {
+                assert_eq!(
+                    (pins.request.as_str(), pins.volumes.entries().len()),
+                    ("docker:x:latest", 1)
+                );
+                Ok(pins.id.to_string())
+            }
+            Err(error) => Err(report::lines(&error, error.hint()).join("|")),
+        }
+    }
+
+    fn found(store: &str) -> String {
+        let id = "a".repeat(64);
+        format!("echo '{{\"id\":\"{id}\",\"store\":\"{store}\",\"size\":1}}'\n")
+    }
+
+    const MISSING: &str = "echo \"shifterimg: cannot find image '$3'\" >&2\n\
+                           echo 'hint: shifter pull x' >&2\nexit 4\n";
+
+    #[test]
+    fn the_image_managers_answer_is_pinned() {
+        let asked = "[ \"$*\" = 'lookup --json docker:x:latest' ] || exit 2\n";
+        assert_eq!(
+            resolve(&format!("{asked}{}", found("site")), 0),
+            Ok("a".repeat(64))
+        );
+    }
+
+    #[test]
+    fn the_image_managers_refusal_is_repeated() {
+        let expected = "shifter: cannot find image 'docker:x:latest'|hint: shifter pull x";
+        assert_eq!(resolve(MISSING, 0), Err(expected.into()));
+        let silent = resolve("exit 1", 0).unwrap_err();
+        assert!(
+            silent.ends_with(": shifterimg ended with exit code 1"),
+            "{silent}"
+        );
+        let hostile = resolve("printf '\\033[2Jx\\n' >&2; exit 3", 0).unwrap_err();
+        assert_eq!(hostile, "shifter: \\u{1b}[2Jx");
+    }
+
+    #[test]
+    fn an_answer_must_be_one() {
+        for script in [
+            "echo hello",
+            "echo '{}'",
+            "echo '{\"id\":\"../x\",\"store\":\"site\"}'",
+        ] {
+            let error = resolve(script, 0).unwrap_err();
+            assert!(
+                error.contains("the answer cannot be read"),
+                "{script}: {error}"
+            );
+        }
+        let late = resolve("exec sleep 60", 0).unwrap_err();
+        assert!(late.contains("did not finish within 1 s"), "{late}");
+        let own = resolve(&found("user"), 0).unwrap_err();
+        assert!(
+            own.contains("your own store only|hint: shifter pull --store=site x"),
+            "{own}"
+        );
+    }
+
+    #[test]
+    fn a_missing_image_is_pulled_where_the_site_wants_it() {
+        let pulls = "[ \"$1\" = pull ] && { echo \"$*\" > pulled; exit 0; }\n";
+        let asked = "[ \"$(cat pulled)\" = 'pull --store site docker:x:latest' ] && {\n";
+        let script = format!("{pulls}{asked}{}exit 0; }}\n{MISSING}", found("site"));
+        assert_eq!(resolve(&script, 5), Ok("a".repeat(64)));
+        assert!(resolve(&script, 0).is_err());
+        let broken = format!("[ \"$1\" = pull ] && exit 7\n{MISSING}");
+        let error = resolve(&broken, 5).unwrap_err();
+        assert_eq!(
+            error,
+            "shifter: cannot pull image 'docker:x:latest': exit code 7"
+        );
+        let useless = format!("[ \"$1\" = pull ] && exit 0\n{MISSING}");
+        assert!(
+            resolve(&useless, 5)
+                .unwrap_err()
+                .contains("cannot find image")
+        );
     }
 }
