@@ -153,6 +153,12 @@ impl Error {
             }
             Error::Volume { hint, .. } => hint.clone(),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
+            Error::Volumes(error) => error.hint(),
+            Error::Reference { source, .. } => source.hint(),
+            Error::Manifest(ManifestError::Volume(error)) => error.hint(),
+            Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
+                Some("Linux 5.14 or newer is needed".to_owned())
+            }
             _ => None,
         }
     }

@@ -26,6 +26,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Journal {
+    uid: u32,
     namespace: u64,
     device: (u32, u32),
 }
@@ -62,7 +63,7 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
         state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
         let dir = job.root(JOB_ROOT)?;
         state::write_file(&dir, "meta", &image.meta_bytes)?;
-        pin(&dir, &root)?;
+        pin(&dir, &root, uid)?;
         if job.is_buried()? {
             Err(Error::Removed(manifest.job.to_string()))
         } else {
@@ -174,11 +175,12 @@ impl Prepared {
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.
-fn pin(dir: &OwnedFd, root: &root::Root) -> Result<()> {
+fn pin(dir: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
     let namespace = rustix::fs::fstat(&root.namespace)
         .step("examine", "namespace")?
         .st_ino;
     let journal = Journal {
+        uid,
         namespace,
         device: root.device,
     };
@@ -224,9 +226,15 @@ fn end_processes(job: &JobDir) -> Result<Option<String>> {
         let journal = state::read_file(job.root(&name)?, "journal")?;
         // No journal, or half of one: the root was never pinned, so nobody could join it.
         if let Some(journal) = journal.and_then(|b| serde_json::from_slice::<Journal>(&b).ok()) {
+            let Journal {
+                uid,
+                namespace,
+                device,
+            } = journal;
             marks.push(Marks {
-                namespace: journal.namespace,
-                device: journal.device,
+                uid,
+                namespace,
+                device,
             });
         }
     }

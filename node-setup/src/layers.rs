@@ -17,7 +17,7 @@ use rustix::thread::{Gid, Uid};
 use crate::error::{Context, Result};
 use crate::image::ImageTree;
 use crate::mnt;
-use crate::state::make_dir;
+use crate::state::{make_dir, make_dir_with_mode};
 
 /// Why a mount point cannot be made.
 pub type Refusal = String;
@@ -195,9 +195,7 @@ pub fn copy_attributes(fd: impl AsFd, stat: &Stat) -> Result<()> {
 
 /// Makes a directory of mode 0755 where it is missing, and opens it.
 pub fn make_public_dir(parent: impl AsFd, name: &str) -> Result<OwnedFd> {
-    let dir = make_dir(parent, name)?;
-    rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o755)).step("set the mode of", name)?;
-    Ok(dir)
+    make_dir_with_mode(parent, name, Mode::from_raw_mode(0o755))
 }
 
 /// Writes a small file into a layer.
@@ -209,6 +207,5 @@ pub fn write_given(dir: impl AsFd, name: &str, bytes: &[u8], mode: u32) -> Resul
         Err(Errno::EXIST) if bytes.is_empty() => return Ok(()),
         Err(error) => return Err(error).step("create", name),
     };
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).step("set the mode of", name)?;
     file.write_all(bytes).step("write", name)
 }

@@ -264,8 +264,13 @@ pub fn write_file(dir: impl AsFd, name: &str, bytes: &[u8]) -> Result<()> {
 
 /// Makes a directory of mode 0700 where it is missing, and opens it.
 pub fn make_dir(parent: impl AsFd, name: &str) -> Result<OwnedFd> {
+    make_dir_with_mode(parent, name, PRIVATE_DIR)
+}
+
+/// The same with another mode, as far as the mask of [`crate::process::take_over`] lets it.
+pub fn make_dir_with_mode(parent: impl AsFd, name: &str, mode: Mode) -> Result<OwnedFd> {
     let parent = parent.as_fd();
-    match rustix::fs::mkdirat(parent, name, PRIVATE_DIR) {
+    match rustix::fs::mkdirat(parent, name, mode) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step("create directory", name),
     }

@@ -16,6 +16,8 @@ use crate::state;
 /// What marks the processes of one root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
+    /// The job's user; an administrator who looks into the root is left alone.
+    pub uid: u32,
     /// Inode of the root's mount namespace.
     pub namespace: u64,
     /// Device of the root's tmpfs.
@@ -93,9 +95,23 @@ fn bears(process: &Path, own: u64, marks: &[Marks]) -> bool {
     if namespace == own {
         return false;
     }
-    marks.iter().any(|mark| mark.namespace == namespace)
-        || fs::read_to_string(process.join("mountinfo"))
-            .is_ok_and(|text| marks.iter().any(|mark| shows_device(&text, mark.device)))
+    // Not the owner of the directory, which is root for a process that may not be traced.
+    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+    let mut marks = marks
+        .iter()
+        .filter(|mark| real_uid(&status) == Some(mark.uid))
+        .peekable();
+    if marks.peek().is_none() {
+        return false;
+    }
+    let mountinfo = || fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    marks.any(|mark| mark.namespace == namespace || shows_device(&mountinfo(), mark.device))
+}
+
+/// Finds the real uid in the text of /proc/PID/status.
+fn real_uid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// True if a mount in the mountinfo text is of the device.
@@ -117,5 +133,7 @@ mod tests {
         assert!(!shows_device(text, (0, 4)));
         assert!(!shows_device(text, (0, 450)));
         assert!(!shows_device("", (0, 45)));
+        assert_eq!(real_uid("Name:\tx\nUid:\t2001\t0\t0\t0\n"), Some(2001));
+        assert_eq!(real_uid(""), None);
     }
 }

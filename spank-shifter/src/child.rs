@@ -61,7 +61,7 @@ pub struct Terms {
 pub struct Finished {
     /// Exit code or signal.
     pub status: ExitStatus,
-    /// What it printed to stdout, at most [`OUTPUT_LIMIT`] bytes.
+    /// What it printed to stdout, at most 256 KiB.
     pub stdout: Vec<u8>,
     /// What it printed to stderr, unless that was ours.
     pub stderr: Vec<u8>,

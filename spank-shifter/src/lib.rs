@@ -1,8 +1,8 @@
 //! The SPANK plugin: options of sbatch, salloc and srun in, prepared nodes out.
 //!
 //! It runs inside Slurm's own processes, so it does little itself: everything heavy is a program
-//! run by [`child`], no thread is started, no panic crosses into C, and a job that did not ask
-//! for an image is never touched. [`ffi`] is the only module with unsafe code and decides
+//! run by `child`, no thread is started, no panic crosses into C, and a job that did not ask
+//! for an image is never touched. `ffi` is the only module with unsafe code and decides
 //! nothing; every decision is plain Rust that the unit tests call.
 //!
 //! ```text

@@ -75,7 +75,11 @@ fn run(options: &Options) -> Result<()> {
         && options.record
         && error.exit_code().is_users_mistake()
     {
-        job::record_failure(expected, &error.chain())?;
+        let hint = error
+            .hint()
+            .map(|hint| format!("\nhint: {hint}"))
+            .unwrap_or_default();
+        job::record_failure(expected, &(error.chain() + &hint))?;
     }
     result
 }
