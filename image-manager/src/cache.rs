@@ -2,12 +2,14 @@
 //!
 //! A blob is written to `.tmp-<hex>` under a lock, compared with its digest, and renamed; two pulls
 //! that need one blob download it once. Callers get the open file and never the path, so what was
-//! verified is what is used, even if another pull removes the blob from the cache meanwhile.
+//! verified is what is used, even if another pull removes the blob from the cache meanwhile. Blobs
+//! of pulls that failed and were never tried again go after a week.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use shifter_core::reference::Digest;
 
@@ -17,6 +19,7 @@ use crate::registry::{Descriptor, RegistryError, Repository};
 use crate::store::{Store, StoreError, is_full};
 
 const TEMPORARY_PREFIX: &str = ".tmp-";
+const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Says why a blob could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -125,25 +128,36 @@ impl BlobCache {
         files::remove(dir, digest.hex()).map_err(|error| self.failed("remove from", error, 0))
     }
 
-    /// Removes parts of blobs that killed pulls left.
+    /// Removes parts of blobs that killed pulls left, and blobs that nobody came back for.
     pub fn sweep(&self) -> Result<(), StoreError> {
         for algorithm in ["sha256", "sha512"] {
             let Ok(dir) = files::open_subdir(&self.dir, algorithm) else {
                 continue;
             };
-            let names = files::names(&dir).map_err(|error| self.failed("list", error, 0))?;
-            for name in names
-                .iter()
-                .filter(|name| name.starts_with(TEMPORARY_PREFIX))
-            {
-                let lock =
-                    files::try_lock(&dir, name).map_err(|error| self.failed("lock", error, 0))?;
-                if let Some(_held) = lock {
-                    files::remove(&dir, name).map_err(|e| self.failed("remove from", e, 0))?;
-                }
+            for name in files::names(&dir).map_err(|error| self.failed("list", error, 0))? {
+                self.sweep_file(&dir, &name)
+                    .map_err(|error| self.failed("clear", error, 0))?;
             }
         }
         Ok(())
+    }
+
+    fn sweep_file(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        if name.starts_with(TEMPORARY_PREFIX) {
+            return match files::try_lock(dir, name)? {
+                Some(_held) => files::remove(dir, name),
+                None => Ok(()),
+            };
+        }
+        let Some(file) = files::open(dir, name)? else {
+            return Ok(());
+        };
+        let age = SystemTime::now().duration_since(file.metadata()?.modified()?);
+        if age.is_ok_and(|age| age > KEEP) {
+            files::remove(dir, name)
+        } else {
+            Ok(())
+        }
     }
 
     /// Opens a blob if it is here and intact; a damaged one is removed.
@@ -185,5 +199,31 @@ impl BlobCache {
         } else {
             StoreError::io(action, &self.path)(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeping_takes_what_nobody_uses() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::create_user(home.path()).unwrap();
+        let cache = BlobCache::of_store(&store).unwrap();
+        let digest = Digest::parse(&format!("sha256:{}", "a".repeat(64))).unwrap();
+        let dir = cache.folder(&digest).unwrap();
+        let week = Duration::from_secs(7 * 24 * 3600);
+        for (name, age) in [(".tmp-dead", 0), (".tmp-live", 9), ("new", 6), ("old", 8)] {
+            let file = files::create(&dir, name).unwrap();
+            file.set_modified(SystemTime::now() - week / 7 * age)
+                .unwrap();
+        }
+        let live = files::try_lock(&dir, ".tmp-live").unwrap();
+        cache.sweep().unwrap();
+        assert_eq!(files::names(&dir).unwrap(), [".tmp-live", "new"]);
+        drop(live);
+        cache.sweep().unwrap();
+        assert_eq!(files::names(&dir).unwrap(), ["new"]);
     }
 }

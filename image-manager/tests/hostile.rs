@@ -1,5 +1,10 @@
 //! Pulls from registries that lie. Nothing may come of it: no image, no file outside the cache, no
 //! credentials for strangers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod site;
 
@@ -191,7 +196,7 @@ fn manifests_that_are_not_what_was_promised() {
     }
 
     // By digest, the body is compared with what was asked for.
-    let other = format!("{zeros}");
+    let other = zeros;
     let mut replies = honest(&image);
     replies.insert(format!("/v2/x/manifests/{other}"), manifest(text));
     let (_mock, site, reference) = serve(replies);
@@ -441,4 +446,27 @@ fn what_a_registry_says_is_harmless() {
         "answered 500: \\u{1b}[2Jevil\\u{202e}",
     );
     assert!(!run.stderr.contains('\u{1b}'), "{run:?}");
+}
+
+#[test]
+fn proxies_of_the_environment() {
+    let replies = honest(&small("x"));
+    let proxy = Mock::start(move |request| match request.path.as_str() {
+        "registry.test:80" => Reply::Full(200, Vec::new(), Vec::new()),
+        path => replies.get(path).cloned().unwrap_or(Reply::status(404)),
+    });
+    let site = Site::new(&["registry.test"]);
+    let pull = |no_proxy: &str| {
+        let mut command = site.command(&["pull", "--quiet", "registry.test/x"]);
+        command
+            .env("http_proxy", format!("http://{}", proxy.address))
+            .env("no_proxy", no_proxy);
+        site::run(&mut command)
+    };
+    let direct = pull(".test");
+    assert_eq!(direct.code, 7, "there is no such host: {direct:?}");
+    assert!(proxy.requests().is_empty());
+    let through = pull("other.test");
+    assert_eq!(through.code, 0, "{through:?}");
+    assert_eq!(site.read("registry.test/x", "etc/motd"), "x");
 }

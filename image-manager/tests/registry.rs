@@ -1,4 +1,9 @@
 //! Pulls from a real registry, run as the program is run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod site;
 
@@ -316,7 +321,8 @@ fn certificates_are_checked() {
         if reason.is_empty() {
             site.ok(&["pull", &reference]);
             assert_eq!(site.read(&reference, "etc/motd"), "tls");
-            site_for(&registry, None).fails(&["pull", &reference], 7, "UnknownIssuer");
+            let run = site_for(&registry, None).fails(&["pull", &reference], 7, "UnknownIssuer");
+            assert!(run.stderr.contains("'ca_file'"), "{run:?}");
             site_for(&registry, Some(&wrong)).fails(&["pull", &reference], 7, "certificate");
             let missing = temp.path().join("missing");
             site_for(&registry, Some(&missing)).fails(&["pull", &reference], 7, "cannot use '");

@@ -1,4 +1,9 @@
 //! Pulls that are killed, pulls at once, and who may pull where.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod site;
 
@@ -385,4 +390,127 @@ fn privileged_a_full_disk_is_named() {
         );
         assert_eq!(in_tmpfs(&fits).code, 0);
     }
+}
+
+/// Every mode in a store, by path below it, with the image's id left out.
+fn modes(site: &Site, id: &str) -> Vec<(String, u32)> {
+    let mut found: Vec<_> = walk(&site.store())
+        .iter()
+        .map(|path| {
+            let name = path
+                .strip_prefix(site.store())
+                .unwrap()
+                .display()
+                .to_string();
+            (
+                name.replace(id, "ID"),
+                fs::metadata(path).unwrap().mode() & 0o7777,
+            )
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn modes_are_fixed() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("x"));
+    for umask in ["0000", "0777"] {
+        let site = Site::new(&[&registry.address]);
+        let plain = site.command(&["pull", "--quiet", &reference]);
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {umask} && exec \"$@\""), "sh"]);
+        command.arg(plain.get_program()).args(plain.get_args());
+        let result = run(command.env("HOME", site.home()));
+        assert_eq!((result.code, result.stderr.as_str()), (0, ""), "--quiet");
+        assert_eq!(fs::metadata(site.store()).unwrap().mode() & 0o7777, 0o755);
+        let tag = format!(
+            "index/docker/{}",
+            reference.replace(':', "%3A").replace('/', "%2F")
+        );
+        let expect = [
+            (".cache", 0o700),
+            (".cache/sha256", 0o700),
+            ("ID.meta", 0o644),
+            ("ID.squashfs", 0o644),
+            ("index", 0o755),
+            ("index/docker", 0o755),
+            (tag.as_str(), 0o644),
+        ]
+        .map(|(name, mode)| (name.to_owned(), mode));
+        assert_eq!(modes(&site, &site.id(&reference)), expect, "umask {umask}");
+    }
+}
+
+/// The way of a user's pull through the site's command, with setpriv in the place of sudo.
+#[test]
+fn privileged_the_owner_of_the_store_uses_no_login_of_the_caller() {
+    if !rustix::process::geteuid().is_root() {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
+        return;
+    }
+    let mock = Mock::start({
+        let replies = honest(&small("x"));
+        move |request| match replies.get(&request.path) {
+            Some(reply) if !request.path.contains("private") => reply.clone(),
+            _ => site::mock::Reply::challenge("Basic realm=\"x\""),
+        }
+    });
+    let site = Site::new(&[&mock.address]);
+    let config = site.config().display().to_string();
+    // The owner needs a way to its configuration, its program and its store.
+    fs::set_permissions(site.root(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = site.root().join("shifterimg");
+    fs::copy(PROGRAM, &program).unwrap();
+    fs::create_dir(site.store()).unwrap();
+    std::os::unix::fs::chown(site.store(), Some(4242), Some(4242)).unwrap();
+    let command = [
+        "/usr/bin/setpriv",
+        "--reuid=4242",
+        "--regid=4242",
+        "--clear-groups",
+        &program.display().to_string(),
+        "--config",
+        &config,
+        "pull",
+    ]
+    .map(|word| format!("\"{word}\""));
+    let text = fs::read_to_string(site.config()).unwrap().replace(
+        "image_owner = 0\n",
+        &format!(
+            "image_owner = 4242\nsite_pull_command = [{}]\n",
+            command.join(", ")
+        ),
+    );
+    fs::write(site.config(), text).unwrap();
+    fs::create_dir(site.home().join(".docker")).unwrap();
+    let login = json!({"auths": {&mock.address: {"auth": "YWxpY2U6c2VjcmV0"}}}).to_string();
+    fs::write(site.home().join(".docker/config.json"), login).unwrap();
+
+    let reference = format!("{}/x", mock.address);
+    site.ok(&["pull", &reference]);
+    assert_eq!(site.read(&reference, "etc/motd"), "x");
+    let id = site.id(&reference);
+    let image = fs::metadata(site.store().join(format!("{id}.squashfs"))).unwrap();
+    assert_eq!((image.uid(), image.mode() & 0o7777), (4242, 0o644));
+    site.fails(
+        &["pull", &format!("{}/private", mock.address)],
+        3,
+        "denied access",
+    );
+    assert!(
+        mock.requests()
+            .iter()
+            .all(|request| request.authorization.is_none())
+    );
+    // Root is not the owner and leaves the store to it.
+    site.fails(
+        &["rmi", &reference],
+        3,
+        "the site store belongs to uid 4242",
+    );
+    // The same store, had somebody else filled it, is refused.
+    fs::set_permissions(site.store(), fs::Permissions::from_mode(0o777)).unwrap();
+    site.fails(&["pull", &reference], 6, "lets others write");
 }

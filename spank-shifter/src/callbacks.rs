@@ -203,10 +203,10 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
         slurm: Slurm::from_env(own_env),
     };
     match prolog::run(facts, pins, settings, ffi::isolated) {
-        Ok(Outcome::Ready) => {
+        Ok(Outcome::Ready(message)) => {
             log(
-                Level::Verbose,
-                &format!("shifter: job {job} of uid {uid} is ready"),
+                Level::Info,
+                &format!("shifter: job {job} of uid {uid}: {message}"),
             );
             OK
         }

@@ -53,7 +53,7 @@ pub struct Slurm {
 impl Slurm {
     /// Reads the variables through `get`.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
-        // Until 22.05 the prolog had the list under the first name only.
+        // 22.05 sets only the first of the two in a prolog.
         let nodes = get("SLURM_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"));
         Self {
             cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
@@ -67,8 +67,8 @@ impl Slurm {
 /// How a prolog ended on a node that is in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The root is ready.
-    Ready,
+    /// The root is ready; what setupRoot says of it, with the time it took.
+    Ready(String),
     /// It is not, the job's tasks will say why, and here is the same for the log.
     UsersMistake(String),
 }
@@ -141,7 +141,7 @@ pub fn run(
     ]);
     let input = match describe(&facts, pins, &config)? {
         Ok(manifest) => {
-            command.args(["--manifest", "-", "--record-failure"]);
+            command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
         }
         Err(mistake) => {
@@ -242,7 +242,7 @@ fn with_job_group(mut user: Identity, gid: u32) -> Identity {
 
 fn outcome(finished: &Finished) -> Result<Outcome, NodeError> {
     match finished.status.code().and_then(ExitCode::from_code) {
-        Some(ExitCode::Success) => Ok(Outcome::Ready),
+        Some(ExitCode::Success) => Ok(Outcome::Ready(finished.messages(1).join("; "))),
         Some(code) if code.is_users_mistake() => {
             Ok(Outcome::UsersMistake(finished.messages(2).join("; ")))
         }
@@ -351,7 +351,10 @@ mod tests {
             stdout: Vec::new(),
             stderr: stderr.into(),
         };
-        assert_eq!(outcome(&ended(0, "")).unwrap(), Outcome::Ready);
+        assert_eq!(
+            outcome(&ended(0, "setupRoot: job 17 ready\n")).unwrap(),
+            Outcome::Ready("setupRoot: job 17 ready".into())
+        );
         for code in [2, 3, 4] {
             let said = outcome(&ended(code << 8, "setupRoot: no\nhint: yes\n")).unwrap();
             assert_eq!(

@@ -214,6 +214,13 @@ impl Output {
     }
 }
 
+impl Output {
+    /// True if a signal ended the program.
+    pub fn died(&self) -> bool {
+        (129..=192).contains(&self.code)
+    }
+}
+
 impl std::fmt::Display for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`{}` ended with {}", self.command, self.code)?;

@@ -133,12 +133,14 @@ impl Cluster {
     /// Fails if a node is drained or down.
     pub fn ensure_in_service(&self) -> Result<()> {
         let states = self.states()?;
-        let fine = |line: &String| {
+        let is_out = |line: &String| {
             let state = line.split_whitespace().nth(1).unwrap_or_default();
-            ["idle", "mixed", "allocated", "completing"].contains(&state)
+            ["drain", "down", "fail", "unk"]
+                .iter()
+                .any(|bad| state.starts_with(bad))
         };
         ensure!(
-            states.iter().all(fine),
+            !states.iter().any(is_out),
             "nodes are out of service: {states:?}"
         );
         Ok(())
@@ -265,8 +267,12 @@ impl Node {
 
 /// Returns the last lines of Slurm's logs that tell of trouble.
 pub fn recent_trouble() -> String {
-    let pattern = "grep -iE 'shifter|error|fail' /var/log/slurm/slurm*.log | tail -n 30";
-    Call::shell(pattern)
+    // What Slurm always says of a new cluster on this machine is no trouble.
+    let usual = "mpi|pmix|state file|NOTE:|socket directory|hwloc|MailProg|trigger";
+    let script = format!(
+        "grep -iE 'shifter|error|fail' {LOGS}/slurm*.log | grep -vE '{usual}' | tail -n 30"
+    );
+    Call::shell(&script)
         .output()
         .map(|output| output.stdout)
         .unwrap_or_default()

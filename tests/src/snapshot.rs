@@ -110,8 +110,8 @@ fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
             .split_once("/root/run/")
             .map_or(&*shown, |(_, rest)| rest)
             .to_owned();
-        // These two directories are the skeleton; what is in them belongs to jobs.
-        if shown != "shifter/images" && shown != "shifter/jobs" {
+        // The skeleton stays with the tmpfs; what is in its directories belongs to jobs.
+        if !["shifter/images", "shifter/jobs", "shifter/namespace"].contains(&&*shown) {
             things.insert(format!("{name} file /run/{shown}"));
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -40,7 +40,7 @@ fn cluster_task_is_its_user_and_nothing_more() -> Result<()> {
 #[test]
 fn cluster_container_has_what_the_site_promises() -> Result<()> {
     let bench = Bench::start()?;
-    let options = ["-N2", "-n3", "--ntasks-per-node=2", &bench.a.option()];
+    let options = ["-N2", "-n3", &bench.a.option()];
     let script = "srun -N1 -n1 shifter sh -c '
         echo passwd; cat /etc/passwd; echo group; cat /etc/group
         echo hosts; cat /var/hostsfile; echo end

@@ -126,6 +126,6 @@ fn cluster_setup_that_hangs_is_ended_at_its_deadline() -> Result<()> {
     ensure!(job.output()?.is_empty());
     job.cancel()?;
     wait_for("the end of what hung", 10, || {
-        Ok((Call::shell("pgrep -f 'sleep 600'").output()?.code != 0).then_some(()))
+        Ok((Call::new(["pgrep", "-x", "-f", "sleep 600"]).output()?.code != 0).then_some(()))
     })
 }

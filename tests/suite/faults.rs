@@ -4,22 +4,21 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
 use shifter_tests::world::{self, User::Alice};
 
 use crate::bench::Bench;
 
-/// Every callback in every process that calls it, and whether a failure in it takes the node out
-/// of service, as Slurm documents it of prolog and epilog.
-const FAULTS: [(&str, bool); 8] = [
-    ("Local:Init", false),
-    ("Local:InitPostOpt", false),
-    ("Allocator:Init", false),
-    ("Allocator:InitPostOpt", false),
-    ("Remote:Init", false),
-    ("Remote:InitPostOpt", false),
-    ("Remote:TaskInit", false),
-    ("JobScript:JobProlog", true),
+/// Every callback in every process that calls it.
+const PLACES: [&str; 8] = [
+    "Local:Init",
+    "Local:InitPostOpt",
+    "Allocator:Init",
+    "Allocator:InitPostOpt",
+    "Remote:Init",
+    "Remote:InitPostOpt",
+    "Remote:TaskInit",
+    "JobScript:JobProlog",
 ];
 
 fn start() -> Result<Bench> {
@@ -35,40 +34,25 @@ fn start() -> Result<Bench> {
 fn cluster_faults_in_the_plugin_stay_in_the_plugin() -> Result<()> {
     let mut bench = start()?;
     let image = bench.a.option();
-    for (place, may_drain) in FAULTS {
+    for place in PLACES {
         for kind in ["panic", "fail"] {
             let fault = format!("{place}={kind}");
-            for program in ["srun", "sbatch", "salloc"] {
-                for options in [&[][..], &[image.as_str()]] {
-                    // An salloc takes 3 s: where its own callbacks are not meant, srun will do.
-                    if program == "salloc" && !place.starts_with("Allocator") {
-                        continue;
-                    }
-                    let call = Call::new([program, "-wn1"])
-                        .args(options.iter().copied())
-                        .by(Alice);
-                    let call = match program {
-                        "sbatch" => call.args(["--wait", "--wrap", "true"]),
-                        _ => call.arg("true"),
-                    };
-                    let output = call.env("SHIFTER_FAULT", &fault).timeout(30).output()?;
-                    // 128 and more is death by a signal.
-                    ensure!(output.code < 128, "{fault}: {output}");
-                    ensure!(output.stdout.len() < 64, "{fault}: {output}");
-                    bench.cluster.node_mut("n1")?.ensure_slurmd_lives()?;
-                    if may_drain {
-                        let resume = ["scontrol", "update", "NodeName=n1", "State=RESUME"];
-                        Call::new(resume).output()?;
-                        bench
-                            .cluster
-                            .wait_until_idle()
-                            .with_context(|| fault.clone())?;
-                    }
-                    bench
-                        .cluster
-                        .ensure_in_service()
-                        .with_context(|| fault.clone())?;
+            // Slurm takes a node out of service whose prolog fails, and one on which a step's
+            // callback says that it failed: the latter is what the plugin never does by itself.
+            let may_drain =
+                place.contains("Prolog") || (place.starts_with("Remote") && kind == "fail");
+            for options in [&[][..], &[image.as_str()]] {
+                let options = [&["-wn1"], options].concat();
+                strike(&bench, &fault, &options)?;
+                bench.cluster.node_mut("n1")?.ensure_slurmd_lives()?;
+                if may_drain {
+                    let resume = ["scontrol", "update", "NodeName=n1", "State=RESUME"];
+                    Call::new(resume).output()?;
                 }
+                bench
+                    .cluster
+                    .wait_until_idle()
+                    .with_context(|| fault.clone())?;
             }
         }
     }
@@ -78,17 +62,61 @@ fn cluster_faults_in_the_plugin_stay_in_the_plugin() -> Result<()> {
     bench.ensure_clean()
 }
 
-#[test]
-fn cluster_faults_when_slurmd_starts() -> Result<()> {
-    for kind in ["panic", "fail"] {
-        let mut bench = start()?;
-        let node = bench.cluster.node_mut("n1")?;
-        node.restart_slurmd_with(&[("SHIFTER_FAULT", &format!("Slurmd:Init={kind}"))])?;
-        bench.cluster.wait_until_idle()?;
-        bench.cluster.node_mut("n1")?.ensure_slurmd_lives()?;
-        let output = bench.srun(Alice, &bench.a, &["-wn1", "shifter", "cat", "/etc/marker"])?;
-        ensure!(output.success()?.stdout == "a\n", "{kind}");
-        bench.ensure_clean()?;
+/// Submits a job in every way while the plugin is broken: nothing may die of it or hang.
+fn strike(bench: &Bench, fault: &str, options: &[&str]) -> Result<()> {
+    let call = |program: &str| {
+        let call = Call::new([program]).args(options.iter().copied()).by(Alice);
+        call.env("SHIFTER_FAULT", fault).timeout(30)
+    };
+    let mut outputs = vec![call("srun").arg("true").output()?];
+    // An salloc takes 3 s: where its own callbacks are not meant, srun has done.
+    if fault.starts_with("Allocator") {
+        outputs.push(call("salloc").arg("true").output()?);
+    }
+    let batch = call("sbatch")
+        .args(["--parsable", "--no-requeue", "--wrap", "true"])
+        .output()?;
+    if batch.code == 0 {
+        let id = batch.stdout.trim();
+        let done = || {
+            let job = ["scontrol", "show", "job", "-o", id];
+            let info = Call::new(job).ok()?;
+            let waits = info.contains("=RUNNING ") || info.contains("=PENDING ");
+            Ok((!waits || info.contains("launch_failed")).then_some(()))
+        };
+        let why = || {
+            Call::new(["scontrol", "show", "job", "-o", id])
+                .ok()
+                .unwrap_or_default()
+        };
+        wait_for(&format!("the job with {fault}"), 30, done).with_context(why)?;
+        Call::new(["scancel", id]).output()?;
+    }
+    outputs.push(batch);
+    for output in outputs {
+        ensure!(
+            !output.died() && output.stdout.len() < 64,
+            "{fault}: {output}"
+        );
     }
     Ok(())
+}
+
+#[test]
+fn cluster_faults_when_slurmd_starts() -> Result<()> {
+    let mut bench = start()?;
+    let node = bench.cluster.node_mut("n1")?;
+    node.restart_slurmd_with(&[("SHIFTER_FAULT", "Slurmd:Init=panic")])?;
+    bench.cluster.wait_until_idle()?;
+    let output = bench.srun(Alice, &bench.a, &["-wn1", "shifter", "cat", "/etc/marker"])?;
+    ensure!(output.success()?.stdout == "a\n");
+    bench.cluster.node_mut("n1")?.ensure_slurmd_lives()?;
+    ensure!(
+        bench
+            .cluster
+            .node("n1")?
+            .log()
+            .contains("shifter: internal error")
+    );
+    bench.ensure_clean()
 }

@@ -183,12 +183,14 @@ fn cluster_users_own_images_follow_the_policy() -> Result<()> {
         "[store]\nuser_images = 'kernel'",
         1,
     ))?;
-    ensure!(call.output()?.success()?.stdout == "own\n");
+    let private = |user| {
+        bench
+            .cluster
+            .srun(user, ["shifter", &option, "cat", "/etc/marker"])
+    };
+    ensure!(private(Alice).output()?.success()?.stdout == "own\n");
     // It stays Alice's own.
-    let bob = bench
-        .cluster
-        .srun(Bob, [option.as_str(), "shifter", "cat", "/etc/marker"])
-        .output()?;
+    let bob = private(Bob).output()?;
     ensure!(bob.code != 0 && bob.stdout.is_empty(), "{bob}");
     bench.ensure_clean()
 }

@@ -44,12 +44,19 @@ fn cluster_srun_without_an_allocation() -> Result<()> {
 #[test]
 fn cluster_salloc_and_steps_in_it() -> Result<()> {
     let bench = Bench::start()?;
-    let steps =
-        "srun -N2 shifter cat /etc/marker; srun -N1 -n2 shifter cat /etc/marker; srun hostname";
-    let output = Call::new(["salloc", "-N2", &bench.a.option(), "bash", "-c", steps])
-        .by(Alice)
-        .output()?
-        .success()?;
+    let steps = "srun -N2 -n2 shifter cat /etc/marker; srun -N1 -n2 shifter cat /etc/marker; srun -N2 -n2 hostname";
+    let output = Call::new([
+        "salloc",
+        "-N2",
+        "-n4",
+        &bench.a.option(),
+        "bash",
+        "-c",
+        steps,
+    ])
+    .by(Alice)
+    .output()?
+    .success()?;
     let count = |text: &str| output.stdout.lines().filter(|line| *line == text).count();
     ensure!(
         count("a") == 4 && count("n1") == 1 && count("n2") == 1,
@@ -108,7 +115,11 @@ fn cluster_volumes_given_twice_both_count() -> Result<()> {
 
 #[test]
 fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
-    let bench = Bench::start()?;
+    // Slurm holds a requeued job back until its old credential has expired: 2 minutes as a rule.
+    let bench = Bench::start_with(|_, options| {
+        options.slurm_conf = "AuthInfo=cred_expire=6".into();
+        Ok(())
+    })?;
     let image = bench.a.option();
     let array = [image.as_str(), "--array=1-3", "--wait", "--output=array-%a"];
     bench
@@ -128,14 +139,6 @@ fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
         .submit(Alice, &[&image, "--requeue", "--open-mode=append"], script)?;
     job.wait_for_output("first")?;
     Call::new(["scontrol", "requeue", job.id()]).ok()?;
-    // Slurm holds a requeued job back for a while unless it is told to start.
-    Call::new([
-        "scontrol",
-        "update",
-        &format!("JobId={}", job.id()),
-        "StartTime=now",
-    ])
-    .ok()?;
     job.wait_for_state("COMPLETED")?;
     ensure!(
         job.output()?.matches("a\n").count() == 2,

@@ -35,7 +35,7 @@ fn ensure_refused(bench: &Bench, options: &[&str], text: &str) -> Result<()> {
         let ours = output
             .stderr
             .lines()
-            .filter(|line| line.contains("shifter"))
+            .filter(|line| line.contains("shifter: ") || line.contains("hint: "))
             .count();
         ensure!(
             output.stderr.contains(text) && (1..=2).contains(&ours),

@@ -43,6 +43,8 @@ struct Session {
 
 /// Runs the program with the arguments after its name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Whatever is made starts private and then gets its fixed mode.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match start(args).and_then(|session| session.map_or(Ok(ExitCode::Success), Session::run)) {
         Ok(code) => code,
         Err(failure) => failure.report(),

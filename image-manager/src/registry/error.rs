@@ -3,6 +3,7 @@
 //! Addresses appear without their query, which may carry a signature; text from the other side is
 //! escaped before it is stored here.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ pub enum RegistryError {
         /// Where the request went.
         address: String,
         /// The reason.
-        source: Box<ureq::Error>,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// Nothing, or next to nothing, arrived for a whole minute.
     #[error("'{address}' did not answer in time: {waited}")]
@@ -164,16 +165,29 @@ impl RegistryError {
             Self::Denied {
                 with_login: true, ..
             } => Some("the login in ~/.docker/config.json does not give access".into()),
-            Self::Unreachable { source, .. } if speaks_plain_http(source) => {
-                Some("a registry without TLS needs 'plain_http = true' in the configuration".into())
-            }
+            Self::Refused { status: 429, .. } => Some(
+                "the registry limits anonymous pulls; wait, or log in with 'docker login'".into(),
+            ),
+            Self::Unreachable { source, .. } => tls_hint(&source.to_string()),
             _ => None,
         }
     }
 }
 
-/// True for the error that rustls reports when the other side does not speak TLS.
-fn speaks_plain_http(error: &ureq::Error) -> bool {
-    let text = error.to_string();
-    text.contains("InvalidContentType") || text.contains("corrupt message")
+/// Finds the way out of a failed TLS handshake in rustls's words for it.
+fn tls_hint(reason: &str) -> Option<String> {
+    let hints = [
+        (
+            "InvalidContentType",
+            "a registry without TLS needs 'plain_http = true' in the configuration",
+        ),
+        (
+            "UnknownIssuer",
+            "name the authority of its certificate as 'ca_file' in the configuration",
+        ),
+    ];
+    hints
+        .into_iter()
+        .find(|(word, _)| reason.contains(word))
+        .map(|(_, hint)| hint.to_owned())
 }

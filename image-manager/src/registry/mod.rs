@@ -442,3 +442,35 @@ impl Repository<'_> {
         self.auth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shifter_core::reference::TypeRules;
+
+    #[test]
+    fn where_references_lead() {
+        let plain = || config::Registry {
+            plain_http: true,
+            ca_file: None,
+        };
+        let open = |registries: &[&str], text: &str| {
+            let registries = registries.iter().map(|name| (name.to_string(), plain()));
+            let client = Client::new(registries.collect(), Logins::default(), Proxies::default());
+            let rules = TypeRules {
+                default_type: "docker",
+                site_types: &[],
+            };
+            let reference = ImageRef::parse(text, &rules).unwrap();
+            let repository = client.repository(&reference).unwrap();
+            repository.url("tags").full()
+        };
+        let hub = "https://registry-1.docker.io/v2/library/ubuntu/tags";
+        assert_eq!(open(&[], "ubuntu"), hub);
+        assert_eq!(open(&[], "docker.io/ubuntu:1"), hub);
+        assert_eq!(open(&["docker.io"], "ubuntu"), hub.replace("https", "http"));
+        assert_eq!(open(&[], "quay.io/a/b"), "https://quay.io/v2/a/b/tags");
+        assert_eq!(open(&["h:5000"], "h:5000/a"), "http://h:5000/v2/a/tags");
+        assert_eq!(open(&["h"], "h:5000/a"), "https://h:5000/v2/a/tags");
+    }
+}

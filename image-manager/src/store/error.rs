@@ -117,8 +117,8 @@ fn need_text(need: u64, free: Option<u64>) -> String {
 pub fn megabytes(bytes: u64) -> String {
     match bytes {
         0..=999 => format!("{bytes} B"),
-        1_000..=999_999 => format!("{} kB", bytes.div_ceil(1_000)),
-        1_000_000..=9_999_999_999 => format!("{} MB", bytes.div_ceil(1_000_000)),
+        1_000..=999_499 => format!("{} kB", (bytes + 500) / 1_000),
+        999_500..=9_999_499_999 => format!("{} MB", (bytes + 500_000) / 1_000_000),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }
@@ -149,7 +149,9 @@ mod tests {
         let table = [
             (0, "0 B"),
             (999, "999 B"),
-            (1_001, "2 kB"),
+            (1_500, "2 kB"),
+            (999_499, "999 kB"),
+            (999_500, "1 MB"),
             (63_000_000, "63 MB"),
             (10_000_000_000, "10.0 GB"),
         ];

@@ -47,7 +47,7 @@ fn viewer(uid: u32) -> Viewer {
 }
 
 impl Bench {
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.temp.path().join("store").join(name)
     }
 

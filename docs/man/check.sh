@@ -1,0 +1,90 @@
+#!/bin/bash
+# docs/man/check.sh: the command lines, their help and the manual pages name the same options, the
+# pages name every exit code and variable, and they are man pages without a fault. The keys of the
+# configuration are compared by shifter-core/tests/sample.rs, which this runs.
+set -uo pipefail
+cd "$(dirname "$(realpath "$0")")/../.."
+
+failed=0
+complain() {
+    echo "  $*"
+    failed=1
+}
+
+# Options in text: `--name` or `-x`, at the beginning of a word.
+options() {
+    grep -oE -- "(^|[^A-Za-z0-9-])(-[A-Za-z]|--[a-z][a-z-]*)\b" | grep -oE -- '-.*' | sort -u
+}
+
+# The text after `HELP: &str = ` in a source file.
+help() {
+    sed -n '/HELP: &str = "/,/^";/p' "$1"
+}
+
+# What a parser compares words with: string literals that are options, and lexopt's patterns.
+parsed() {
+    sed -e '/HELP: &str = "/,/^";/d' -e '/^#\[cfg(test)\]/,$d' -e 's,//.*,,' "$1" |
+        grep -oE '"--?[A-Za-z][A-Za-z-]*"|Long\("[^"]*"\)|Short\(.[A-Za-z].\)' |
+        sed -e 's/^Long("\(.*\)")/--\1/' -e "s/^Short('\(.\)')/-\1/" -e 's/"//g' | sort -u
+}
+
+# The plugin's table.
+plugged() {
+    sed -nE 's/^ *name: c"(.*)",/--\1/p' "$1" | sort -u
+}
+
+# The terms that begin definitions of options in a page; a synonym may stand in their text.
+defined() {
+    grep -E '^(`-|:   .*`--)|^`-n`' "docs/man/$1.md" | options
+}
+
+# compare WHAT FILE-WITH-THESE FILE-WITH-THOSE [EXCEPT...]: names that stand on one side alone.
+compare() {
+    local what=$1 one=$2 other=$3 only
+    shift 3
+    only=$(diff <(echo "$one") <(echo "$other") | sed -n 's/^[<>] //p' |
+        grep -vxF -f <(printf '%s\n' "$@"))
+    [ -z "$only" ] || complain "$what:" $only
+}
+
+# Spellings that work and are not advertised: kept for users of the C Shifter, or the usual ones.
+compare "shifter: parser and help" "$(parsed node-setup/src/options.rs)" \
+    "$(help node-setup/src/options.rs | options)" -n --entry
+compare "setupRoot: parser and help" "$(parsed node-setup/src/bin/setupRoot.rs)" \
+    "$(help node-setup/src/bin/setupRoot.rs | options)" -h --help
+compare "unsetupRoot: parser and help" "$(parsed node-setup/src/bin/unsetupRoot.rs)" \
+    "$(help node-setup/src/bin/unsetupRoot.rs | options)" -h --help
+compare "shifterimg: parser and help" "$(parsed image-manager/src/cli/args.rs)" \
+    "$(help image-manager/src/cli/args.rs | options)" -h -q -V
+
+# Everything that works is in the page, advertised or not.
+compare "shifter(1)" "$(parsed node-setup/src/options.rs)" "$(defined shifter.1)"
+compare "setupRoot(8)" "$(parsed node-setup/src/bin/setupRoot.rs)" "$(defined setupRoot.8)"
+compare "unsetupRoot(8)" "$(parsed node-setup/src/bin/unsetupRoot.rs)" "$(defined unsetupRoot.8)"
+compare "shifterimg(1)" "$(parsed image-manager/src/cli/args.rs)" "$(defined shifterimg.1)"
+compare "shifter-slurm(7)" "$(plugged spank-shifter/src/options.rs)" "$(defined shifter-slurm.7)"
+compare "shifter-slurm(7): variables" \
+    "$(sed -nE 's/^(pub )?const [A-Z_]+: &str = "(SHIFTER_.*)";/\2/p' spank-shifter/src/pins.rs | sort)" \
+    "$(sed -nE 's/^`(SHIFTER_[A-Z]+)`$/\1/p' docs/man/shifter-slurm.7.md | sort)"
+
+# Every exit code is in a page, and no page has another.
+codes=$(sed -nE 's/^    [A-Z][A-Za-z]+ = ([0-9]+),/\1/p' shifter-core/src/exit.rs | sort)
+compare "exit codes" "$codes" "$(sed -nE 's/^`([0-9]+)`$/\1/p' docs/man/*.md | sort -u)"
+for code in $codes; do
+    [ "$code" = 0 ] || help node-setup/src/options.rs | grep -qE "[ ,]$code [a-z]" ||
+        complain "shifter --help: no exit status $code"
+done
+
+pages=$(mktemp -d)
+trap 'rm -rf "$pages"' EXIT
+docs/man/build.sh "$pages" || complain "a page cannot be built"
+for page in "$pages"/*; do
+    faults=$(groff -man -Tutf8 -ww -rCHECKSTYLE=3 "$page" 2>&1 >/dev/null)
+    [ -z "$faults" ] || complain "${page##*/}: $faults"
+    # Other pages of ours that it refers to.
+    grep -oE '\\fB(shifter|setup|unsetup)[A-Za-z.\-]*\\fR\([0-9]\)' "$page" |
+        sed -E 's/\\fB(.*)\\fR\((.)\)/\1.\2/; s/\\-/-/g' | sort -u |
+        while read -r other; do
+            [ -e "$pages/$other" ] || echo "  ${page##*/}: there is no page $other"
+        done
+done

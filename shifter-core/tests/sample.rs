@@ -1,0 +1,194 @@
+//! The sample configuration and the manual pages, compared with what the code knows.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use shifter_core::config::Config;
+use shifter_core::exit::ExitCode;
+use shifter_core::manifest::JobManifest;
+
+/// Keys whose value in the sample is an example: they have no default.
+const EXAMPLES: [&str; 2] = ["registry.ca_file", "root.udi_image"];
+
+/// Names that the sample gives to tables of which there may be any number.
+const TABLES: [&str; 2] = ["registry.", "module."];
+
+fn read(path: &str) -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    (path, text)
+}
+
+/// Returns the header or the setting that a line is, if it is one.
+fn live(line: &str) -> Option<&str> {
+    let is_header = line.starts_with('[') && line.ends_with(']');
+    let is_setting = line.split_once(" = ").is_some_and(|(key, _)| {
+        !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    });
+    (is_header || is_setting).then_some(line)
+}
+
+/// Uncomments the whole sample.
+fn sample() -> (PathBuf, String) {
+    let (path, text) = read("conf/shifter.toml");
+    let lines = text
+        .lines()
+        .filter_map(|line| live(line.strip_prefix("# ").unwrap_or(line)));
+    let lines: Vec<&str> = lines.collect();
+    (path, lines.join("\n"))
+}
+
+/// Gathers the headings and terms of the manual page.
+fn manual() -> (PathBuf, String) {
+    let (path, text) = read("docs/man/shifter.toml.5.md");
+    let lines = text.lines().filter_map(|line| {
+        let term = line
+            .strip_prefix('`')
+            .and_then(|rest| rest.strip_suffix('`'));
+        live(line.strip_prefix("## ").or(term)?)
+    });
+    let lines: Vec<&str> = lines.collect();
+    (path, lines.join("\n"))
+}
+
+/// Returns the code blocks of a page.
+fn code(page: &str) -> (PathBuf, String) {
+    let (path, text) = read(page);
+    let lines: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .collect();
+    (path, lines.join("\n"))
+}
+
+/// Writes a header without the name that stands for any: `module.mpich.env` is `module.env`.
+fn table(header: &str) -> String {
+    let name = header.trim_matches(['[', ']']);
+    let Some(kind) = TABLES.into_iter().find(|kind| name.starts_with(kind)) else {
+        return name.to_owned();
+    };
+    let suffix = name.strip_suffix(".env").map_or("", |_| ".env");
+    format!("{}{suffix}", kind.trim_end_matches('.'))
+}
+
+/// Lists `table.key` of every setting, those of the whole file without a table.
+fn keys(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut prefix = String::new();
+    for line in text.lines() {
+        match line.split_once(" = ") {
+            Some((key, _)) => {
+                assert!(
+                    found.insert(format!("{prefix}{key}")),
+                    "{prefix}{key} stands twice"
+                );
+            }
+            None => prefix = table(line) + ".",
+        }
+    }
+    found
+}
+
+/// Asks the parser itself which keys there are: it lists them when it meets one it does not know.
+fn known_keys() -> BTreeSet<String> {
+    let tables = [
+        "[store]",
+        "[registry.x]",
+        "[root]",
+        "[env]",
+        "[module.x]",
+        "[module.x.env]",
+        "[slurm]",
+    ];
+    let tables = tables.map(|header| (header, table(header) + "."));
+    let all = [("", String::new())].into_iter().chain(tables.clone());
+    let mut found = BTreeSet::new();
+    for (header, prefix) in all {
+        let text = format!("{header}\nno_such_key = 1\n");
+        let error = Config::parse(&text, Path::new("/x"))
+            .unwrap_err()
+            .to_string();
+        let (_, expected) = error.split_once("expected ").unwrap();
+        let names = expected.split('`').skip(1).step_by(2);
+        for name in names {
+            let full = format!("{prefix}{name}");
+            if !tables
+                .iter()
+                .any(|(_, table)| table.trim_end_matches('.') == full)
+            {
+                found.insert(full);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn sample_and_manual_have_every_key() {
+    let known = known_keys();
+    assert!(
+        known.contains("store.user_images") && known.contains("module.env.unset"),
+        "{known:?}"
+    );
+    for (path, text) in [sample(), manual()] {
+        let found = keys(&text);
+        let missing: Vec<_> = known.difference(&found).collect();
+        let unknown: Vec<_> = found.difference(&known).collect();
+        assert!(
+            missing.is_empty() && unknown.is_empty(),
+            "{}: missing {missing:?}, unknown {unknown:?}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn sample_and_manual_state_the_defaults() {
+    for (path, text) in [sample(), manual()] {
+        Config::parse(&text, &path).unwrap();
+        let mut defaults = String::new();
+        let mut prefix = String::new();
+        for line in text.lines() {
+            let key = line.split_once(" = ").map(|(key, _)| key);
+            if key.is_none() {
+                prefix = table(line) + ".";
+            }
+            let is_example = key.is_some_and(|k| EXAMPLES.contains(&&*format!("{prefix}{k}")));
+            if !is_example {
+                defaults += &format!("{line}\n");
+            }
+        }
+        let mut config = Config::parse(&defaults, &path).unwrap();
+        for (name, registry) in std::mem::take(&mut config.registry) {
+            assert_eq!(registry, Default::default(), "{name}");
+        }
+        for (name, mut module) in std::mem::take(&mut config.module) {
+            module.env = Default::default();
+            assert_eq!(module, Default::default(), "{name}");
+        }
+        assert_eq!(config, Config::default(), "{}", path.display());
+    }
+}
+
+#[test]
+fn examples_of_the_manual_parse() {
+    let (path, text) = code("docs/man/shifter.toml.5.md");
+    let config = Config::parse(&text, &path).unwrap();
+    assert_eq!((config.system.as_str(), config.module.len()), ("hpc", 1));
+    let (_, text) = code("docs/man/setupRoot.8.md");
+    let manifest = JobManifest::parse(text.as_bytes()).unwrap();
+    assert_eq!(manifest.to_bytes().map(|bytes| bytes.is_empty()).ok(), Some(false));
+    assert_eq!(manifest.volume_map().unwrap().entries().len(), 1);
+}
+
+#[test]
+fn manual_lists_every_exit_code() {
+    let (path, text) = read("docs/man/shifter.1.md");
+    let listed: Vec<i32> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('`')?.strip_suffix('`')?.parse().ok())
+        .collect();
+    let known: Vec<i32> = ExitCode::ALL.map(|code| code.code().into()).into();
+    assert_eq!(listed, known, "{}", path.display());
+}
