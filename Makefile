@@ -51,9 +51,7 @@ install:
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \
 		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
-	for page in $(wildcard docs/man/*.[1-8]); do \
-		install -D -m 0644 -t $(MAN)/man$${page##*.} $$page || exit 1; \
-	done
+	docs/man/build.sh $(MAN)
 
 bootstrap:
 	tests/bootstrap.sh

@@ -5,11 +5,13 @@ set -euo pipefail
 
 packages=(
     # to build
-    build-essential ca-certificates clang curl git libclang-dev make pkg-config
+    build-essential ca-certificates curl git make
     # to run the product
     slurm-wlm munge sudo
+    # to check the plugin's binding
+    bindgen clang libclang-dev libslurm-dev
     # to test it
-    busybox-static docker-registry file gdb iproute2 mmdebstrap python3-minimal rpm skopeo
+    busybox-static docker-registry file gdb groff-base iproute2 mmdebstrap python3-minimal rpm skopeo
     squashfs-tools strace umoci util-linux
 )
 

@@ -33,6 +33,7 @@ node-setup shifter-core
 spank-shifter shifter-core node-setup
 image-manager shifter-core
 shifter-tests shifter-core
+shifter-benches shifter-tests
 END
     return $status
 }
@@ -60,12 +61,25 @@ symbols() {
 }
 
 supply_chain() {
-    if cargo deny --version >/dev/null 2>&1; then
-        cargo deny --locked check bans licenses sources
-    else
-        echo "  cargo-deny is not installed: left to where it is (cargo install --locked cargo-deny)"
-    fi
-    echo "  advisories need the advisory database from the network: not checked here"
+    local deny
+    deny=$(command -v cargo-deny) || {
+        deny=$target/tools/bin/cargo-deny
+        [ -x "$deny" ] || cargo install -q --locked --root "$target/tools" cargo-deny || return
+    }
+    "$deny" --locked check bans licenses sources || return
+    # Expected: the advisory database is a repository on the network, which not every CI reaches.
+    echo "  not checked here: advisories (cargo deny check advisories)"
+}
+
+# The binding is what bindgen makes of the header excerpt, and the excerpt is what Slurm says.
+bindings() {
+    spank-shifter/bindgen.sh --check && spank-shifter/check-abi.sh
+}
+
+# The fuzz targets are a workspace of their own and need unstable flags of the compiler to run.
+fuzz_targets() {
+    RUSTC_BOOTSTRAP=1 cargo check -q --locked --manifest-path fuzz/Cargo.toml \
+        --target-dir "$target/fuzz"
 }
 
 files_are_short() {
@@ -80,8 +94,11 @@ check doc env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locke
 check arrows arrows
 check deps.allow deps_allow
 check symbols symbols
+check bindings bindings
+check fuzz-targets fuzz_targets
 check supply-chain supply_chain
 check file-length files_are_short
+check manual docs/man/check.sh
 check shell bash -n tests/*.sh .ci/run
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -1,12 +1,13 @@
 #!/bin/bash
-# docs/man/build.sh DIR: turns docs/man/NAME.SECTION.md into man pages in DIR. Needs awk alone.
+# docs/man/build.sh DIR: makes the man pages DIR/manSECTION/NAME.SECTION from NAME.SECTION.md here.
+# Needs awk alone.
 #
 # The pages are in a small part of pandoc's Markdown: a title line `% NAME(SECTION) source | manual`,
 # headings, paragraphs, `literal` and *placeholder*, `- ` lists, definition lists (`:   `), and code
 # indented by four spaces, by eight within a definition.
 set -euo pipefail
+out=$(realpath -m "${1:?usage: build.sh DIR}")
 cd "$(dirname "$(realpath "$0")")"
-out=${1:?usage: build.sh DIR}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' ../../Cargo.toml | head -1)
 
 convert() {
@@ -88,8 +89,10 @@ convert() {
     }' "$1"
 }
 
-mkdir -p "$out"
+new=$(mktemp)
+trap 'rm -f "$new"' EXIT
 for page in *.[1-8].md; do
-    convert "$page" >"$out/.new" || { rm -f "$out/.new"; exit 1; }
-    mv "$out/.new" "$out/${page%.md}"
+    convert "$page" >"$new"
+    name=${page%.md}
+    install -D -m 0644 "$new" "$out/man${name##*.}/$name"
 done

@@ -33,15 +33,17 @@ plugged() {
     sed -nE 's/^ *name: c"(.*)",/--\1/p' "$1" | sort -u
 }
 
-# The terms that begin definitions of options in a page; a synonym may stand in their text.
+# The terms of a page that are options.
 defined() {
-    grep -E '^(`-|:   .*`--)|^`-n`' "docs/man/$1.md" | options
+    grep '^`-' "docs/man/$1.md" | options
 }
 
-# compare WHAT FILE-WITH-THESE FILE-WITH-THOSE [EXCEPT...]: names that stand on one side alone.
+# compare WHAT ONE OTHER [EXCEPT...]: complains about names that stand on one side alone, and about
+# a side without any, which means that the source is no longer written as this expects.
 compare() {
     local what=$1 one=$2 other=$3 only
     shift 3
+    [ -n "$one" ] || complain "$what: nothing found in the source"
     only=$(diff <(echo "$one") <(echo "$other") | sed -n 's/^[<>] //p' |
         grep -vxF -f <(printf '%s\n' "$@"))
     [ -z "$only" ] || complain "$what:" $only
@@ -71,20 +73,23 @@ compare "shifter-slurm(7): variables" \
 codes=$(sed -nE 's/^    [A-Z][A-Za-z]+ = ([0-9]+),/\1/p' shifter-core/src/exit.rs | sort)
 compare "exit codes" "$codes" "$(sed -nE 's/^`([0-9]+)`$/\1/p' docs/man/*.md | sort -u)"
 for code in $codes; do
-    [ "$code" = 0 ] || help node-setup/src/options.rs | grep -qE "[ ,]$code [a-z]" ||
+    [ "$code" = 0 ] || help node-setup/src/options.rs | grep -qE "(^| )$code [a-z]" ||
         complain "shifter --help: no exit status $code"
 done
 
 pages=$(mktemp -d)
 trap 'rm -rf "$pages"' EXIT
 docs/man/build.sh "$pages" || complain "a page cannot be built"
-for page in "$pages"/*; do
+for page in "$pages"/man*/*; do
     faults=$(groff -man -Tutf8 -ww -rCHECKSTYLE=3 "$page" 2>&1 >/dev/null)
     [ -z "$faults" ] || complain "${page##*/}: $faults"
-    # Other pages of ours that it refers to.
-    grep -oE '\\fB(shifter|setup|unsetup)[A-Za-z.\-]*\\fR\([0-9]\)' "$page" |
-        sed -E 's/\\fB(.*)\\fR\((.)\)/\1.\2/; s/\\-/-/g' | sort -u |
-        while read -r other; do
-            [ -e "$pages/$other" ] || echo "  ${page##*/}: there is no page $other"
-        done
 done
+for other in $(grep -ohE '`[A-Za-z.-]+`\([0-9]\)' docs/man/*.md | tr -d '`)' | tr '(' . | sort -u); do
+    [ -e "$pages/man${other##*.}/$other" ] || complain "there is no page $other"
+done
+cargo test --locked -q -p shifter-core --test sample >"$pages/test" 2>&1 || {
+    complain "shifter-core/tests/sample.rs:"
+    grep -E '^(thread|/)|panicked|missing' "$pages/test"
+}
+
+exit $failed

@@ -2,12 +2,14 @@
 //!
 //! Layer blobs become one squashfs file without a tree on disk: [`layer`] lists what a blob
 //! contains, [`merge`] decides what survives, [`squashfs`] writes it, [`build`] puts the three
-//! together.
+//! together. [`pull`] fetches the blobs with [`registry`] into the [`cache`] and publishes the image in
+//! a [`store`]; [`cli`] is the program `shifterimg`.
 #![forbid(unsafe_code)]
 
 pub mod build;
 pub mod cache;
 pub mod cli;
+mod files;
 pub mod hash;
 pub mod image_config;
 pub mod layer;
@@ -16,4 +18,3 @@ pub mod pull;
 pub mod registry;
 pub mod squashfs;
 pub mod store;
-mod files;

@@ -167,6 +167,7 @@ pub fn pull(
         size,
     };
     store.tag(reference, &entry)?;
+    lock.keep()?;
     Ok(Pulled {
         id: config.id,
         digest: resolved.digest,

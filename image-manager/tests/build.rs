@@ -186,6 +186,66 @@ fn bombs_are_stopped() {
     }
 }
 
+/// Layers that were made to break out of a directory on unpacking. Here they can only fail, or
+/// say something about the image itself.
+#[test]
+fn hostile_layers_are_refused_or_confined() {
+    let file = |name: &str| Sample::file(name, "evil");
+    let link = |name: &str, target: &str| Sample::symlink(name, target);
+    let hard = |name: &str, target: &str| Sample::hard_link(name, target);
+    let device = |name: &str| Sample { device: (8, 0), ..Sample::new(b'4', name) };
+    for (what, layers, want) in [
+        ("link to the root, file through it", vec![vec![link("l", "/"), file("l/etc/passwd")]],
+            Some(vec!["etc", "etc/passwd", "l"])),
+        ("link upwards, file through it", vec![vec![link("l", "../../.."), file("l/x")]],
+            Some(vec!["l", "x"])),
+        ("link across layers", vec![vec![link("l", "/etc")], vec![file("l/x")]],
+            Some(vec!["etc", "etc/x", "l"])),
+        ("hard link through a link", vec![vec![link("l", "/"), hard("h", "l/etc/shadow")]], None),
+        ("hard link to a link, then through it", vec![vec![
+            link("l", "/etc"), hard("h", "l"), file("h/x"),
+        ]], Some(vec!["etc", "etc/x", "h", "l"])),
+        ("hard link upwards", vec![vec![hard("h", "../../etc/shadow")]], None),
+        ("the root as a link", vec![vec![link(".", "/etc")]], None),
+        ("the root as a link, by a long way", vec![vec![link("a/b/../..", "/etc")]], None),
+        ("whiteout of the parent", vec![vec![file(".wh...")]], None),
+        ("whiteout of everything by no name", vec![vec![file("d/x")], vec![file("d/.wh.")]], None),
+        ("opaque through a link", vec![
+            vec![file("d/x"), link("l", "/d")], vec![file("l/.wh..wh..opq")],
+        ], Some(vec!["d", "l"])),
+        ("opaque through a link upwards", vec![
+            vec![file("d/x"), link("l", "../../..")], vec![file("l/.wh..wh..opq")],
+        ], Some(vec![])),
+        ("a loop of links", vec![vec![link("a", "b"), link("b", "a"), file("a/x")]], None),
+        ("a link to itself", vec![vec![link("a", "a/a"), file("a/x")]], None),
+        ("many ways through links", vec![{
+            let mut layer: Vec<_> = (1..39)
+                .map(|n| link(&format!("l{n}"), &format!("l{0}/l{0}", n + 1)))
+                .collect();
+            layer.push(file("l1/x"));
+            layer
+        }], None),
+        ("a device is a name in the image, nothing else", vec![vec![device("sda")]],
+            Some(vec!["sda"])),
+        ("setuid is kept, mounts decide", vec![vec![file("su").mode(0o4755)]], Some(vec!["su"])),
+        ("a file where a directory must be", vec![vec![file("f"), file("f/x")]], None),
+        ("names that are no text", vec![vec![Sample::file(b"\x1b[2J\n\xff", "")]],
+            Some(vec!["\\x1b[2J\\n\\xff"])),
+    ] {
+        let mut blobs = Blobs::new();
+        for layer in &layers {
+            blobs.add(&archive(layer), TAR, None);
+        }
+        match (blobs.build(&BuildOptions::default()), want) {
+            (Ok((image, _)), Some(want)) => {
+                assert_eq!(look(image.path()).into_keys().collect::<Vec<_>>(), want, "{what}");
+            }
+            (Err(BuildError::Layer { .. } | BuildError::Merge { .. }), None) => {}
+            (result, want) => panic!("{what}: {:?}, not {want:?}", result.map(|(_, r)| r)),
+        }
+    }
+}
+
 #[test]
 fn privileged_a_full_disk_is_an_error_of_its_own() {
     in_private_mounts(|| {

@@ -470,7 +470,8 @@ fn a_full_disk_is_known_as_one() {
     let noise = content(&[Piece::Noise(1, 3 << 20)]);
     let error = file.write_all(&noise).and_then(|()| file.write_all(&noise)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    drop(writer);
+    let tree = Tree::new(Attributes::default()).unwrap();
+    assert!(writer.finish(&tree).is_err(), "what was lost stays lost");
 
     let full = File::options().write(true).open("/dev/full").unwrap();
     let writer = Writer::new(full, &Options::default()).unwrap();

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -10,6 +11,9 @@ use rustix::mount::{
 
 use crate::error::{Context, Result};
 use crate::sys::{Propagation, mount_setattr};
+
+/// Look-ups of one path before giving up against somebody who renames files all the time.
+const RETRIES: usize = 10_000;
 
 /// What every mount in a container has: no setuid programs, no devices.
 pub const SAFE: MountAttrFlags =
@@ -93,8 +97,14 @@ pub fn restrict(mount: impl AsFd, flags: MountAttrFlags, propagation: Propagatio
 
 /// Opens what `path` names inside `root`, links and `..` never leaving it.
 pub fn open_inside(root: impl AsFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let root = root.as_fd();
+    let flags = flags | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    // EAGAIN: any rename or mount on the machine while the kernel followed a '..' (openat2(2)).
+    (0..RETRIES)
+        .map(|_| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve))
+        .find(|opened| !matches!(opened, Err(Errno::AGAIN)))
+        .unwrap_or(Err(Errno::AGAIN))
 }
 
 /// Returns where an open file is, seen from the process's root.

@@ -221,8 +221,11 @@ impl JobDir {
         for file in files {
             rustix::fs::unlinkat(&self.dir, &file, AtFlags::empty()).step("remove", &*file)?;
         }
-        rustix::fs::unlinkat(&self.jobs, self.job.as_str(), AtFlags::REMOVEDIR)
-            .step("remove", self.job.as_str())
+        match rustix::fs::unlinkat(&self.jobs, self.job.as_str(), AtFlags::REMOVEDIR) {
+            // Whoever came since the lock's file went has removed it, or uses it and will.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
+            Err(error) => Err(error).step("remove", self.job.as_str()),
+        }
     }
 }
 

@@ -52,13 +52,12 @@ fn manual() -> (PathBuf, String) {
     (path, lines.join("\n"))
 }
 
-/// Returns the code blocks of a page.
-fn code(page: &str) -> (PathBuf, String) {
+/// Returns the code in a section of a page.
+fn code(page: &str, section: &str) -> (PathBuf, String) {
     let (path, text) = read(page);
-    let lines: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "))
-        .collect();
+    let lines = text.lines().skip_while(|line| *line != section).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with("# "));
+    let lines: Vec<&str> = lines.filter_map(|line| line.strip_prefix("    ")).collect();
     (path, lines.join("\n"))
 }
 
@@ -72,12 +71,14 @@ fn table(header: &str) -> String {
     format!("{}{suffix}", kind.trim_end_matches('.'))
 }
 
-/// Lists `table.key` of every setting, those of the whole file without a table.
+/// Lists `table.key` of every setting, those of the whole file without a table. A module's changes
+/// to the environment have the keys of the site's, and need not name them all again.
 fn keys(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut prefix = String::new();
     for line in text.lines() {
         match line.split_once(" = ") {
+            Some(_) if prefix == "module.env." => {}
             Some((key, _)) => {
                 assert!(
                     found.insert(format!("{prefix}{key}")),
@@ -98,29 +99,27 @@ fn known_keys() -> BTreeSet<String> {
         "[root]",
         "[env]",
         "[module.x]",
-        "[module.x.env]",
         "[slurm]",
     ];
-    let tables = tables.map(|header| (header, table(header) + "."));
-    let all = [("", String::new())].into_iter().chain(tables.clone());
     let mut found = BTreeSet::new();
-    for (header, prefix) in all {
+    for header in [""].into_iter().chain(tables) {
+        let prefix = if header.is_empty() {
+            String::new()
+        } else {
+            table(header) + "."
+        };
         let text = format!("{header}\nno_such_key = 1\n");
         let error = Config::parse(&text, Path::new("/x"))
             .unwrap_err()
             .to_string();
         let (_, expected) = error.split_once("expected ").unwrap();
         let names = expected.split('`').skip(1).step_by(2);
-        for name in names {
-            let full = format!("{prefix}{name}");
-            if !tables
-                .iter()
-                .any(|(_, table)| table.trim_end_matches('.') == full)
-            {
-                found.insert(full);
-            }
-        }
+        found.extend(names.map(|name| format!("{prefix}{name}")));
     }
+    for header in tables {
+        found.remove(&table(header));
+    }
+    found.remove("module.env");
     found
 }
 
@@ -128,7 +127,7 @@ fn known_keys() -> BTreeSet<String> {
 fn sample_and_manual_have_every_key() {
     let known = known_keys();
     assert!(
-        known.contains("store.user_images") && known.contains("module.env.unset"),
+        known.contains("store.user_images") && known.contains("module.conflicts"),
         "{known:?}"
     );
     for (path, text) in [sample(), manual()] {
@@ -173,12 +172,11 @@ fn sample_and_manual_state_the_defaults() {
 
 #[test]
 fn examples_of_the_manual_parse() {
-    let (path, text) = code("docs/man/shifter.toml.5.md");
+    let (path, text) = code("docs/man/shifter.toml.5.md", "# EXAMPLE");
     let config = Config::parse(&text, &path).unwrap();
     assert_eq!((config.system.as_str(), config.module.len()), ("hpc", 1));
-    let (_, text) = code("docs/man/setupRoot.8.md");
+    let (_, text) = code("docs/man/setupRoot.8.md", "# MANIFEST");
     let manifest = JobManifest::parse(text.as_bytes()).unwrap();
-    assert_eq!(manifest.to_bytes().map(|bytes| bytes.is_empty()).ok(), Some(false));
     assert_eq!(manifest.volume_map().unwrap().entries().len(), 1);
 }
 

@@ -43,16 +43,9 @@ fn cluster_faults_in_the_plugin_stay_in_the_plugin() -> Result<()> {
                 place.contains("Prolog") || (place.starts_with("Remote") && kind == "fail");
             for options in [&[][..], &[image.as_str()]] {
                 let options = [&["-wn1"], options].concat();
-                strike(&bench, &fault, &options)?;
+                strike(&bench, &fault, &options, may_drain)?;
                 bench.cluster.node_mut("n1")?.ensure_slurmd_lives()?;
-                if may_drain {
-                    let resume = ["scontrol", "update", "NodeName=n1", "State=RESUME"];
-                    Call::new(resume).output()?;
-                }
-                bench
-                    .cluster
-                    .wait_until_idle()
-                    .with_context(|| fault.clone())?;
+                resume(&bench, may_drain)?;
             }
         }
     }
@@ -63,16 +56,26 @@ fn cluster_faults_in_the_plugin_stay_in_the_plugin() -> Result<()> {
 }
 
 /// Submits a job in every way while the plugin is broken: nothing may die of it or hang.
-fn strike(bench: &Bench, fault: &str, options: &[&str]) -> Result<()> {
+fn strike(bench: &Bench, fault: &str, options: &[&str], may_drain: bool) -> Result<()> {
     let call = |program: &str| {
         let call = Call::new([program]).args(options.iter().copied()).by(Alice);
         call.env("SHIFTER_FAULT", fault).timeout(30)
     };
+    let panics = || -> Result<usize> {
+        Ok(bench
+            .cluster
+            .node("n1")?
+            .log()
+            .matches("internal error")
+            .count())
+    };
+    let before = panics()?;
     let mut outputs = vec![call("srun").arg("true").output()?];
     // An salloc takes 3 s: where its own callbacks are not meant, srun has done.
     if fault.starts_with("Allocator") {
         outputs.push(call("salloc").arg("true").output()?);
     }
+    resume(bench, may_drain)?;
     let batch = call("sbatch")
         .args(["--parsable", "--no-requeue", "--wrap", "true"])
         .output()?;
@@ -93,6 +96,11 @@ fn strike(bench: &Bench, fault: &str, options: &[&str]) -> Result<()> {
         Call::new(["scancel", id]).output()?;
     }
     outputs.push(batch);
+    let told = outputs
+        .iter()
+        .any(|output| output.stderr.contains("internal error"));
+    let struck = told || panics()? > before;
+    ensure!(fault.ends_with("fail") || struck, "{fault} did not happen");
     for output in outputs {
         ensure!(
             !output.died() && output.stdout.len() < 64,
@@ -100,6 +108,15 @@ fn strike(bench: &Bench, fault: &str, options: &[&str]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Waits until n1 serves again; an administrator may have to put it back.
+fn resume(bench: &Bench, may_drain: bool) -> Result<()> {
+    if may_drain {
+        // Refused where the node is in service.
+        Call::new(["scontrol", "update", "NodeName=n1", "State=RESUME"]).output()?;
+    }
+    bench.cluster.wait_until_idle()
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use super::pool::{Block, Pool};
 use super::{Error, Options};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 /// Names contents written through one [`super::Writer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,9 +43,11 @@ enum Purpose {
 }
 
 /// Appends blocks to the output.
-pub(super) struct DataWriter<W> {
-    out: W,
+pub(super) struct DataWriter<W: Write> {
+    out: BufWriter<W>,
     position: u64,
+    /// Set while a block is on its way to the output, so that none is ever lost unnoticed.
+    is_broken: bool,
     pool: Pool<Purpose>,
     block_size: usize,
     pack_tails: bool,
@@ -58,18 +60,19 @@ pub(super) struct DataWriter<W> {
 }
 
 /// All blocks of an image, and the output they were written to.
-pub(super) struct Finished<W> {
-    pub(super) out: W,
+pub(super) struct Finished<W: Write> {
+    pub(super) out: BufWriter<W>,
     pub(super) position: u64,
     pub(super) files: Vec<FileData>,
     pub(super) fragments: Vec<Fragment>,
 }
 
 impl<W: Write> DataWriter<W> {
-    pub(super) fn new(out: W, position: u64, options: &Options) -> Result<Self, Error> {
+    pub(super) fn new(out: BufWriter<W>, position: u64, options: &Options) -> Result<Self, Error> {
         Ok(Self {
             out,
             position,
+            is_broken: false,
             pool: Pool::new(options.compression, options.threads)?,
             block_size: options.block_size as usize,
             pack_tails: options.pack_tails,
@@ -200,8 +203,13 @@ impl<W: Write> DataWriter<W> {
 
     /// Appends the oldest compressed block; `false` if there is none.
     fn store_next(&mut self) -> Result<bool, Error> {
-        let Some((purpose, block)) = self.pool.next()? else { return Ok(false) };
-        self.store(&purpose, &block)?;
+        self.is_broken = true;
+        let next = self.pool.next()?;
+        if let Some((purpose, block)) = &next {
+            self.store(purpose, block)?;
+        }
+        self.is_broken = false;
+        let Some((_, block)) = next else { return Ok(false) };
         self.pool.recycle(block);
         Ok(true)
     }
@@ -227,6 +235,10 @@ impl<W: Write> DataWriter<W> {
     pub(super) fn finish(mut self) -> Result<Finished<W>, Error> {
         if !self.fragment.is_empty() {
             self.end_fragment()?;
+        }
+        if self.is_broken {
+            let source = io::Error::other("an earlier block could not be written");
+            return Err(Error::Write { source });
         }
         while self.store_next()? {}
         Ok(Finished {

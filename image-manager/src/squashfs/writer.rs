@@ -27,7 +27,7 @@ pub struct Summary {
 
 /// Writes one image; see the [module](super) for an example.
 pub struct Writer<W: Write + Seek> {
-    data: DataWriter<BufWriter<W>>,
+    data: DataWriter<W>,
     options: Options,
 }
 
@@ -55,7 +55,7 @@ impl<W: Write + Seek> Writer<W> {
     }
 
     /// Starts the contents of a regular file.
-    pub fn start_file(&mut self) -> FileWriter<'_, BufWriter<W>> {
+    pub fn start_file(&mut self) -> FileWriter<'_, W> {
         self.data.start_file()
     }
 
@@ -124,11 +124,11 @@ impl<W: Write + Seek> Writer<W> {
 
 /// The output and how far it is.
 struct Appender<W: Write> {
-    out: W,
+    out: BufWriter<W>,
     position: u64,
 }
 
-impl<W: Write + Seek> Appender<BufWriter<W>> {
+impl<W: Write + Seek> Appender<W> {
     /// Appends bytes and returns where they start.
     fn append(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         let start = self.position;

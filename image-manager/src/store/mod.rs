@@ -244,15 +244,9 @@ impl Store {
             Err(problem) => problems.push(problem),
         };
         let mut tagged = Vec::new();
-        for reference in self.references(rules)? {
-            match self.entry(&reference) {
-                Ok(Some(entry)) => {
-                    tagged.push(entry.id.clone());
-                    keep(self.image(&entry.id.clone(), Some(entry), viewer));
-                }
-                Ok(None) => {}
-                Err(problem) => keep(Err(problem)),
-            }
+        for entry in self.entries(rules)? {
+            tagged.push(entry.id.clone());
+            keep(self.image(&entry.id.clone(), Some(entry), viewer));
         }
         for id in self.ids()?.into_iter().filter(|id| !tagged.contains(id)) {
             keep(self.image(&id, None, viewer));
@@ -322,19 +316,22 @@ impl Store {
         })
     }
 
-    /// Lists the references that have an index entry where it belongs.
-    fn references(&self, rules: &TypeRules<'_>) -> Result<Vec<ImageRef>, StoreError> {
+    /// Reads the entries that stand where their reference belongs, by reference. What is no entry is
+    /// left out: whoever looks that reference up is told.
+    fn entries(&self, rules: &TypeRules<'_>) -> Result<Vec<IndexEntry>, StoreError> {
         let mut found = Vec::new();
         for path in self.index_files()? {
-            let bytes = files::read(&self.dir, &path, layout::ENTRY_LIMIT);
-            let entry = bytes.ok().flatten();
-            let entry = entry.and_then(|b| serde_json::from_slice::<IndexEntry>(&b).ok());
-            let reference = entry.and_then(|e| ImageRef::parse(&e.reference, rules).ok());
-            found.extend(
-                reference.filter(|r| layout::index_path(r).is_ok_and(|wanted| wanted == path)),
-            );
+            let bytes = files::read(&self.dir, &path, layout::ENTRY_LIMIT)
+                .ok()
+                .flatten();
+            let entry = bytes.and_then(|b| serde_json::from_slice::<IndexEntry>(&b).ok());
+            let is_in_place = |entry: &IndexEntry| {
+                ImageRef::parse(&entry.reference, rules)
+                    .is_ok_and(|r| layout::index_path(&r).is_ok_and(|wanted| wanted == path))
+            };
+            found.extend(entry.filter(is_in_place));
         }
-        found.sort_by_key(ImageRef::canonical);
+        found.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(found)
     }
 

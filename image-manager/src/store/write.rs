@@ -295,6 +295,12 @@ impl ImageLock<'_> {
         self.write_meta(meta)
     }
 
+    /// Says that the image has its tag: from now on it stays.
+    pub fn keep(&self) -> Result<(), StoreError> {
+        let path = self.store.path.join(lock_name(&self.id));
+        self.file.set_len(0).map_err(StoreError::io("clear", &path))
+    }
+
     /// Returns where the image is and its size.
     pub fn image(&self) -> Result<(PathBuf, u64), StoreError> {
         let name = layout::image_file(&self.id);
@@ -376,10 +382,7 @@ impl ImageLock<'_> {
         if was_new && self.store.tags(&self.id)?.is_empty() {
             self.remove_files()?;
         }
-        self.file.set_len(0).map_err(StoreError::io(
-            "clear",
-            &self.store.path.join(lock_name(&self.id)),
-        ))
+        self.keep()
     }
 
     fn remove_files(&self) -> Result<(), StoreError> {
@@ -405,7 +408,6 @@ impl ImageLock<'_> {
 impl Drop for ImageLock<'_> {
     fn drop(&mut self) {
         // What cannot be removed now is swept by the next pull.
-        let _ = self.remove_temporaries();
         if self.recover().is_ok() {
             let _ = files::remove(&self.store.dir, &lock_name(&self.id));
         }

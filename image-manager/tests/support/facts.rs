@@ -63,7 +63,7 @@ impl ContentHash {
     }
 }
 
-/// Compares two trees name by name; `known` are differences that are expected.
+/// Compares two trees name by name.
 pub fn assert_same(got: &Tree, want: &Tree, what: &str) {
     let differences = differences(got, want);
     assert!(differences.is_empty(), "{what}:\n{}", differences.join("\n"));
