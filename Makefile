@@ -3,6 +3,7 @@
 # make demo           one command from a fresh machine to a job in a container on two nodes
 # make cluster        the same cluster, left running for you to try things
 # make test           every test; make test-long adds soaks and long fuzzing
+# make bench          figures beside the floor and peers, on a quiet machine
 # make check          style, documentation, dependencies
 
 PREFIX ?= /usr
@@ -22,14 +23,14 @@ STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
 .PHONY: all install bootstrap sample-image testbed demo cluster cluster-stop test test-long check \
-	rpm-check
+	rpm-check bench
 .NOTPARALLEL:
 
 # Each with its own features: what runs with privilege is never built together with what speaks
 # TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
 all:
 	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
-	$(BUILD) -p spank-shifter
+	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 
 # conf/ is written for PREFIX=/usr.
@@ -85,6 +86,6 @@ rpm-check: bootstrap
 
 # Figures, beside the floor and peers; quiet machines only. Not a test.
 bench: bootstrap all sample-image
-	$(CARGO) build --release --locked -p shifter-benches
-	tests/world.sh $(RELEASE)/shifter-benches starts 25
-	tests/world.sh $(RELEASE)/shifter-benches slurm 25
+	$(BUILD) -p shifter-benches
+	tests/world.sh $(PLAIN)/shifter-benches starts 25
+	tests/world.sh $(PLAIN)/shifter-benches slurm 25

@@ -19,16 +19,18 @@ export RUST_LIB_BACKTRACE=0
 cargo build --locked -q -p spank-shifter --features fault-injection \
     --target-dir "${CARGO_TARGET_DIR:-target}/fault-injection"
 
+# The programs themselves hold no tests; one of them even has no main that a test could replace.
+targets=(--locked --workspace --lib --test '*')
 status=0
 if cargo nextest --version >/dev/null 2>&1; then
-    nextest=(cargo nextest run --locked --workspace --config-file tests/nextest.toml --no-fail-fast)
+    nextest=(cargo nextest run "${targets[@]}" --config-file tests/nextest.toml --no-fail-fast)
     "${nextest[@]}" -E "not ($root_only)" "$@" || status=$?
     env "$runner=$world" "${nextest[@]}" -E "$root_only" "$@" || status=$?
 else
-    cargo test --locked --workspace --no-fail-fast -q -- --skip privileged_ \
-        --skip cluster_ --skip install_ "$@" || status=$?
-    env "$runner=$world" cargo test --locked --workspace --lib --bins --no-fail-fast -q -- \
-        privileged_ --test-threads 1 "$@" || status=$?
+    cargo test "${targets[@]}" --no-fail-fast -q -- \
+        --skip privileged_ --skip cluster_ --skip install_ --skip bench_ "$@" || status=$?
+    env "$runner=$world" cargo test --locked --workspace --exclude shifter-tests --lib --test '*' \
+        --no-fail-fast -q -- privileged_ --test-threads 1 "$@" || status=$?
     env "$runner=$world" cargo test --locked -p shifter-tests --test suite -q -- \
         --test-threads 1 "$@" || status=$?
 fi

@@ -149,7 +149,10 @@ pub fn build_image(
     if layers.len() > limit {
         return Err(BuildError::TooManyLayers { limit });
     }
-    let blobs = layers.iter().enumerate().map(|(at, layer)| Blob::open(at + 1, layer));
+    let blobs = layers
+        .iter()
+        .enumerate()
+        .map(|(at, layer)| Blob::open(at + 1, layer));
     let blobs = blobs.collect::<Result<Vec<_>, _>>()?;
 
     let mut merger = Merger::new(MergeOptions {
@@ -160,21 +163,31 @@ pub fn build_image(
     let mut diff_ids = Vec::with_capacity(blobs.len());
     for (blob, list) in blobs.iter().zip(list_all(&blobs, options)?) {
         let layer = blob.number;
-        merger.add_layer(list.entries).map_err(|source| BuildError::Merge { layer, source })?;
+        merger
+            .add_layer(list.entries)
+            .map_err(|source| BuildError::Merge { layer, source })?;
         diff_ids.push(list.diff_id);
     }
     let merged = merger.finish();
 
-    out.set_len(0).map_err(|source| squashfs::Error::Write { source })?;
+    out.set_len(0)
+        .map_err(|source| squashfs::Error::Write { source })?;
     let mut writer = Writer::new(out, &options.squashfs)?;
     let written = copy_all(&blobs, &merged.sources(), &mut writer, &options.limits)?;
     let (tree, entries) = merged.into_tree(|source| {
         // `copy_all` returns one for each source, or an error.
-        written.get(&source).copied().ok_or(BuildError::Changed { layer: number(source) })
+        written.get(&source).copied().ok_or(BuildError::Changed {
+            layer: number(source),
+        })
     })?;
     let (_, summary) = writer.finish(&tree)?;
     let bytes_in = blobs.iter().map(|blob| blob.stamp.bytes).sum();
-    Ok(BuildReport { entries, bytes_in, bytes_out: summary.bytes, diff_ids })
+    Ok(BuildReport {
+        entries,
+        bytes_in,
+        bytes_out: summary.bytes,
+        diff_ids,
+    })
 }
 
 /// A blob that stays open between the passes.
@@ -197,7 +210,10 @@ impl Stamp {
     fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
         }
         Ok(Self {
             bytes: meta.len(),
@@ -212,9 +228,18 @@ impl<'a> Blob<'a> {
         let opened = File::open(&layer.path).and_then(|file| Ok((Stamp::of(&file)?, file)));
         let (stamp, file) = opened.map_err(|source| {
             let path = sanitize::text(&layer.path.to_string_lossy());
-            BuildError::Open { layer: number, path, source }
+            BuildError::Open {
+                layer: number,
+                path,
+                source,
+            }
         })?;
-        Ok(Self { number, layer, file, stamp })
+        Ok(Self {
+            number,
+            layer,
+            file,
+            stamp,
+        })
     }
 
     fn read(&self, verify: bool, budget: &Arc<Budget>) -> Result<LayerReader, LayerError> {
@@ -224,11 +249,20 @@ impl<'a> Blob<'a> {
             Ok(file)
         });
         let file = file.map_err(|source| LayerError::Read { source })?;
-        LayerReader::open(file, self.stamp.bytes, &self.layer.media_type, verify, budget)
+        LayerReader::open(
+            file,
+            self.stamp.bytes,
+            &self.layer.media_type,
+            verify,
+            budget,
+        )
     }
 
     fn error(&self, source: LayerError) -> BuildError {
-        BuildError::Layer { layer: self.number, source }
+        BuildError::Layer {
+            layer: self.number,
+            source,
+        }
     }
 
     fn check_unchanged(&self) -> Result<(), BuildError> {
@@ -266,7 +300,9 @@ fn list_all(blobs: &[Blob<'_>], options: &BuildOptions) -> Result<Vec<List>, Bui
         }
         work();
     });
-    let lists = lists.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let lists = lists
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     lists.into_values().collect()
 }
 
@@ -301,7 +337,10 @@ fn copy_all(
     let mut written = HashMap::with_capacity(sources.len());
     for (layer, blob) in (0u32..).zip(blobs) {
         let first = Source { layer, entry: 0 };
-        let last = Source { layer, entry: u32::MAX };
+        let last = Source {
+            layer,
+            entry: u32::MAX,
+        };
         let mut wanted = sources.range(first..=last).peekable();
         if wanted.peek().is_none() {
             continue;

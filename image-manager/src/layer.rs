@@ -20,6 +20,8 @@ mod sparse;
 mod stream;
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 #[path = "../tests/support/tar.rs"]
 pub(crate) mod samples;
 #[cfg(test)]

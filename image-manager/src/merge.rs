@@ -41,7 +41,11 @@ pub struct MergeOptions {
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { keep_capabilities: false, nodes: 2_000_000, path_bytes: 4095 }
+        Self {
+            keep_capabilities: false,
+            nodes: 2_000_000,
+            path_bytes: 4095,
+        }
     }
 }
 
@@ -55,7 +59,11 @@ pub struct Merger {
 impl Merger {
     /// Starts with an empty root directory (0755, owned by root).
     pub fn new(options: MergeOptions) -> Self {
-        Self { options, nodes: Nodes::new(options.nodes), layers: 0 }
+        Self {
+            options,
+            nodes: Nodes::new(options.nodes),
+            layers: 0,
+        }
     }
 
     /// Puts a layer on top of those before; `entries` are all of it, in the archive's order.
@@ -68,7 +76,10 @@ impl Merger {
         self.nodes.start_layer();
         for (number, entry) in entries.into_iter().enumerate() {
             // Lists are limited far below 2^32 entries.
-            let source = Source { layer, entry: number as u32 };
+            let source = Source {
+                layer,
+                entry: number as u32,
+            };
             self.apply(entry, source)?;
         }
         Ok(())
@@ -80,7 +91,11 @@ impl Merger {
     }
 
     fn apply(&mut self, entry: Entry, source: Source) -> Result<(), MergeError> {
-        let Entry { path, kind, mut metadata } = entry;
+        let Entry {
+            path,
+            kind,
+            mut metadata,
+        } = entry;
         let limit = self.options.path_bytes;
         let (parent, name) = match name::meaning(&path)? {
             Meaning::Root => {
@@ -135,6 +150,8 @@ impl Merger {
 
     fn keep_allowed(&self, metadata: &mut Metadata) {
         let keep_capabilities = self.options.keep_capabilities;
-        metadata.xattrs.retain(|(name, _)| name::is_xattr_allowed(name, keep_capabilities));
+        metadata
+            .xattrs
+            .retain(|(name, _)| name::is_xattr_allowed(name, keep_capabilities));
     }
 }

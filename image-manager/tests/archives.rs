@@ -1,4 +1,5 @@
 //! Archives of the programs that make layers, read back.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 mod support;
 
@@ -28,7 +29,8 @@ fn make_tree(at: &Path, long_names: bool) {
     for (name, parts) in [("sparse", 3u64), ("sparser", 40)] {
         let file = File::create(at.join(name)).unwrap();
         for part in 0..parts {
-            file.write_all_at(format!("part {part}").as_bytes(), part * 30_000 + 100).unwrap();
+            file.write_all_at(format!("part {part}").as_bytes(), part * 30_000 + 100)
+                .unwrap();
         }
         file.set_len(parts * 30_000 + 9_999).unwrap();
     }
@@ -46,10 +48,27 @@ fn gnu_tar_in_every_format() {
         (&["--format=gnu"], true),
         (&["--format=gnu", "--sparse"], true),
         (&["--format=posix"], true),
-        (&["--format=posix", "--sparse", "--sparse-version=0.0"], true),
-        (&["--format=posix", "--sparse", "--sparse-version=0.1"], true),
-        (&["--format=posix", "--sparse", "--sparse-version=1.0"], true),
-        (&["--format=posix", "--xattrs", "--hard-dereference", "--owner=:4000000000"], true),
+        (
+            &["--format=posix", "--sparse", "--sparse-version=0.0"],
+            true,
+        ),
+        (
+            &["--format=posix", "--sparse", "--sparse-version=0.1"],
+            true,
+        ),
+        (
+            &["--format=posix", "--sparse", "--sparse-version=1.0"],
+            true,
+        ),
+        (
+            &[
+                "--format=posix",
+                "--xattrs",
+                "--hard-dereference",
+                "--owner=:4000000000",
+            ],
+            true,
+        ),
     ] {
         let directory = tempfile::tempdir().unwrap();
         make_tree(directory.path(), long_names);
@@ -59,8 +78,10 @@ fn gnu_tar_in_every_format() {
         let archive = run("tar", &[options, &["-C", at, "-cf", "-", "."]].concat()).stdout;
         let got = facts::of_tar(archive);
         if options.contains(&"--hard-dereference") {
-            want.iter_mut().for_each(|(path, facts)| facts.same_as = path.clone());
-            want.values_mut().for_each(|facts| facts.owner.0 = 4_000_000_000);
+            want.iter_mut()
+                .for_each(|(path, facts)| facts.same_as = path.clone());
+            want.values_mut()
+                .for_each(|facts| facts.owner.0 = 4_000_000_000);
         }
         facts::assert_same(&got, &want, &options.join(" "));
     }

@@ -1,56 +1,20 @@
 //! Whole builds: layers in, image out, and the errors in between.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 mod support;
 
-use image_manager::build::{BuildError, BuildOptions, BuildReport, LayerSource, build_image};
+use image_manager::build::{BuildError, BuildOptions, build_image};
 use image_manager::layer::{LayerError, Limits};
 use image_manager::squashfs;
-use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
+use support::blobs::{Blobs, TAR, digest};
 use support::facts::{self, Tree};
 use support::tar::{Sample, archive, gzip, zstd};
 use support::{in_private_mounts, run};
 
-const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-
-fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
-}
-
-/// Blobs in a directory of their own.
-struct Blobs {
-    directory: tempfile::TempDir,
-    layers: Vec<LayerSource>,
-}
-
-impl Blobs {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), layers: Vec::new() }
-    }
-
-    fn add(&mut self, blob: &[u8], media_type: &str, diff_id: Option<String>) -> &mut Self {
-        let path = self.directory.path().join(format!("layer-{}", self.layers.len()));
-        std::fs::write(&path, blob).unwrap();
-        self.layers.push(LayerSource { path, media_type: media_type.into(), diff_id });
-        self
-    }
-
-    fn build(&self, options: &BuildOptions) -> Result<(tempfile::NamedTempFile, BuildReport), BuildError> {
-        let mut out = tempfile::NamedTempFile::new().unwrap();
-        out.write_all(&[0xaa; 100_000]).unwrap(); // whatever was there must go
-        let report = build_image(&self.layers, out.as_file_mut(), options)?;
-        Ok((out, report))
-    }
-
-    fn error(&self) -> BuildError {
-        self.build(&BuildOptions::default()).unwrap_err()
-    }
-}
 
 fn look(image: &Path) -> Tree {
     facts::of_tar(run("sqfs2tar", &[image.to_str().unwrap()]).stdout)
@@ -60,7 +24,9 @@ fn sample_layers() -> Vec<Vec<u8>> {
     vec![
         archive(&[
             Sample::dir("etc").mode(0o755),
-            Sample::file("etc/secret", "s").mode(0o600).owner(1000, 4_000_000_000),
+            Sample::file("etc/secret", "s")
+                .mode(0o600)
+                .owner(1000, 4_000_000_000),
             Sample::file("etc/gone", vec![7; 300_000]),
             Sample::hard_link("etc/kept", "etc/gone"),
             Sample::symlink("lib", "usr/lib"),
@@ -71,7 +37,10 @@ fn sample_layers() -> Vec<Vec<u8>> {
             Sample::file("lib/x", "x").xattr("user.note", b"\0\xff"),
             Sample::file("empty", ""),
         ]),
-        archive(&[Sample::file("etc/secret", "t").mode(0o400), Sample::new(b'6', "fifo")]),
+        archive(&[
+            Sample::file("etc/secret", "t").mode(0o400),
+            Sample::new(b'6', "fifo"),
+        ]),
     ]
 }
 
@@ -84,10 +53,16 @@ fn layers_become_an_image() {
         .add(&zstd(&tars[1]), ZSTD, Some(digest(&tars[1])))
         .add(&tars[2], TAR, None);
     let (image, report) = blobs.build(&BuildOptions::default()).unwrap();
-    assert_eq!(report.diff_ids, tars.iter().map(|tar| digest(tar)).collect::<Vec<_>>());
+    assert_eq!(
+        report.diff_ids,
+        tars.iter().map(|tar| digest(tar)).collect::<Vec<_>>()
+    );
     assert_eq!(report.bytes_out, image.as_file().metadata().unwrap().len());
     assert_eq!(report.entries, 9);
-    let sizes = blobs.layers.iter().map(|layer| std::fs::metadata(&layer.path).unwrap().len());
+    let sizes = blobs
+        .layers
+        .iter()
+        .map(|layer| std::fs::metadata(&layer.path).unwrap().len());
     assert_eq!(report.bytes_in, sizes.sum::<u64>());
 
     let tree = look(image.path());
@@ -96,9 +71,18 @@ fn layers_become_an_image() {
         format!("{} {:o} {:?}", facts.what, facts.mode, facts.owner)
     };
     assert_eq!(tree.len(), 9);
-    assert_eq!(line("etc/secret"), format!("{} 400 (0, 0)", facts::file(b"t")));
-    assert_eq!(line("etc/kept"), format!("{} 644 (0, 0)", facts::file(&[7; 300_000])));
-    assert_eq!(line("usr/lib/x"), format!("{} 644 (0, 0)", facts::file(b"x")));
+    assert_eq!(
+        line("etc/secret"),
+        format!("{} 400 (0, 0)", facts::file(b"t"))
+    );
+    assert_eq!(
+        line("etc/kept"),
+        format!("{} 644 (0, 0)", facts::file(&[7; 300_000]))
+    );
+    assert_eq!(
+        line("usr/lib/x"),
+        format!("{} 644 (0, 0)", facts::file(b"x"))
+    );
     assert_eq!(tree["usr/lib/x"].xattrs["user.note"], b"\0\xff");
     assert_eq!(line("usr"), "dir 755 (0, 0)");
     assert_eq!(line("lib"), "-> usr/lib 777 (0, 0)");
@@ -114,8 +98,14 @@ fn the_same_layers_give_the_same_bytes() {
     }
     let images: Vec<_> = [0, 1, 3]
         .map(|threads| {
-            let squashfs = squashfs::Options { threads, ..squashfs::Options::default() };
-            let options = BuildOptions { squashfs, ..BuildOptions::default() };
+            let squashfs = squashfs::Options {
+                threads,
+                ..squashfs::Options::default()
+            };
+            let options = BuildOptions {
+                squashfs,
+                ..BuildOptions::default()
+            };
             std::fs::read(blobs.build(&options).unwrap().0.path()).unwrap()
         })
         .into();
@@ -136,37 +126,67 @@ fn each_failure_has_its_own_error() {
     assert!(matches!(Blobs::new().error(), BuildError::NoLayers));
 
     let error = with(&tars[1], TAR, Some(digest(b"other")));
-    assert!(matches!(error, BuildError::DiffId { layer: 2, .. }), "{error:?}");
+    assert!(
+        matches!(error, BuildError::DiffId { layer: 2, .. }),
+        "{error:?}"
+    );
     assert!(error.to_string().contains(&digest(b"other")));
-    for wrong in ["", "sha256:", "sha512:00", "md5:x", &digest(&tars[1]).to_uppercase()] {
+    for wrong in [
+        "",
+        "sha256:",
+        "sha512:00",
+        "md5:x",
+        &digest(&tars[1]).to_uppercase(),
+    ] {
         let error = with(&tars[1], TAR, Some(wrong.to_owned()));
         assert!(matches!(error, BuildError::DiffId { .. }), "{error:?}");
     }
 
     let short = gzip(&tars[0]);
     let error = with(&short[..short.len() / 2], GZIP, None);
-    let BuildError::Layer { layer: 2, source: LayerError::Truncated } = error else {
+    let BuildError::Layer {
+        layer: 2,
+        source: LayerError::Truncated,
+    } = error
+    else {
         panic!("{error:?}")
     };
     let error = with(&tars[1], GZIP, None);
-    let BuildError::Layer { layer: 2, source: LayerError::MediaType { .. } } = error else {
+    let BuildError::Layer {
+        layer: 2,
+        source: LayerError::MediaType { .. },
+    } = error
+    else {
         panic!("{error:?}")
     };
     let error = with(&archive(&[Sample::file("../x", "")]), TAR, None);
-    let BuildError::Layer { source: LayerError::Refused { .. }, .. } = error else {
+    let BuildError::Layer {
+        source: LayerError::Refused { .. },
+        ..
+    } = error
+    else {
         panic!("{error:?}")
     };
     let error = with(&archive(&[Sample::hard_link("x", "none")]), TAR, None);
-    assert!(matches!(error, BuildError::Merge { layer: 2, .. }), "{error:?}");
+    assert!(
+        matches!(error, BuildError::Merge { layer: 2, .. }),
+        "{error:?}"
+    );
 
     let mut blobs = Blobs::new();
     good(&mut blobs);
     blobs.layers[0].path.push("missing");
     assert!(matches!(blobs.error(), BuildError::Open { layer: 1, .. }));
     blobs.layers[0].path = "/dev/zero".into();
-    assert!(matches!(blobs.error(), BuildError::Open { layer: 1, .. }), "not a regular file");
+    assert!(
+        matches!(blobs.error(), BuildError::Open { layer: 1, .. }),
+        "not a regular file"
+    );
     blobs.layers = vec![blobs.layers[0].clone(); 513];
-    assert!(matches!(blobs.error(), BuildError::TooManyLayers { limit: 512 }));
+    assert!(matches!(
+        blobs.error(),
+        BuildError::TooManyLayers { limit: 512 }
+    ));
 }
 
 #[test]
@@ -175,12 +195,26 @@ fn bombs_are_stopped() {
     let mut blobs = Blobs::new();
     blobs.add(&bomb, GZIP, None);
     for limits in [
-        Limits { bytes: 10 << 20, ..Limits::default() },
-        Limits { free_bytes: 1 << 20, ratio: 10, ..Limits::default() },
+        Limits {
+            bytes: 10 << 20,
+            ..Limits::default()
+        },
+        Limits {
+            free_bytes: 1 << 20,
+            ratio: 10,
+            ..Limits::default()
+        },
     ] {
-        let options = BuildOptions { limits, ..BuildOptions::default() };
+        let options = BuildOptions {
+            limits,
+            ..BuildOptions::default()
+        };
         let error = blobs.build(&options).unwrap_err();
-        let BuildError::Layer { source: LayerError::Limit { .. }, .. } = error else {
+        let BuildError::Layer {
+            source: LayerError::Limit { .. },
+            ..
+        } = error
+        else {
             panic!("{error:?}")
         };
     }
@@ -193,44 +227,110 @@ fn hostile_layers_are_refused_or_confined() {
     let file = |name: &str| Sample::file(name, "evil");
     let link = |name: &str, target: &str| Sample::symlink(name, target);
     let hard = |name: &str, target: &str| Sample::hard_link(name, target);
-    let device = |name: &str| Sample { device: (8, 0), ..Sample::new(b'4', name) };
+    let device = |name: &str| Sample {
+        device: (8, 0),
+        ..Sample::new(b'4', name)
+    };
     for (what, layers, want) in [
-        ("link to the root, file through it", vec![vec![link("l", "/"), file("l/etc/passwd")]],
-            Some(vec!["etc", "etc/passwd", "l"])),
-        ("link upwards, file through it", vec![vec![link("l", "../../.."), file("l/x")]],
-            Some(vec!["l", "x"])),
-        ("link across layers", vec![vec![link("l", "/etc")], vec![file("l/x")]],
-            Some(vec!["etc", "etc/x", "l"])),
-        ("hard link through a link", vec![vec![link("l", "/"), hard("h", "l/etc/shadow")]], None),
-        ("hard link to a link, then through it", vec![vec![
-            link("l", "/etc"), hard("h", "l"), file("h/x"),
-        ]], Some(vec!["etc", "etc/x", "h", "l"])),
-        ("hard link upwards", vec![vec![hard("h", "../../etc/shadow")]], None),
+        (
+            "link to the root, file through it",
+            vec![vec![link("l", "/"), file("l/etc/passwd")]],
+            Some(vec!["etc", "etc/passwd", "l"]),
+        ),
+        (
+            "link upwards, file through it",
+            vec![vec![link("l", "../../.."), file("l/x")]],
+            Some(vec!["l", "x"]),
+        ),
+        (
+            "link across layers",
+            vec![vec![link("l", "/etc")], vec![file("l/x")]],
+            Some(vec!["etc", "etc/x", "l"]),
+        ),
+        (
+            "hard link through a link",
+            vec![vec![link("l", "/"), hard("h", "l/etc/shadow")]],
+            None,
+        ),
+        (
+            "hard link to a link, then through it",
+            vec![vec![link("l", "/etc"), hard("h", "l"), file("h/x")]],
+            Some(vec!["etc", "etc/x", "h", "l"]),
+        ),
+        (
+            "hard link upwards",
+            vec![vec![hard("h", "../../etc/shadow")]],
+            None,
+        ),
         ("the root as a link", vec![vec![link(".", "/etc")]], None),
-        ("the root as a link, by a long way", vec![vec![link("a/b/../..", "/etc")]], None),
+        (
+            "the root as a link, by a long way",
+            vec![vec![link("a/b/../..", "/etc")]],
+            None,
+        ),
         ("whiteout of the parent", vec![vec![file(".wh...")]], None),
-        ("whiteout of everything by no name", vec![vec![file("d/x")], vec![file("d/.wh.")]], None),
-        ("opaque through a link", vec![
-            vec![file("d/x"), link("l", "/d")], vec![file("l/.wh..wh..opq")],
-        ], Some(vec!["d", "l"])),
-        ("opaque through a link upwards", vec![
-            vec![file("d/x"), link("l", "../../..")], vec![file("l/.wh..wh..opq")],
-        ], Some(vec![])),
-        ("a loop of links", vec![vec![link("a", "b"), link("b", "a"), file("a/x")]], None),
-        ("a link to itself", vec![vec![link("a", "a/a"), file("a/x")]], None),
-        ("many ways through links", vec![{
-            let mut layer: Vec<_> = (1..39)
-                .map(|n| link(&format!("l{n}"), &format!("l{0}/l{0}", n + 1)))
-                .collect();
-            layer.push(file("l1/x"));
-            layer
-        }], None),
-        ("a device is a name in the image, nothing else", vec![vec![device("sda")]],
-            Some(vec!["sda"])),
-        ("setuid is kept, mounts decide", vec![vec![file("su").mode(0o4755)]], Some(vec!["su"])),
-        ("a file where a directory must be", vec![vec![file("f"), file("f/x")]], None),
-        ("names that are no text", vec![vec![Sample::file(b"\x1b[2J\n\xff", "")]],
-            Some(vec!["\\x1b[2J\\n\\xff"])),
+        (
+            "whiteout of everything by no name",
+            vec![vec![file("d/x")], vec![file("d/.wh.")]],
+            None,
+        ),
+        (
+            "opaque through a link",
+            vec![
+                vec![file("d/x"), link("l", "/d")],
+                vec![file("l/.wh..wh..opq")],
+            ],
+            Some(vec!["d", "l"]),
+        ),
+        (
+            "opaque through a link upwards",
+            vec![
+                vec![file("d/x"), link("l", "../../..")],
+                vec![file("l/.wh..wh..opq")],
+            ],
+            Some(vec![]),
+        ),
+        (
+            "a loop of links",
+            vec![vec![link("a", "b"), link("b", "a"), file("a/x")]],
+            None,
+        ),
+        (
+            "a link to itself",
+            vec![vec![link("a", "a/a"), file("a/x")]],
+            None,
+        ),
+        (
+            "many ways through links",
+            vec![{
+                let mut layer: Vec<_> = (1..39)
+                    .map(|n| link(&format!("l{n}"), &format!("l{0}/../l{0}", n + 1)))
+                    .collect();
+                layer.push(file("l1/x"));
+                layer
+            }],
+            None,
+        ),
+        (
+            "a device is a name in the image, nothing else",
+            vec![vec![device("sda")]],
+            Some(vec!["sda"]),
+        ),
+        (
+            "setuid is kept, mounts decide",
+            vec![vec![file("su").mode(0o4755)]],
+            Some(vec!["su"]),
+        ),
+        (
+            "a file where a directory must be",
+            vec![vec![file("f"), file("f/x")]],
+            None,
+        ),
+        (
+            "names that are no text",
+            vec![vec![Sample::file(b"\x1b[2J\n\xff", "")]],
+            Some(vec!["\\x1b[2J\\n\\xff"]),
+        ),
     ] {
         let mut blobs = Blobs::new();
         for layer in &layers {
@@ -238,7 +338,11 @@ fn hostile_layers_are_refused_or_confined() {
         }
         match (blobs.build(&BuildOptions::default()), want) {
             (Ok((image, _)), Some(want)) => {
-                assert_eq!(look(image.path()).into_keys().collect::<Vec<_>>(), want, "{what}");
+                assert_eq!(
+                    look(image.path()).into_keys().collect::<Vec<_>>(),
+                    want,
+                    "{what}"
+                );
             }
             (Err(BuildError::Layer { .. } | BuildError::Merge { .. }), None) => {}
             (result, want) => panic!("{what}: {:?}, not {want:?}", result.map(|(_, r)| r)),
@@ -263,149 +367,4 @@ fn privileged_a_full_disk_is_an_error_of_its_own() {
         drop(out);
         run("umount", &[at]);
     });
-}
-
-/// One set of layers and the paths at which umoci is known to differ.
-struct Case {
-    what: &'static str,
-    layers: Vec<Vec<Sample>>,
-    differs: &'static [&'static str],
-}
-
-fn cases() -> Vec<Case> {
-    let file = |name: &str| Sample::file(name, name);
-    let dir = |name: &str| Sample::dir(name);
-    let link = |name: &str, target: &str| Sample::symlink(name, target);
-    let hard = |name: &str, target: &str| Sample::hard_link(name, target);
-    let base = || vec![
-        dir("d").mode(0o2750).owner(7, 8),
-        file("d/old").mode(0o600),
-        dir("d/sub"),
-        file("d/sub/deep"),
-        file("foo"),
-        file("foobar"),
-        dir("usr"),
-        dir("usr/lib"),
-        file("usr/lib/libc"),
-        link("lib", "usr/lib"),
-        file("a"),
-        hard("b", "a"),
-    ];
-    let case = |what, upper: Vec<Sample>| Case { what, layers: vec![base(), upper], differs: &[] };
-    vec![
-        case("whiteouts", vec![file(".wh.foo"), file("d/.wh.sub")]),
-        case("whiteout, then again", vec![file(".wh.d"), dir("d").mode(0o700), file("d/new")]),
-        case("again, then whiteout", vec![dir("d").mode(0o700), file("d/new"), file(".wh.d")]),
-        case("opaque first", vec![dir("d"), file("d/.wh..wh..opq"), file("d/new")]),
-        case("opaque last", vec![dir("d"), file("d/new"), file("d/.wh..wh..opq")]),
-        case("opaque with a subdirectory", vec![
-            dir("d"), dir("d/sub"), file("d/sub/new"), file("d/.wh..wh..opq"),
-        ]),
-        case("through a link", vec![file("lib/x"), file("lib/.wh.libc")]),
-        case("directory over a link", vec![dir("lib"), file("lib/x")]),
-        case("file over a directory", vec![file("d")]),
-        case("directory over a file", vec![dir("foo"), file("foo/x")]),
-        case("twice", vec![file("x").mode(0o600), Sample::file("x", "second").mode(0o640)]),
-        case("missing parents", vec![file("d/sub/more/x"), file("new/x")]),
-        case("link's target deleted", vec![file(".wh.a")]),
-        case("link across layers", vec![hard("c", "b"), hard("lib/c", "lib/libc")]),
-        case("absolute link", vec![link("out", "/../../../../etc"), file("out/x")]),
-        case("file replaced under one of two names", vec![Sample::file("a", "other")]),
-        case("root's attributes", vec![dir("./").mode(0o1777).owner(3, 4)]),
-        case("names", vec![
-            Sample::file([b'n'; 255], "n"),
-            Sample::file(b"\xff\xfe\x01", "bytes"),
-            link("l", &"t".repeat(303)),
-            Sample::file("owner", "").owner(4_000_000_000, 3_000_000_000),
-        ]),
-        Case {
-            what: "three layers",
-            layers: vec![base(), vec![file(".wh.d")], vec![file("d/sub/x"), file(".wh.foo")]],
-            differs: &[],
-        },
-        Case {
-            what: "attributes",
-            layers: vec![vec![file("x").xattr("user.a", b"1").xattr("trusted.b", b"\0\n=")]],
-            differs: &[],
-        },
-        // Go drops pax records with an empty value, attributes without content among them.
-        Case {
-            what: "empty attribute",
-            layers: vec![vec![file("x").xattr("user.empty", b"")]],
-            differs: &["x"],
-        },
-        // An overlay whiteout is a device like any other to umoci; on a node it would hide files.
-        Case {
-            what: "overlay whiteout",
-            layers: vec![vec![file("x")], vec![Sample::new(b'3', "x"), Sample::new(b'3', "y")]],
-            differs: &["x", "y"],
-        },
-        // To umoci only names that end in a whiteout are special.
-        Case {
-            what: "aufs's own files",
-            layers: vec![base(), vec![
-                file(".wh..wh.aufs"), dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2"), file("new"),
-            ]],
-            differs: &[".wh..wh.plnk", ".wh..wh.plnk/1.2"],
-        },
-    ]
-}
-
-fn umoci(layers: &[Vec<u8>]) -> Tree {
-    let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("image");
-    let blobs = image.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let put = |kind: &str, bytes: &[u8]| {
-        let digest = digest(bytes);
-        std::fs::write(blobs.join(digest.strip_prefix("sha256:").unwrap()), bytes).unwrap();
-        format!(
-            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{digest}","size":{}}}"#,
-            bytes.len()
-        )
-    };
-    let list: Vec<_> = layers.iter().map(|tar| put("layer.v1.tar", tar)).collect();
-    let diff_ids: Vec<_> = layers.iter().map(|tar| format!("{:?}", digest(tar))).collect();
-    let config = put("config.v1+json", format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
-        diff_ids.join(",")
-    ).as_bytes());
-    let manifest = put("manifest.v1+json", format!(
-        r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#,
-        list.join(",")
-    ).as_bytes());
-    let manifest = manifest.replacen('{', r#"{"annotations":{"org.opencontainers.image.ref.name":"t"},"#, 1);
-    let index = format!(r#"{{"schemaVersion":2,"manifests":[{manifest}]}}"#);
-    std::fs::write(image.join("index.json"), index).unwrap();
-    std::fs::write(image.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    let bundle = directory.path().join("bundle");
-    let image = format!("{}:t", image.to_str().unwrap());
-    run("umoci", &["unpack", "--image", &image, bundle.to_str().unwrap()]);
-    facts::of_directory(&bundle.join("rootfs"))
-}
-
-#[test]
-fn privileged_umoci_agrees() {
-    for Case { what, layers, differs } in cases() {
-        let tars: Vec<_> = layers.iter().map(|layer| archive(layer)).collect();
-        let mut blobs = Blobs::new();
-        for tar in &tars {
-            blobs.add(tar, TAR, None);
-        }
-        let (image, _) = blobs.build(&BuildOptions::default()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("root");
-        run("unsquashfs", &["-q", "-n", "-d", root.to_str().unwrap(), image.path().to_str().unwrap()]);
-        let (mut got, mut want) = (facts::of_directory(&root), umoci(&tars));
-        for tree in [&mut got, &mut want] {
-            // With umoci directories that no archive lists, and those below which a whiteout
-            // removed something, have the time of the day.
-            let directories = tree.values_mut().filter(|facts| facts.what == "dir");
-            directories.for_each(|facts| facts.mtime = 0);
-        }
-        for path in differs {
-            assert_ne!(got.remove(*path), want.remove(*path), "{what}: '{path}' agrees by now");
-        }
-        facts::assert_same(&got, &want, what);
-    }
 }

@@ -1,233 +1,18 @@
 //! Images of the writer as other programs and the kernel see them.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 mod support;
 
 use image_manager::squashfs::{
-    Attributes, Compression, Error, InodeId, Kind, Options, Summary, Tree, Writer,
+    Attributes, Compression, Error, Kind, Options, Summary, Tree, Writer,
 };
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Write};
 use std::path::Path;
-use support::facts::{self, Facts, printable};
+use support::facts;
+use support::trees::{Piece, Plan, What, content, options, plans, write};
 use support::{in_private_mounts, run, with_mounted};
-
-/// Contents of a random file: pieces of noise or zeroes.
-#[derive(Debug, Clone)]
-enum Piece {
-    Noise(u8, usize),
-    Text(u8, usize),
-    Zeroes(usize),
-    Hole(u64),
-}
-
-#[derive(Debug, Clone)]
-enum What {
-    Dir,
-    File(Vec<Piece>),
-    Link(Vec<u8>),
-    Char(u32, u32),
-    Block(u32, u32),
-    Fifo,
-    Socket,
-    /// Another name of a node before this one.
-    Again(usize),
-}
-
-/// One node of a random tree; `parent` and `Again` count modulo what is there.
-#[derive(Debug, Clone)]
-struct Plan {
-    parent: usize,
-    name: Vec<u8>,
-    what: What,
-    attributes: Attributes,
-}
-
-fn content(pieces: &[Piece]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for piece in pieces {
-        match *piece {
-            Piece::Noise(seed, len) => {
-                let mut state = u32::from(seed) + 1;
-                bytes.extend((0..len).map(|_| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (state >> 24) as u8
-                }));
-            }
-            Piece::Text(byte, len) => bytes.extend((0..len).map(|n| byte | (n % 3) as u8)),
-            Piece::Zeroes(len) => bytes.resize(bytes.len() + len, 0),
-            Piece::Hole(len) => bytes.resize(bytes.len() + len as usize, 0),
-        }
-    }
-    bytes
-}
-
-/// Writes the planned tree and says what should be found.
-fn write(plans: &[Plan], options: &Options) -> (Vec<u8>, facts::Tree) {
-    let mut writer = Writer::new(Cursor::new(Vec::new()), options).unwrap();
-    let root = Attributes { mode: 0o755, ..Attributes::default() };
-    let mut tree = Tree::new(root).unwrap();
-    let mut want: facts::Tree = BTreeMap::new();
-    let mut directories = vec![(Tree::ROOT, Vec::new())];
-    let mut others: Vec<(InodeId, Facts)> = Vec::new();
-    for plan in plans {
-        let (parent, above) = directories[plan.parent % directories.len()].clone();
-        let path = if above.is_empty() { plan.name.clone() } else { [above, plan.name.clone()].join(&b'/') };
-        let shown = printable(&path);
-        if want.contains_key(&shown) {
-            continue;
-        }
-        let what = match &plan.what {
-            What::Again(which) => {
-                if let Some((inode, facts)) = others.get(which % others.len().max(1)) {
-                    tree.link(parent, &plan.name, *inode).unwrap();
-                    want.insert(shown, facts.clone());
-                }
-                continue;
-            }
-            What::Dir => {
-                let id = tree.add_directory(parent, &plan.name, plan.attributes.clone()).unwrap();
-                directories.push((id, path));
-                want.insert(shown.clone(), facts_of("dir".to_owned(), &plan.attributes, &shown));
-                continue;
-            }
-            What::File(pieces) => {
-                let mut file = writer.start_file();
-                for piece in pieces {
-                    match *piece {
-                        Piece::Hole(length) => file.append_hole(length).unwrap(),
-                        _ => file.write_all(&content(std::slice::from_ref(piece))).unwrap(),
-                    }
-                }
-                (Kind::File(file.finish().unwrap()), facts::file(&content(pieces)))
-            }
-            What::Link(target) => (Kind::Symlink(target.clone()), format!("-> {}", printable(target))),
-            &What::Char(major, minor) => {
-                (Kind::CharDevice { major, minor }, format!("char {:?}", (major, minor)))
-            }
-            &What::Block(major, minor) => {
-                (Kind::BlockDevice { major, minor }, format!("block {:?}", (major, minor)))
-            }
-            What::Fifo => (Kind::Fifo, "fifo".to_owned()),
-            What::Socket => (Kind::Socket, "socket".to_owned()),
-        };
-        let (kind, what) = what;
-        let mut attributes = plan.attributes.clone();
-        if let Kind::Symlink(_) = kind {
-            attributes.mode = 0o777;
-        }
-        let facts = facts_of(what, &attributes, &shown);
-        let inode = tree.add_inode(kind, attributes).unwrap();
-        tree.link(parent, &plan.name, inode).unwrap();
-        others.push((inode, facts.clone()));
-        want.insert(shown, facts);
-    }
-    // The first name of an inode, in the order of paths.
-    let mut first: BTreeMap<String, String> = BTreeMap::new();
-    for (path, facts) in &want {
-        first.entry(facts.same_as.clone()).or_insert_with(|| path.clone());
-    }
-    want.values_mut().for_each(|facts| facts.same_as = first[&facts.same_as].clone());
-    let (image, summary) = writer.finish(&tree).unwrap();
-    let image = image.into_inner();
-    assert_eq!(summary.bytes, image.len() as u64);
-    (image, want)
-}
-
-fn facts_of(what: String, attributes: &Attributes, path: &str) -> Facts {
-    Facts {
-        what,
-        mode: attributes.mode.into(),
-        owner: (attributes.uid, attributes.gid),
-        mtime: attributes.mtime.into(),
-        xattrs: attributes.xattrs.iter().map(|(n, v)| (printable(n), v.clone())).collect(),
-        same_as: path.to_owned(),
-    }
-}
-
-fn pieces() -> impl Strategy<Value = Vec<Piece>> {
-    let size = || prop_oneof![
-        0usize..200,
-        Just(4096),
-        Just(8192),
-        4000usize..4200,
-        0usize..20_000,
-    ];
-    let piece = prop_oneof![
-        (any::<u8>(), size()).prop_map(|(seed, len)| Piece::Noise(seed, len)),
-        (1u8.., size()).prop_map(|(byte, len)| Piece::Text(byte, len)),
-        size().prop_map(Piece::Zeroes),
-        size().prop_map(|len| Piece::Hole(len as u64)),
-    ];
-    prop::collection::vec(piece, 0..4)
-}
-
-fn xattrs() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
-    let prefix = prop_oneof![Just("user."), Just("trusted."), Just("security.")];
-    let value = prop::collection::vec(any::<u8>(), 0..40);
-    let one = (prefix, "[a-z]{1,8}", value);
-    let some = prop::collection::btree_map(one.clone().prop_map(|(p, n, _)| format!("{p}{n}")), one, 0..4);
-    let some = some.prop_map(|map| {
-        map.into_iter().map(|(name, (_, _, value))| (name.into_bytes(), value)).collect()
-    });
-    prop_oneof![2 => Just(Vec::new()), 1 => some]
-}
-
-fn attributes() -> impl Strategy<Value = Attributes> {
-    let id = || prop_oneof![3 => Just(0u32), 2 => 0u32..5, 1 => any::<u32>().prop_map(|id| id - id / u32::MAX)];
-    (0u16..0o10000, id(), id(), any::<u32>(), xattrs())
-        .prop_map(|(mode, uid, gid, mtime, xattrs)| Attributes { mode, uid, gid, mtime, xattrs })
-}
-
-/// Random trees. `special` adds what archives and ordinary file systems cannot hold.
-fn plans(special: bool) -> impl Strategy<Value = Vec<Plan>> {
-    let byte = any::<u8>().prop_map(|b| if b == b'/' || b == 0 { b'_' } else { b });
-    let name = prop_oneof![
-        3 => "[a-z]{1,3}".prop_map(String::into_bytes),
-        1 => prop::collection::vec(byte, 1..=255),
-    ];
-    let name = name.prop_filter("reserved", |name| name != b"." && name != b"..");
-    let target = prop::collection::vec(1u8.., 1..400);
-    let what = prop_oneof![
-        3 => Just(What::Dir),
-        6 => pieces().prop_map(What::File),
-        2 => target.prop_map(What::Link),
-        1 => (0u32..4096, 0u32..1 << 20).prop_map(|(a, b)| What::Char(a, b)),
-        1 => (0u32..4096, 0u32..1 << 20).prop_map(|(a, b)| What::Block(a, b)),
-        1 => Just(What::Fifo),
-        1 => Just(if special { What::Socket } else { What::Fifo }),
-        2 => any::<usize>().prop_map(What::Again),
-    ];
-    let plan = (any::<usize>(), name, what, attributes()).prop_map(move |(parent, name, what, mut attributes)| {
-        // The kernel shows `user.` attributes on files and directories only, and unsquashfs
-        // restores none on anything else.
-        if !matches!(what, What::File(_) | What::Dir) {
-            attributes.xattrs.retain(|(name, _)| special && !name.starts_with(b"user."));
-        }
-        Plan { parent, name, what, attributes }
-    });
-    prop::collection::vec(plan, 0..40)
-}
-
-fn options() -> impl Strategy<Value = Options> {
-    let compression = prop_oneof![
-        (1i32..5).prop_map(|level| Compression::Zstd { level }),
-        (1u32..10).prop_map(|level| Compression::Gzip { level }),
-        Just(Compression::Lz4),
-        Just(Compression::None),
-    ];
-    let block_size = prop_oneof![Just(4096u32), Just(8192), Just(1 << 17), Just(1 << 20)];
-    (compression, block_size, 0usize..4, any::<bool>()).prop_map(
-        |(compression, block_size, threads, pack_tails)| Options {
-            compression,
-            block_size,
-            threads,
-            mtime: None,
-            pack_tails,
-        },
-    )
-}
 
 fn save(image: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -252,8 +37,14 @@ fn random_cases<T: std::fmt::Debug>(
     strategy: impl Strategy<Value = T>,
     test: impl Fn(T) -> Result<(), TestCaseError>,
 ) {
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    prop::test_runner::TestRunner::new(config).run(&strategy, test).unwrap();
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    prop::test_runner::TestRunner::new(config)
+        .run(&strategy, test)
+        .unwrap();
 }
 
 #[test]
@@ -296,18 +87,48 @@ fn the_image_is_the_same_however_it_is_made() {
                 0 => What::Dir,
                 n => What::File(vec![Piece::Noise(n as u8, 1000 * n), Piece::Text(65, 5000)]),
             },
-            attributes: Attributes { uid: n as u32, mtime: n as u32, ..Attributes::default() },
+            attributes: Attributes {
+                uid: n as u32,
+                mtime: n as u32,
+                ..Attributes::default()
+            },
         })
         .collect();
-    let options = Options { block_size: 4096, threads: 0, ..Options::default() };
+    let options = Options {
+        block_size: 4096,
+        threads: 0,
+        ..Options::default()
+    };
     let (image, _) = write(&plans, &options);
     for threads in [1, 2, 7] {
-        assert!(write(&plans, &Options { threads, ..options.clone() }).0 == image, "{threads}");
+        assert!(
+            write(
+                &plans,
+                &Options {
+                    threads,
+                    ..options.clone()
+                }
+            )
+            .0 == image,
+            "{threads}"
+        );
     }
     // The time of the image is that of its newest file, or what was asked for.
     let time = |image: &[u8]| u32::from_le_bytes(image[8..12].try_into().unwrap());
     assert_eq!(time(&image), 199);
-    assert_eq!(time(&write(&plans, &Options { mtime: Some(77), ..options }).0), 77);
+    assert_eq!(
+        time(
+            &write(
+                &plans,
+                &Options {
+                    mtime: Some(77),
+                    ..options
+                }
+            )
+            .0
+        ),
+        77
+    );
 }
 
 /// Builds an image in a file.
@@ -317,24 +138,35 @@ fn image_file(
 ) -> (tempfile::NamedTempFile, Summary) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let mut writer = Writer::new(file.as_file_mut(), options).unwrap();
-    let mut tree = Tree::new(Attributes { mode: 0o755, ..Attributes::default() }).unwrap();
+    let mut tree = Tree::new(Attributes {
+        mode: 0o755,
+        ..Attributes::default()
+    })
+    .unwrap();
     build(&mut writer, &mut tree);
     let (_, summary) = writer.finish(&tree).unwrap();
     (file, summary)
 }
 
 fn large_directory(writer: &mut Writer<&mut File>, tree: &mut Tree) {
-    let mode = |mode| Attributes { mode, ..Attributes::default() };
-    let parent = tree.add_directory(Tree::ROOT, b"large", mode(0o755)).unwrap();
+    let mode = |mode| Attributes {
+        mode,
+        ..Attributes::default()
+    };
+    let parent = tree
+        .add_directory(Tree::ROOT, b"large", mode(0o755))
+        .unwrap();
     for n in 0..60_000u32 {
         let mut file = writer.start_file();
         file.append(n.to_string().as_bytes()).unwrap();
         let data = file.finish().unwrap();
         let inode = tree.add_inode(Kind::File(data), mode(0o644)).unwrap();
-        tree.link(parent, format!("file-{n}").as_bytes(), inode).unwrap();
+        tree.link(parent, format!("file-{n}").as_bytes(), inode)
+            .unwrap();
         if n % 1000 == 0 {
             // Inode numbers far away from their neighbours in this directory.
-            tree.link(Tree::ROOT, format!("far-{n}").as_bytes(), inode).unwrap();
+            tree.link(Tree::ROOT, format!("far-{n}").as_bytes(), inode)
+                .unwrap();
         }
     }
 }
@@ -345,7 +177,13 @@ fn large_directories_are_complete() {
     assert_eq!(summary.inodes, 60_002);
     let listing = run("unsquashfs", &["-l", file.path().to_str().unwrap()]).stdout;
     let lines = String::from_utf8(listing).unwrap();
-    assert_eq!(lines.lines().filter(|l| l.starts_with("squashfs-root/large/file-")).count(), 60_000);
+    assert_eq!(
+        lines
+            .lines()
+            .filter(|l| l.starts_with("squashfs-root/large/file-"))
+            .count(),
+        60_000
+    );
     let one = ["-cat", file.path().to_str().unwrap(), "large/file-59999"];
     assert_eq!(run("unsquashfs", &one).stdout, b"59999");
 }
@@ -361,13 +199,19 @@ fn privileged_large_directories_through_the_kernel() {
                 assert_eq!(std::fs::read_to_string(path).unwrap(), n.to_string());
             }
             assert!(!at.join("large/file-60000").exists());
-            assert_eq!(std::fs::read_to_string(at.join("far-59000")).unwrap(), "59000");
+            assert_eq!(
+                std::fs::read_to_string(at.join("far-59000")).unwrap(),
+                "59000"
+            );
         });
     });
 }
 
 fn large_files(writer: &mut Writer<&mut File>, tree: &mut Tree) {
-    let mode = Attributes { mode: 0o644, ..Attributes::default() };
+    let mode = Attributes {
+        mode: 0o644,
+        ..Attributes::default()
+    };
     let mut add = |name: &str, parts: &[(&str, u64)]| {
         let mut file = writer.start_file();
         for (text, hole) in parts {
@@ -399,7 +243,10 @@ fn privileged_large_sparse_files_through_the_kernel() {
             assert_eq!(&buffer, b"\0\0\0\0\0end");
             large.read_exact_at(&mut buffer, 0).unwrap();
             assert_eq!(&buffer, b"start\0\0\0");
-            assert!(large.metadata().unwrap().blocks() < 10_000, "holes are not counted");
+            assert!(
+                large.metadata().unwrap().blocks() < 10_000,
+                "holes are not counted"
+            );
             let hole = open("hole-and-tail");
             hole.read_exact_at(&mut buffer[..5], 1 << 20).unwrap();
             assert_eq!(&buffer[..5], [0; 5]);
@@ -417,31 +264,60 @@ fn ids_are_counted_across_owners_and_groups() {
         let mut tree = Tree::new(Attributes::default()).unwrap();
         for n in 0..count {
             // Id 0 is the root directory's.
-            let attributes = Attributes { uid: n * 2, gid: n * 2 + 1, ..Attributes::default() };
+            let attributes = Attributes {
+                uid: n * 2,
+                gid: n * 2 + 1,
+                ..Attributes::default()
+            };
             let inode = tree.add_inode(Kind::Fifo, attributes).unwrap();
-            tree.link(Tree::ROOT, n.to_string().as_bytes(), inode).unwrap();
+            tree.link(Tree::ROOT, n.to_string().as_bytes(), inode)
+                .unwrap();
         }
         writer.finish(&tree).map(|_| ())
     };
     attempt(32_767).unwrap();
     let error = attempt(32_768).unwrap_err();
-    assert!(matches!(error, Error::TooMany { limit: 65_535, .. }), "{error:?}");
+    assert!(
+        matches!(error, Error::TooMany { limit: 65_535, .. }),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn options_outside_the_format_are_refused() {
     for options in [
-        Options { block_size: 2048, ..Options::default() },
-        Options { block_size: 2 << 20, ..Options::default() },
-        Options { block_size: 100_000, ..Options::default() },
-        Options { compression: Compression::Zstd { level: 0 }, ..Options::default() },
-        Options { compression: Compression::Zstd { level: 23 }, ..Options::default() },
-        Options { compression: Compression::Gzip { level: 10 }, ..Options::default() },
+        Options {
+            block_size: 2048,
+            ..Options::default()
+        },
+        Options {
+            block_size: 2 << 20,
+            ..Options::default()
+        },
+        Options {
+            block_size: 100_000,
+            ..Options::default()
+        },
+        Options {
+            compression: Compression::Zstd { level: 0 },
+            ..Options::default()
+        },
+        Options {
+            compression: Compression::Zstd { level: 23 },
+            ..Options::default()
+        },
+        Options {
+            compression: Compression::Gzip { level: 10 },
+            ..Options::default()
+        },
     ] {
-        assert!(matches!(
-            Writer::new(Cursor::new(Vec::new()), &options),
-            Err(Error::Options { .. })
-        ), "{options:?}");
+        assert!(
+            matches!(
+                Writer::new(Cursor::new(Vec::new()), &options),
+                Err(Error::Options { .. })
+            ),
+            "{options:?}"
+        );
     }
 }
 
@@ -453,7 +329,11 @@ fn tools_read_the_superblock() {
         (Compression::Lz4, "Compression lz4"),
         (Compression::None, "Inodes are uncompressed"),
     ] {
-        let options = Options { compression, block_size: 65536, ..Options::default() };
+        let options = Options {
+            compression,
+            block_size: 65536,
+            ..Options::default()
+        };
         let (file, _) = image_file(&options, large_files);
         let output = run("unsquashfs", &["-s", file.path().to_str().unwrap()]);
         let text = String::from_utf8(output.stdout).unwrap();
@@ -468,7 +348,10 @@ fn a_full_disk_is_known_as_one() {
     let mut writer = Writer::new(full, &Options::default()).unwrap();
     let mut file = writer.start_file();
     let noise = content(&[Piece::Noise(1, 3 << 20)]);
-    let error = file.write_all(&noise).and_then(|()| file.write_all(&noise)).unwrap_err();
+    let error = file
+        .write_all(&noise)
+        .and_then(|()| file.write_all(&noise))
+        .unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
     let tree = Tree::new(Attributes::default()).unwrap();
     assert!(writer.finish(&tree).is_err(), "what was lost stays lost");

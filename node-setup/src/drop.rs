@@ -33,6 +33,21 @@ pub fn become_user(caller: &Caller) -> Result<()> {
             Err(error) => return Err(failed(error)),
         }
     }
+    become_caller(caller)?;
+    set_no_new_privs(true).map_err(failed)?;
+    no_new_privs()
+        .unwrap_or(false)
+        .then_some(())
+        .ok_or(Error::Privilege("privileges are still there"))
+}
+
+/// Becomes the caller for work outside of any container: setuid programs such as sudo stay
+/// usable, with which a site lets users pull into its store.
+///
+/// # Errors
+/// As for [`become_user`].
+pub fn become_caller(caller: &Caller) -> Result<()> {
+    let failed = |_| Error::Privilege("cannot give up privileges");
     let groups: Vec<Gid> = caller
         .groups
         .iter()
@@ -49,7 +64,6 @@ pub fn become_user(caller: &Caller) -> Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, none).map_err(failed)?;
-    set_no_new_privs(true).map_err(failed)?;
     verify(caller)
         .then_some(())
         .ok_or(Error::Privilege("privileges are still there"))
@@ -68,7 +82,6 @@ fn verify(caller: &Caller) -> bool {
             .iter()
             .all(|gid| caller.groups.contains(&gid.as_raw()))
         && caps.is_ok_and(|c| (c.effective | c.permitted | c.inheritable).is_empty())
-        && no_new_privs().unwrap_or(false)
         && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err()
         && set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).is_err()
 }

@@ -223,9 +223,11 @@ impl Image {
         };
         let device = loopdev::attach(&self.file, hints.as_ref())?;
         let options = [("source", Some(&*device.path())), ("ro", None)];
+        let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
         mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
             // The store's own file was found well: what the kernel refuses is its content.
-            Error::Step { source, .. } => Error::BadImage {
+            // ENODEV is a kernel without squashfs.
+            Error::Step { source, .. } if !no_such(&source) => Error::BadImage {
                 image: self.reference.clone(),
                 reason: format!("the kernel cannot mount it: {source}"),
             },
@@ -274,7 +276,9 @@ impl ImageTree {
     pub fn open(&self, path: &str) -> rustix::io::Result<(OwnedFd, String)> {
         let fd = mnt::open_inside(&self.dir, path, OFlags::PATH)?;
         let canonical = mnt::path_of(fd.as_fd());
-        let inside = canonical.strip_prefix(&self.path).unwrap_or_default();
+        // The kernel does not write paths longer than a page.
+        let inside = canonical.strip_prefix(&self.path);
+        let inside = inside.ok_or(Errno::NAMETOOLONG)?;
         let inside = if inside.is_empty() { "/" } else { inside };
         Ok((fd, inside.to_owned()))
     }

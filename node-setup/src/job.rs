@@ -203,18 +203,24 @@ fn clear(job: &JobDir) -> Result<()> {
     Ok(())
 }
 
-/// Takes the pin away if there is one.
-fn unpin(dir: &OwnedFd) -> Result<()> {
+/// Opens a root's pin if there is one.
+fn find_pin(dir: &OwnedFd) -> Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let pin = match rustix::fs::openat(dir, "mnt", flags, Mode::empty()) {
         Ok(pin) => pin,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error).step("open", "mnt"),
     };
     // Only a file: set-up died before it was pinned.
-    if rustix::fs::fstatfs(&pin).step("examine", "mnt")?.f_type != libc::NSFS_MAGIC {
+    let kind = rustix::fs::fstatfs(&pin).step("examine", "mnt")?.f_type;
+    Ok((kind == libc::NSFS_MAGIC).then_some(pin))
+}
+
+/// Takes the pin away if there is one.
+fn unpin(dir: &OwnedFd) -> Result<()> {
+    let Some(pin) = find_pin(dir)? else {
         return Ok(());
-    }
+    };
     let path = mnt::path_of(pin.as_fd());
     unmount(&*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("unmount", &*path)
 }
@@ -223,19 +229,25 @@ fn unpin(dir: &OwnedFd) -> Result<()> {
 fn end_processes(job: &JobDir) -> Result<Option<String>> {
     let mut marks = Vec::new();
     for name in job.roots()? {
-        let journal = state::read_file(job.root(&name)?, "journal")?;
-        // No journal, or half of one: the root was never pinned, so nobody could join it.
+        let dir = job.root(&name)?;
+        // The kernel gives the numbers of a namespace that is gone to the next one, which is
+        // somebody else's: without a pin they mark nobody, and nobody could have joined.
+        let Some(pin) = find_pin(&dir)? else { continue };
+        let pinned = rustix::fs::fstat(&pin).step("examine", "mnt")?.st_ino;
+        let journal = state::read_file(&dir, "journal")?;
         if let Some(journal) = journal.and_then(|b| serde_json::from_slice::<Journal>(&b).ok()) {
             let Journal {
                 uid,
                 namespace,
                 device,
             } = journal;
-            marks.push(Marks {
-                uid,
-                namespace,
-                device,
-            });
+            if namespace == pinned {
+                marks.push(Marks {
+                    uid,
+                    namespace,
+                    device,
+                });
+            }
         }
     }
     if marks.is_empty() {

@@ -13,8 +13,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
+use shifter_core::sanitize;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::image::ImageTree;
 use crate::mnt;
 use crate::state::{make_dir, make_dir_with_mode};
@@ -132,18 +133,27 @@ impl<'a> Layers<'a> {
         } else {
             self.layer(canonical, lower)?
         };
-        for name in parents {
-            dir = make_public_dir(&dir, name)?;
+        let mut make = || {
+            for name in parents {
+                dir = make_public_dir(&dir, name)?;
+            }
+            match kind {
+                Kind::Dir => make_public_dir(&dir, last).map(drop),
+                Kind::File => write_given(&dir, last, &[], 0o644),
+            }
+        };
+        match make() {
+            // The same place by another way through the image's links.
+            Err(Error::Step { source, .. }) if source.raw_os_error() == Some(libc::ENOTDIR) => {
+                Ok(Err("another mount has a file there".into()))
+            }
+            made => made.map(Ok),
         }
-        match kind {
-            Kind::Dir => make_public_dir(&dir, last).map(drop)?,
-            Kind::File => write_given(&dir, last, &[], 0o644)?,
-        }
-        Ok(Ok(()))
     }
 
-    /// Mounts the overlays on the finished top level of the root, outer ones first.
-    pub fn mount(mut self) -> Result<()> {
+    /// Mounts the overlays on the finished top level of the root, outer ones first. Returns a
+    /// refusal where the image's links lead to a directory that the root does not have.
+    pub fn mount(mut self) -> Result<std::result::Result<(), Refusal>> {
         self.layers
             .sort_by_key(|layer| layer.dir.matches('/').count());
         for layer in &self.layers {
@@ -162,11 +172,20 @@ impl<'a> Layers<'a> {
                 ("index", Some("off")),
             ];
             let overlay = mnt::make("overlay", &options, mnt::SAFE_RO)?;
-            let target =
-                mnt::open_inside(self.root, &layer.dir, OFlags::PATH).step("open", &*layer.dir)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let target = match mnt::open_inside(self.root, &layer.dir, flags) {
+                Ok(target) => target,
+                Err(error) => {
+                    let dir = sanitize::text(&layer.dir);
+                    let reason = std::io::Error::from(error);
+                    return Ok(Err(format!(
+                        "nothing can be placed in its '{dir}': {reason}"
+                    )));
+                }
+            };
             mnt::attach(&overlay, &target)?;
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Returns the layer over the image's directory `dir`, made where it is missing.

@@ -115,9 +115,8 @@ fn getent(uid: u32, database: &str, keys: &[String]) -> Result<String> {
     }
     let mut child = command.spawn().map_err(failed)?;
     let output = read_until(&mut child, Instant::now() + DEADLINE);
-    if output.is_none() {
-        let _ = child.kill();
-    }
+    // Also where all was said: a name service may keep the program from ending.
+    let _ = child.kill();
     let _ = child.wait();
     let bytes = output.ok_or_else(|| unknown(uid, "the name service does not answer"))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -19,7 +19,7 @@ use crate::sys::{self, LOOP_AUTOCLEAR, LOOP_READ_ONLY};
 
 const CONTROL: &str = "/dev/loop-control";
 
-/// How long to go on when others take every free device first.
+/// How long to wait for others: for a hint's lock, or when they take every free device first.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A loop device with an image file, attached as long as this or a mount of it lives.
@@ -45,7 +45,18 @@ pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {
     let name = hint_name(&stat);
     loop {
         let mut hint = File::from(state::create_file(hints.as_fd(), &name)?);
-        rustix::fs::flock(&hint, FlockOperation::LockExclusive).step("lock", &*name)?;
+        // The holder may be a program that its user has frozen (cgroup.freeze): sharing is worth
+        // a moment's wait, never more.
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = rustix::fs::flock(&hint, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK {
+                return Err(error).step("lock", &*name);
+            }
+            if Instant::now() > deadline {
+                return attach_new(file);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // A sweep removed the hint while we waited for its lock.
         if rustix::fs::fstat(&hint).step("examine", &*name)?.st_nlink == 0 {
             continue;

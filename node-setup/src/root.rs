@@ -98,9 +98,12 @@ pub fn build(request: &RootRequest<'_>, run: &RunDir) -> Result<Root> {
     for entry in &entries {
         place(entry, &tree, &root, &layers)?;
     }
-    layers.mount()?;
+    layers.mount()?.map_err(|reason| Error::BadImage {
+        image: request.image.reference.clone(),
+        reason,
+    })?;
     host_dirs(&root)?;
-    volumes::attach(&mounts, &root)?;
+    volumes::attach(&mounts, &root, request)?;
 
     mount_setattr(&root, SAFE_RO, Propagation::Private, false).step("make read-only", "/")?;
     let device = mnt::device_of(&root)?;

@@ -23,7 +23,7 @@ use shifter_core::reference::ImageRef;
 use shifter_core::volmap::{Origin, VolumeMap};
 
 use crate::caller::{self, Caller};
-use crate::drop::become_user;
+use crate::drop::{become_caller, become_user};
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Store};
 use crate::job::Prepared;
@@ -62,7 +62,7 @@ fn run(words: Vec<OsString>) -> Result<ExitCode> {
 fn manage_images(words: &[OsString]) -> Result<Infallible> {
     let caller = Caller::identify_any()?;
     if rustix::process::geteuid().is_root() && caller.uid != 0 {
-        become_user(&caller)?;
+        become_caller(&caller)?;
     }
     let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     let program = Program::Shifterimg.path(&config.prefix);

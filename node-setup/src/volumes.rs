@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use shifter_core::sanitize;
 use shifter_core::volmap::{self, Volume, contains};
 
 use crate::error::{Context, Error, Result};
@@ -75,13 +76,17 @@ pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Pl
 }
 
 /// Attaches what was planned to the finished root, outer targets before inner ones.
-pub fn attach(mounts: &[Planned], root: &OwnedFd) -> Result<()> {
+pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> Result<()> {
     let root_path = mnt::path_of(root.as_fd());
     for mount in mounts {
-        let target = mnt::open_inside(root, &mount.target, OFlags::PATH);
-        let target = match (&mount.volume, target) {
-            (None, target) => target.step("open", &*mount.target)?,
-            (Some(volume), target) => {
+        let open = || mnt::open_inside(root, &mount.target, OFlags::PATH);
+        let target = match &mount.volume {
+            // The mount point was found in the image or made: a link of the image's leads away.
+            None => open().map_err(|error| misplaced(mount, request, error))?,
+            Some(volume) => {
+                // With the user's eyes: what lies in other users' directories is not told.
+                let user = request.user;
+                let target = as_user(user.uid, user.gid, &user.gids(), open)?;
                 let target = target.map_err(|error| missing_target(volume, error))?;
                 let path = mnt::path_of(target.as_fd());
                 judge_resolved(volume, path.strip_prefix(&root_path).unwrap_or("/"), mounts)?;
@@ -91,9 +96,21 @@ pub fn attach(mounts: &[Planned], root: &OwnedFd) -> Result<()> {
         };
         let clone = mnt::clone(&mount.source, mount.recursive)?;
         mnt::restrict(&clone, mount.attributes, mount.propagation)?;
-        mnt::attach(&clone, &target)?;
+        mnt::attach(&clone, &target).map_err(|error| match (&mount.volume, error) {
+            // Somebody removed the target since.
+            (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
+            (_, error) => error,
+        })?;
     }
     Ok(())
+}
+
+fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {
+    let reason = std::io::Error::from(error);
+    Error::BadImage {
+        image: request.image.reference.clone(),
+        reason: format!("cannot place the site's '{}': {reason}", mount.target),
+    }
 }
 
 /// Opens a file or directory of the host to be cloned; directories trigger automounts.
@@ -143,19 +160,22 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
 
 /// The site mounts as users' sources are judged by them.
 struct SiteView {
-    /// `(path in the container, canonical path on the host)`.
-    dirs: Vec<(String, String)>,
+    /// `(path in the container, canonical path on the host, flags)`.
+    dirs: Vec<(String, String, MountAttrFlags)>,
 }
 
 impl SiteView {
     fn of(mounts: &[Planned]) -> Self {
-        let of = |mount: &Planned| (mount.target.clone(), mnt::path_of(mount.source.as_fd()));
+        let of = |mount: &Planned| {
+            let host = mnt::path_of(mount.source.as_fd());
+            (mount.target.clone(), host, mount.attributes)
+        };
         let mut dirs: Vec<_> = mounts
             .iter()
             .filter(|mount| mount.target != UDI_IMAGE)
             .map(of)
             .collect();
-        dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned())));
+        dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));
         Self { dirs }
     }
 
@@ -164,22 +184,30 @@ impl SiteView {
         let found = self
             .dirs
             .iter()
-            .filter(|(target, _)| contains(target, path));
-        match found.max_by_key(|(target, _)| target.len()) {
-            Some((target, host)) => format!("{host}{}", &path[target.len()..]),
+            .filter(|(target, ..)| contains(target, path));
+        match found.max_by_key(|(target, ..)| target.len()) {
+            Some((target, host, _)) => format!("{host}{}", &path[target.len()..]),
             None => path.to_owned(),
         }
     }
 
-    fn allows(&self, host_path: &str) -> bool {
-        self.dirs.iter().any(|(_, host)| contains(host, host_path))
+    /// Returns the flags of the site mount that contains a path; none if users may not mount it.
+    fn flags(&self, host_path: &str) -> Option<MountAttrFlags> {
+        let found = self.dirs.iter();
+        let found = found.filter(|(_, host, _)| contains(host, host_path));
+        found
+            .max_by_key(|(_, host, flags)| {
+                let is_writable = !flags.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
+                (host.len(), is_writable)
+            })
+            .map(|(.., flags)| *flags)
     }
 
     fn hint(&self) -> String {
         let names: Vec<&str> = self
             .dirs
             .iter()
-            .map(|(target, _)| target.as_str())
+            .map(|(target, ..)| target.as_str())
             .collect();
         format!("volumes can be taken from {}", names.join(", "))
     }
@@ -212,10 +240,11 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         let reason = std::io::Error::from(error).to_string();
         refused(volume, reason, (error == Errno::NOENT).then(|| site.hint()))
     })?;
-    if !site.allows(&mnt::path_of(source.as_fd())) {
+    // What the site shows read-only stays so.
+    let Some(site_flags) = site.flags(&mnt::path_of(source.as_fd())) else {
         let reason = "the source is not within a site mount".to_owned();
         return Err(refused(volume, reason, Some(site.hint())));
-    }
+    };
     let stat = rustix::fs::fstat(&source).step("examine", &*volume.from)?;
     if Kind::of(&stat).is_none() {
         let reason = "the source is neither a directory nor a regular file".to_owned();
@@ -230,7 +259,7 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         target: volume.to.clone(),
         source,
         recursive: true,
-        attributes: SAFE | read_only,
+        attributes: site_flags | read_only,
         propagation: Propagation::Private,
         volume: Some(volume.clone()),
     })
@@ -240,6 +269,7 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
 fn judge_resolved(volume: &Volume, path: &str, mounts: &[Planned]) -> Result<()> {
     let path = if path.is_empty() { "/" } else { path };
     if volmap::judge_user_target(path).is_err() {
+        let path = sanitize::text(path);
         let reason = format!("it leads to '{path}', which users cannot mount on");
         return Err(refused(volume, reason, None));
     }

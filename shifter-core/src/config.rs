@@ -111,7 +111,7 @@ pub struct Root {
     /// Size limit of the in-memory root, in MiB.
     pub tmpfs_size_mib: u32,
     /// Directories of the host that every container sees, in the volume grammar
-    /// `FROM[:TO][:flags]`. Users' volumes must lie within them.
+    /// `FROM[:TO[:flags]]`. Users' volumes must lie within them.
     pub site_mounts: Vec<String>,
     /// Directory of the host placed read-only at /opt/udiImage.
     pub udi_image: Option<PathBuf>,
@@ -258,6 +258,17 @@ impl Config {
         if let Err(error) = VolumeMap::parse_many(mounts, Origin::Site) {
             return fail("site_mounts", error.to_string());
         }
+        let site = self.site_mounts();
+        if let Some(volume) = site
+            .entries()
+            .iter()
+            .find(|v| v.flags.per_node_cache.is_some())
+        {
+            return fail(
+                "site_mounts",
+                format!("'{}': a perNodeCache belongs to a user's volume", volume.to),
+            );
+        }
         if let Some(command) = self.store.site_pull_command.first()
             && !command.starts_with('/')
         {
@@ -378,6 +389,11 @@ mod tests {
                 "user_images",
             ),
             ("x = \n", ":1: ", "x ="),
+            (
+                "[root]\nsite_mounts = ['/a:/b:perNodeCache=size=1G']",
+                ":2: site_mounts: '/b': a perNodeCache",
+                "",
+            ),
             (
                 "[module.a]\nconflicts = ['b']",
                 ":2: conflicts: module 'a'",

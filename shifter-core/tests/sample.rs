@@ -109,10 +109,11 @@ fn known_keys() -> BTreeSet<String> {
             table(header) + "."
         };
         let text = format!("{header}\nno_such_key = 1\n");
-        let error = Config::parse(&text, Path::new("/x"))
-            .unwrap_err()
-            .to_string();
-        let (_, expected) = error.split_once("expected ").unwrap();
+        let error = Config::parse(&text, Path::new("/x")).map_err(|error| error.to_string());
+        let Some((_, expected)) = error.as_ref().err().and_then(|e| e.split_once("expected "))
+        else {
+            panic!("{header}: {error:?}");
+        };
         let names = expected.split('`').skip(1).step_by(2);
         found.extend(names.map(|name| format!("{prefix}{name}")));
     }

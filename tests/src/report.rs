@@ -10,7 +10,12 @@ pub fn line(text: &str) {
 
 /// Prints one step of a longer story: what, how long, and what came of it.
 pub fn step(what: &str, took: Duration, result: &str) {
-    line(&format!("  {what:<34} {:>7}   {result}", seconds(took)));
+    timed(what, &seconds(took), result);
+}
+
+/// Prints one step whose time somebody else took.
+pub fn timed(what: &str, time: &str, result: &str) {
+    line(&format!("  {what:<32} {time:>7}   {result}"));
 }
 
 /// Prints a program's output, set off from what the bench says itself.

@@ -107,7 +107,11 @@ impl<'a> Header<'a> {
             Format::Gnu => self.misplaced_prefix(),
         };
         let name = text(&self.0[NAME]);
-        if prefix.is_empty() { name.to_vec() } else { [prefix, name].join(&b'/') }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, name].join(&b'/')
+        }
     }
 
     /// Go before 1.8 wrote ustar's prefix into GNU headers, and docker wrote images with it: taken
@@ -118,7 +122,11 @@ impl<'a> Header<'a> {
             field[0] == 0 || number(field).is_ok()
         };
         let prefix = text(&self.0[USTAR_PREFIX]);
-        if GNU_TIMES.into_iter().all(is_time) || !prefix.is_ascii() { &[] } else { prefix }
+        if GNU_TIMES.into_iter().all(is_time) || !prefix.is_ascii() {
+            &[]
+        } else {
+            prefix
+        }
     }
 
     fn format(&self) -> Format {
@@ -146,15 +154,22 @@ pub(super) fn number(field: &[u8]) -> Result<i64, &'static str> {
 
 fn octal(field: &[u8]) -> Result<i64, &'static str> {
     let is_blank = |b: &u8| *b == b' ' || *b == 0;
-    let Some(start) = field.iter().position(|b| !is_blank(b)) else { return Ok(0) };
-    let end = field.iter().rposition(|b| !is_blank(b)).map_or(start, |last| last + 1);
-    text(&field[start..end]).iter().try_fold(0i64, |sum, digit| match digit {
-        b'0'..=b'7' => sum
-            .checked_mul(8)
-            .and_then(|sum| sum.checked_add(i64::from(digit - b'0')))
-            .ok_or("a number is too large"),
-        _ => Err("a number is not octal"),
-    })
+    let Some(start) = field.iter().position(|b| !is_blank(b)) else {
+        return Ok(0);
+    };
+    let end = field
+        .iter()
+        .rposition(|b| !is_blank(b))
+        .map_or(start, |last| last + 1);
+    text(&field[start..end])
+        .iter()
+        .try_fold(0i64, |sum, digit| match digit {
+            b'0'..=b'7' => sum
+                .checked_mul(8)
+                .and_then(|sum| sum.checked_add(i64::from(digit - b'0')))
+                .ok_or("a number is too large"),
+            _ => Err("a number is not octal"),
+        })
 }
 
 /// Two's complement, most significant byte first; the very first bit only marks the form.
@@ -196,7 +211,10 @@ mod tests {
             (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
             (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
             (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
-            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
             (b"\xc0\0\0\0\0\0\0\0\0\0\0\0", None),
         ] {
             assert_eq!(number(field).ok(), want, "{field:?}");
@@ -206,7 +224,12 @@ mod tests {
     #[test]
     fn names_with_each_formats_prefix() {
         for (magic, trailer, prefix, want) in [
-            (&b"ustar\x0000"[..], &b"\0\0\0\0"[..], &b"dir"[..], "dir/name"),
+            (
+                &b"ustar\x0000"[..],
+                &b"\0\0\0\0"[..],
+                &b"dir"[..],
+                "dir/name",
+            ),
             (b"ustar\x0000", b"tar\0", b"dir", "dir/name"),
             (b"ustar  \0", b"\0\0\0\0", b"00000000001\0", "name"),
             (b"ustar  \0", b"\0\0\0\0", b"some/dir", "some/dir/name"),

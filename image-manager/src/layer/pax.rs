@@ -38,9 +38,8 @@ pub(super) struct SparseRecords {
 pub(super) fn parse(mut records: &[u8]) -> Result<Pax, &'static str> {
     let mut pax = Pax::default();
     while !records.is_empty() {
-        let (key, value, rest) = record(records)?;
+        let (key, value) = record(&mut records)?;
         pax.apply(key, value)?;
-        records = rest;
     }
     if pax.sparse.map.len() % 2 != 0 {
         return Err("its sparse map has an offset without a length");
@@ -49,7 +48,7 @@ pub(super) fn parse(mut records: &[u8]) -> Result<Pax, &'static str> {
 }
 
 /// Splits off one record. Its length counts itself, the blank, and the newline at the end.
-fn record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+fn record<'a>(records: &mut &'a [u8]) -> Result<(&'a [u8], &'a [u8]), &'static str> {
     const MALFORMED: &str = "a pax record is malformed";
     let blank = records.iter().position(|&b| b == b' ').ok_or(MALFORMED)?;
     let length = usize::try_from(decimal(&records[..blank])?).map_err(|_| MALFORMED)?;
@@ -57,13 +56,14 @@ fn record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
         return Err(MALFORMED);
     }
     let (record, rest) = records.split_at(length);
+    *records = rest;
     let body = record[blank + 1..].strip_suffix(b"\n").ok_or(MALFORMED)?;
     let equals = body.iter().position(|&b| b == b'=').ok_or(MALFORMED)?;
     let (key, value) = (&body[..equals], &body[equals + 1..]);
     if key.is_empty() || key.contains(&0) {
         return Err(MALFORMED);
     }
-    Ok((key, value, rest))
+    Ok((key, value))
 }
 
 impl Pax {
@@ -107,8 +107,10 @@ impl SparseRecords {
             b"name" => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.size = Some(decimal(value)?),
             b"map" => {
-                self.map =
-                    value.split(|&b| b == b',').map(decimal).collect::<Result<_, _>>()?;
+                self.map = value
+                    .split(|&b| b == b',')
+                    .map(decimal)
+                    .collect::<Result<_, _>>()?;
             }
             b"offset" | b"numbytes" => {
                 if (key == b"offset") != self.map.len().is_multiple_of(2) {
@@ -174,10 +176,15 @@ mod tests {
         let pax = parse(&text.concat()).unwrap();
         assert_eq!(pax.path.unwrap(), b"\xff long name\xfe");
         assert_eq!(pax.link.unwrap(), b"target");
-        assert_eq!((pax.size, pax.uid, pax.gid), (Some(123), Some(4_000_000), None));
+        assert_eq!(
+            (pax.size, pax.uid, pax.gid),
+            (Some(123), Some(4_000_000), None)
+        );
         assert_eq!(pax.mtime, Some(1_350_244_992));
-        let xattrs: Vec<Xattr> =
-            vec![(b"user.a".to_vec(), b"1\n2=\n".to_vec()), (b"user.b".to_vec(), Vec::new())];
+        let xattrs: Vec<Xattr> = vec![
+            (b"user.a".to_vec(), b"1\n2=\n".to_vec()),
+            (b"user.b".to_vec(), Vec::new()),
+        ];
         assert_eq!(pax.xattrs, xattrs);
     }
 
@@ -197,7 +204,12 @@ mod tests {
         let newer = [rec("size", "99"), rec("map", "0,5,90,9")].concat();
         assert_eq!(parse(&old).unwrap(), parse(&newer).unwrap());
         assert_eq!(parse(&newer).unwrap().sparse.map, [0, 5, 90, 9]);
-        for bad in [rec("offset", "0"), rec("numbytes", "5"), rec("map", "0,5,"), rec("map", "1")] {
+        for bad in [
+            rec("offset", "0"),
+            rec("numbytes", "5"),
+            rec("map", "0,5,"),
+            rec("map", "1"),
+        ] {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }

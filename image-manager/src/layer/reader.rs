@@ -162,13 +162,18 @@ impl LayerReader {
     /// The next piece of the current entry's contents; `None` at its end.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, LayerError> {
         let contents = &mut self.contents;
-        let next = contents.parts.last().map_or(contents.size, |part| part.offset);
+        let next = contents
+            .parts
+            .last()
+            .map_or(contents.size, |part| part.offset);
         if contents.at < next {
             let hole = next - contents.at;
             contents.at = next;
             return Ok(Some(Chunk::Hole(hole)));
         }
-        let Some(part) = contents.parts.last_mut() else { return Ok(None) };
+        let Some(part) = contents.parts.last_mut() else {
+            return Ok(None);
+        };
         let bytes = self.stream.available()?.len() as u64;
         if bytes == 0 {
             return Err(LayerError::Truncated);
@@ -194,7 +199,10 @@ impl LayerReader {
     }
 
     fn malformed(&self, reason: &'static str) -> LayerError {
-        LayerError::Malformed { number: self.entries, reason }
+        LayerError::Malformed {
+            number: self.entries,
+            reason,
+        }
     }
 
     fn skip_contents(&mut self) -> Result<(), LayerError> {
@@ -230,7 +238,10 @@ impl LayerReader {
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, LayerError> {
         if size > MAX_EXTENSION {
             let what = "bytes in an extended header";
-            return Err(LayerError::Limit { what, limit: MAX_EXTENSION });
+            return Err(LayerError::Limit {
+                what,
+                limit: MAX_EXTENSION,
+            });
         }
         let mut bytes = vec![0; size as usize]; // at most 1 MiB
         if size > 0 && !self.stream.fill(&mut bytes)? {
@@ -244,9 +255,13 @@ impl LayerReader {
         let Extensions { pax, name, link } = extensions;
         let mut pax = pax.unwrap_or_default();
         let sparse_name = pax.sparse.name.take();
-        let raw = sparse_name.or(name).or(pax.path.take()).unwrap_or_else(|| header.name());
-        let raw_link =
-            link.or(pax.link.take()).unwrap_or_else(|| header.link().to_vec());
+        let raw = sparse_name
+            .or(name)
+            .or(pax.path.take())
+            .unwrap_or_else(|| header.name());
+        let raw_link = link
+            .or(pax.link.take())
+            .unwrap_or_else(|| header.link().to_vec());
         let is_directory = header.kind() == b'5' || header.kind() == 0 && raw.ends_with(b"/");
         let limit = self.budget.limits().path_bytes;
         let path = |raw: &[u8]| normalise(raw, limit);
@@ -292,11 +307,17 @@ impl LayerReader {
             EntryKind::File { .. } => {
                 let stored = header.size().map_err(|reason| self.malformed(reason))?;
                 let stored = pax.size.unwrap_or(stored);
-                EntryKind::File { size: self.start_contents(&header, &pax, stored)? }
+                EntryKind::File {
+                    size: self.start_contents(&header, &pax, stored)?,
+                }
             }
             other => other,
         };
-        Ok(Entry { path: normal, kind, metadata })
+        Ok(Entry {
+            path: normal,
+            kind,
+            metadata,
+        })
     }
 
     fn metadata(
@@ -314,15 +335,25 @@ impl LayerReader {
                 .filter(|&id| id != u32::MAX)
                 .ok_or_else(|| refused(raw, "its owner is out of range"))
         };
-        let mtime = pax.mtime.map_or_else(|| header.mtime(), Ok).map_err(malformed)?;
+        let mtime = pax
+            .mtime
+            .map_or_else(|| header.mtime(), Ok)
+            .map_err(malformed)?;
         let xattrs = std::mem::take(&mut pax.xattrs);
-        let size: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let size: usize = xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
         let limit = self.budget.limits().xattr_bytes;
         if size > limit {
             let what = "bytes of extended attributes on one entry";
-            return Err(LayerError::Limit { what, limit: limit as u64 });
+            return Err(LayerError::Limit {
+                what,
+                limit: limit as u64,
+            });
         }
-        self.budget.take_name_bytes(size + xattrs.len() * XATTR_COST)?;
+        self.budget
+            .take_name_bytes(size + xattrs.len() * XATTR_COST)?;
         Ok(Metadata {
             mode: (header.mode().map_err(malformed)? & 0o7777) as u16,
             uid: id(header.uid(), pax.uid)?,
@@ -355,7 +386,10 @@ impl LayerReader {
         } else {
             match version {
                 None => {
-                    let whole = Part { offset: 0, length: stored };
+                    let whole = Part {
+                        offset: 0,
+                        length: stored,
+                    };
                     (vec![whole], stored, 0)
                 }
                 Some((0, 0 | 1)) => {
@@ -388,7 +422,8 @@ impl LayerReader {
         let (mut map, size) = parsed.map_err(|reason| self.malformed(reason))?;
         while map.continues {
             let block = self.block()?.ok_or(LayerError::Truncated)?;
-            map.extend(&block).map_err(|reason| self.malformed(reason))?;
+            map.extend(&block)
+                .map_err(|reason| self.malformed(reason))?;
         }
         Ok((map.parts, size))
     }
@@ -400,7 +435,9 @@ impl LayerReader {
         while used + BLOCK as u64 <= stored {
             let block = self.block()?.ok_or(LayerError::Truncated)?;
             used += BLOCK as u64;
-            let parts = reader.push(&block).map_err(|reason| self.malformed(reason))?;
+            let parts = reader
+                .push(&block)
+                .map_err(|reason| self.malformed(reason))?;
             if let Some(parts) = parts {
                 return Ok((parts, used));
             }
@@ -433,7 +470,10 @@ impl Extensions {
 }
 
 fn refused(raw: &[u8], reason: &'static str) -> LayerError {
-    LayerError::Refused { path: sanitize::bytes(raw), reason }
+    LayerError::Refused {
+        path: sanitize::bytes(raw),
+        reason,
+    }
 }
 
 fn padding(size: u64) -> u64 {

@@ -30,7 +30,10 @@ impl SparseMap {
             if part.offset < end {
                 return Err("its sparse map is out of order");
             }
-            end = part.offset.checked_add(part.length).ok_or("its sparse map overflows")?;
+            end = part
+                .offset
+                .checked_add(part.length)
+                .ok_or("its sparse map overflows")?;
             sum = sum.saturating_add(part.length);
         }
         if end > size {
@@ -48,7 +51,13 @@ pub(super) fn from_numbers(numbers: &[u64]) -> Result<Vec<Part>, &'static str> {
     if numbers.len() / 2 > MAX_PARTS {
         return Err(TOO_MANY);
     }
-    Ok(numbers.chunks_exact(2).map(|p| Part { offset: p[0], length: p[1] }).collect())
+    Ok(numbers
+        .chunks_exact(2)
+        .map(|p| Part {
+            offset: p[0],
+            length: p[1],
+        })
+        .collect())
 }
 
 const TOO_MANY: &str = "its sparse map has too many parts";
@@ -63,7 +72,10 @@ pub(super) struct OldMap {
 impl OldMap {
     /// Reads the header's own pairs; the second value is the file's size.
     pub(super) fn parse(header: &[u8; BLOCK]) -> Result<(Self, u64), &'static str> {
-        let mut map = Self { parts: Vec::new(), continues: header[482] != 0 };
+        let mut map = Self {
+            parts: Vec::new(),
+            continues: header[482] != 0,
+        };
         map.add(&header[386..482])?;
         let size = u64::try_from(number(&header[483..495])?).map_err(|_| "its size is negative")?;
         Ok((map, size))
@@ -86,7 +98,10 @@ impl OldMap {
             let field = |bytes| {
                 u64::try_from(number(bytes)?).map_err(|_| "its sparse map has a negative number")
             };
-            self.parts.push(Part { offset: field(&pair[..12])?, length: field(&pair[12..])? });
+            self.parts.push(Part {
+                offset: field(&pair[..12])?,
+                length: field(&pair[12..])?,
+            });
         }
         Ok(())
     }
@@ -113,11 +128,17 @@ impl MapReader {
             return Err("its sparse map does not start with a count");
         }
         let count = decimal(lines.next().unwrap_or_default())?;
-        let count = usize::try_from(count).ok().filter(|&n| n <= MAX_PARTS).ok_or(TOO_MANY)?;
+        let count = usize::try_from(count)
+            .ok()
+            .filter(|&n| n <= MAX_PARTS)
+            .ok_or(TOO_MANY)?;
         if self.lines < 1 + 2 * count {
             return Ok(None);
         }
-        let numbers = lines.take(2 * count).map(decimal).collect::<Result<Vec<_>, _>>()?;
+        let numbers = lines
+            .take(2 * count)
+            .map(decimal)
+            .collect::<Result<Vec<_>, _>>()?;
         from_numbers(&numbers).map(Some)
     }
 }
@@ -155,8 +176,7 @@ mod tests {
         }
         text.resize(text.len().next_multiple_of(BLOCK), 0);
         let mut reader = MapReader::default();
-        let blocks: Vec<[u8; BLOCK]> =
-            text.chunks(BLOCK).map(|b| b.try_into().unwrap()).collect();
+        let blocks: Vec<[u8; BLOCK]> = text.chunks(BLOCK).map(|b| b.try_into().unwrap()).collect();
         assert!(blocks.len() > 1);
         let (last, first) = blocks.split_last().unwrap();
         for block in first {

@@ -5,8 +5,8 @@
 
 use super::{LayerError, Limits};
 use crate::hash::Hasher;
-use shifter_core::sanitize;
 use sha2::{Digest, Sha256};
+use shifter_core::sanitize;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,12 +44,18 @@ impl Budget {
 
     pub(super) fn take_bytes(&self, count: u64) -> Result<(), LayerError> {
         let limit = self.limits.bytes;
-        take(&self.bytes, count).ok_or(LayerError::Limit { what: "bytes for all layers", limit })
+        take(&self.bytes, count).ok_or(LayerError::Limit {
+            what: "bytes for all layers",
+            limit,
+        })
     }
 
     pub(super) fn take_entry(&self) -> Result<(), LayerError> {
         let limit = self.limits.entries.into();
-        take(&self.entries, 1).ok_or(LayerError::Limit { what: "entries for all layers", limit })
+        take(&self.entries, 1).ok_or(LayerError::Limit {
+            what: "entries for all layers",
+            limit,
+        })
     }
 
     pub(super) fn take_name_bytes(&self, count: usize) -> Result<(), LayerError> {
@@ -61,7 +67,9 @@ impl Budget {
 
 fn take(left: &AtomicU64, count: u64) -> Option<()> {
     let taken = |left: u64| left.checked_sub(count);
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok().map(|_| ())
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken)
+        .ok()
+        .map(|_| ())
 }
 
 /// How a blob is compressed.
@@ -87,9 +95,12 @@ impl Packing {
         if media_type.is_empty() {
             return Ok(None);
         }
-        let rest = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
-            .iter()
-            .find_map(|prefix| media_type.strip_prefix(prefix));
+        let rest = [
+            "application/vnd.oci.image.layer.",
+            "application/vnd.docker.image.rootfs.",
+        ]
+        .iter()
+        .find_map(|prefix| media_type.strip_prefix(prefix));
         Ok(Some(match rest {
             Some("v1.tar" | "nondistributable.v1.tar" | "diff.tar" | "foreign.diff.tar") => {
                 Self::Plain
@@ -145,7 +156,10 @@ impl Stream {
     ) -> Result<Self, LayerError> {
         let mut blob = Blob(blob);
         let mut head = Vec::with_capacity(4);
-        Read::by_ref(&mut blob).take(4).read_to_end(&mut head).map_err(classify)?;
+        Read::by_ref(&mut blob)
+            .take(4)
+            .read_to_end(&mut head)
+            .map_err(classify)?;
         let packing = Packing::of(&head);
         if Packing::promised(media_type)?.is_some_and(|promised| promised != packing) {
             let (media_type, found) = (sanitize::text(media_type), packing.name());
@@ -158,8 +172,9 @@ impl Stream {
             .spawn(move || decompress(packing, source, &sender))
             .map_err(|source| LayerError::Read { source })?;
         let limits = budget.limits();
-        let ratio_limit =
-            blob_bytes.saturating_mul(limits.ratio).saturating_add(limits.free_bytes);
+        let ratio_limit = blob_bytes
+            .saturating_mul(limits.ratio)
+            .saturating_add(limits.free_bytes);
         Ok(Self {
             pieces: Some(pieces),
             worker: Some(worker),
@@ -216,7 +231,11 @@ impl Stream {
             let bytes = self.available()?;
             let count = bytes.len().min(out.len() - filled);
             if count == 0 {
-                return if filled == 0 { Ok(false) } else { Err(LayerError::Truncated) };
+                return if filled == 0 {
+                    Ok(false)
+                } else {
+                    Err(LayerError::Truncated)
+                };
             }
             out[filled..filled + count].copy_from_slice(&bytes[..count]);
             filled += count;
@@ -317,7 +336,10 @@ impl<R: Read> Read for Blob<R> {
 }
 
 fn classify(source: io::Error) -> LayerError {
-    if source.get_ref().is_some_and(|inner| inner.is::<BlobError>()) {
+    if source
+        .get_ref()
+        .is_some_and(|inner| inner.is::<BlobError>())
+    {
         return LayerError::Read { source };
     }
     match source.kind() {

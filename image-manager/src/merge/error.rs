@@ -55,18 +55,26 @@ pub enum MergeError {
 
 impl MergeError {
     pub(super) fn parent(path: &[u8]) -> Self {
-        Self::ParentNotDirectory { path: sanitize::bytes(path) }
+        Self::ParentNotDirectory {
+            path: sanitize::bytes(path),
+        }
     }
 
     pub(super) fn link_loop(path: &[u8]) -> Self {
-        Self::LinkLoop { path: sanitize::bytes(path) }
+        Self::LinkLoop {
+            path: sanitize::bytes(path),
+        }
     }
 
     pub(super) fn long(path: &[u8]) -> Self {
-        Self::LongPath { path: sanitize::bytes(path) }
+        Self::LongPath {
+            path: sanitize::bytes(path),
+        }
     }
 
     pub(super) fn whiteout(path: &[u8]) -> Self {
-        Self::Whiteout { path: sanitize::bytes(path) }
+        Self::Whiteout {
+            path: sanitize::bytes(path),
+        }
     }
 }

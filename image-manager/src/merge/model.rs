@@ -22,17 +22,26 @@ pub(super) struct Model {
 
 fn parts(path: &[u8]) -> Path {
     let text = String::from_utf8(path.to_vec()).unwrap();
-    text.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    text.split('/')
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 impl Model {
     pub(super) fn new() -> Self {
         let names = BTreeMap::from([(Path::new(), (0, 0))]);
-        Self { names, inodes: vec![(Kind::Dir, 0o755, 0)], layer: 0 }
+        Self {
+            names,
+            inodes: vec![(Kind::Dir, 0o755, 0)],
+            layer: 0,
+        }
     }
 
     fn kind(&self, path: &Path) -> Option<Kind> {
-        self.names.get(path).map(|&(inode, _)| self.inodes[inode].0.clone())
+        self.names
+            .get(path)
+            .map(|&(inode, _)| self.inodes[inode].0.clone())
     }
 
     /// Where a directory's path leads; an error if something on the way is not a directory.
@@ -166,7 +175,11 @@ impl Model {
     fn existing_directory(&self, path: &[u8]) -> Result<Option<Path>, ()> {
         // A loop is an error everywhere, a file on the way only where something is made.
         let Ok(path) = self.resolve(parts(path)) else {
-            return if self.loops(parts(path)) { Err(()) } else { Ok(None) };
+            return if self.loops(parts(path)) {
+                Err(())
+            } else {
+                Ok(None)
+            };
         };
         Ok(matches!(self.kind(&path), Some(Kind::Dir)).then_some(path))
     }
@@ -187,7 +200,11 @@ impl Model {
     }
 
     pub(super) fn listing(&self) -> BTreeMap<String, String> {
-        let text = |path: &Path| path.iter().map(|part| format!("/{part}")).collect::<String>();
+        let text = |path: &Path| {
+            path.iter()
+                .map(|part| format!("/{part}"))
+                .collect::<String>()
+        };
         // In the order of the whole texts, as in the merger's listing.
         let sorted: BTreeMap<_, _> = self.names.iter().map(|(p, &(i, _))| (text(p), i)).collect();
         let mut first = BTreeMap::new();
@@ -203,6 +220,9 @@ impl Model {
             };
             format!("{what} {mode:o} {uid} ={}", first[&inode])
         };
-        sorted.iter().map(|(path, &inode)| (path.clone(), line(inode))).collect()
+        sorted
+            .iter()
+            .map(|(path, &inode)| (path.clone(), line(inode)))
+            .collect()
     }
 }

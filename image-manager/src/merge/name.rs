@@ -76,19 +76,61 @@ mod tests {
     fn names_mean_what_the_image_specification_says() {
         for (path, want) in [
             ("", Some(Meaning::Root)),
-            ("a", Some(Meaning::Name { parent: b"", name: b"a" })),
-            ("a/b/c", Some(Meaning::Name { parent: b"a/b", name: b"c" })),
-            ("a/.wh.b", Some(Meaning::Whiteout { parent: b"a", name: b"b" })),
-            (".wh.b", Some(Meaning::Whiteout { parent: b"", name: b"b" })),
-            (".wh..hidden", Some(Meaning::Whiteout { parent: b"", name: b".hidden" })),
-            (".wh....", Some(Meaning::Whiteout { parent: b"", name: b"..." })),
+            (
+                "a",
+                Some(Meaning::Name {
+                    parent: b"",
+                    name: b"a",
+                }),
+            ),
+            (
+                "a/b/c",
+                Some(Meaning::Name {
+                    parent: b"a/b",
+                    name: b"c",
+                }),
+            ),
+            (
+                "a/.wh.b",
+                Some(Meaning::Whiteout {
+                    parent: b"a",
+                    name: b"b",
+                }),
+            ),
+            (
+                ".wh.b",
+                Some(Meaning::Whiteout {
+                    parent: b"",
+                    name: b"b",
+                }),
+            ),
+            (
+                ".wh..hidden",
+                Some(Meaning::Whiteout {
+                    parent: b"",
+                    name: b".hidden",
+                }),
+            ),
+            (
+                ".wh....",
+                Some(Meaning::Whiteout {
+                    parent: b"",
+                    name: b"...",
+                }),
+            ),
             ("a/.wh..wh..opq", Some(Meaning::Opaque { directory: b"a" })),
             (".wh..wh..opq", Some(Meaning::Opaque { directory: b"" })),
             (".wh..wh.aufs", Some(Meaning::Ignored)),
             (".wh..wh.plnk", Some(Meaning::Ignored)),
             (".wh..wh.plnk/1.2", Some(Meaning::Ignored)),
             (".wh..wh.orph/.wh..wh..opq", Some(Meaning::Ignored)),
-            (".wha/b", Some(Meaning::Name { parent: b".wha", name: b"b" })),
+            (
+                ".wha/b",
+                Some(Meaning::Name {
+                    parent: b".wha",
+                    name: b"b",
+                }),
+            ),
             (".wh.", None),
             ("a/.wh..", None),
             ("a/.wh...", None),
@@ -115,7 +157,11 @@ mod tests {
             ("", false, false),
         ] {
             assert_eq!(is_xattr_allowed(name.as_bytes(), false), default, "{name}");
-            assert_eq!(is_xattr_allowed(name.as_bytes(), true), with_capabilities, "{name}");
+            assert_eq!(
+                is_xattr_allowed(name.as_bytes(), true),
+                with_capabilities,
+                "{name}"
+            );
         }
     }
 }

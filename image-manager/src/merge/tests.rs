@@ -49,33 +49,97 @@ fn dir(name: &str) -> Sample {
 fn whiteouts_hide_lower_layers_only() {
     let lower = [dir("d"), file("d/old"), file("foo"), file("foobar")];
     for (what, upper, want) in [
-        ("a file, not its namesakes", vec![file(".wh.foo")], vec![
-            "d dir 755 0", "d/old file 0:1 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("a directory", vec![file(".wh.d")], vec!["foo file 0:2 644 0", "foobar file 0:3 644 0"]),
-        ("nothing", vec![file(".wh.none"), file("none/.wh.x"), file("foo/.wh.x")], vec![
-            "d dir 755 0", "d/old file 0:1 644 0", "foo file 0:2 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("whiteout, then made again", vec![file(".wh.d"), dir("d").mode(0o700), file("d/new")], vec![
-            "d dir 700 0", "d/new file 1:2 644 0", "foo file 0:2 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("made again, then whiteout", vec![dir("d").mode(0o700), file("d/new"), file(".wh.d")], vec![
-            "d dir 700 0", "d/new file 1:1 644 0", "foo file 0:2 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("a file that the layer replaces", vec![file("foo"), file(".wh.foo")], vec![
-            "d dir 755 0", "d/old file 0:1 644 0", "foo file 1:0 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("opaque first", vec![file("d/.wh..wh..opq"), file("d/new")], vec![
-            "d dir 755 0", "d/new file 1:1 644 0", "foo file 0:2 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("opaque last", vec![file("d/new"), file("d/.wh..wh..opq")], vec![
-            "d dir 755 0", "d/new file 1:0 644 0", "foo file 0:2 644 0", "foobar file 0:3 644 0",
-        ]),
-        ("opaque root", vec![file("new"), file(".wh..wh..opq")], vec!["new file 1:0 644 0"]),
-        ("aufs's own files", vec![
-            file(".wh..wh.aufs"), dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2"),
-            dir(".wh..wh.orph"), file(".wh.d"), file(".wh.foobar"),
-        ], vec!["foo file 0:2 644 0"]),
+        (
+            "a file, not its namesakes",
+            vec![file(".wh.foo")],
+            vec![
+                "d dir 755 0",
+                "d/old file 0:1 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "a directory",
+            vec![file(".wh.d")],
+            vec!["foo file 0:2 644 0", "foobar file 0:3 644 0"],
+        ),
+        (
+            "nothing",
+            vec![file(".wh.none"), file("none/.wh.x"), file("foo/.wh.x")],
+            vec![
+                "d dir 755 0",
+                "d/old file 0:1 644 0",
+                "foo file 0:2 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "whiteout, then made again",
+            vec![file(".wh.d"), dir("d").mode(0o700), file("d/new")],
+            vec![
+                "d dir 700 0",
+                "d/new file 1:2 644 0",
+                "foo file 0:2 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "made again, then whiteout",
+            vec![dir("d").mode(0o700), file("d/new"), file(".wh.d")],
+            vec![
+                "d dir 700 0",
+                "d/new file 1:1 644 0",
+                "foo file 0:2 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "a file that the layer replaces",
+            vec![file("foo"), file(".wh.foo")],
+            vec![
+                "d dir 755 0",
+                "d/old file 0:1 644 0",
+                "foo file 1:0 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "opaque first",
+            vec![file("d/.wh..wh..opq"), file("d/new")],
+            vec![
+                "d dir 755 0",
+                "d/new file 1:1 644 0",
+                "foo file 0:2 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "opaque last",
+            vec![file("d/new"), file("d/.wh..wh..opq")],
+            vec![
+                "d dir 755 0",
+                "d/new file 1:0 644 0",
+                "foo file 0:2 644 0",
+                "foobar file 0:3 644 0",
+            ],
+        ),
+        (
+            "opaque root",
+            vec![file("new"), file(".wh..wh..opq")],
+            vec!["new file 1:0 644 0"],
+        ),
+        (
+            "aufs's own files",
+            vec![
+                file(".wh..wh.aufs"),
+                dir(".wh..wh.plnk"),
+                file(".wh..wh.plnk/1.2"),
+                dir(".wh..wh.orph"),
+                file(".wh.d"),
+                file(".wh.foobar"),
+            ],
+            vec!["foo file 0:2 644 0"],
+        ),
     ] {
         assert_eq!(paths(&[&lower, &upper]), want, "{what}");
     }
@@ -85,23 +149,45 @@ fn whiteouts_hide_lower_layers_only() {
 fn opaque_directories_hide_at_every_depth() {
     let lower = [file("d/a/old"), file("d/b/old"), file("d/c")];
     let upper = [file("d/a/new"), file("d/.wh..wh..opq"), file("d/a/newer")];
-    let want = ["d dir 755 0", "d/a dir 755 0", "d/a/new file 1:0 644 0", "d/a/newer file 1:2 644 0"];
+    let want = [
+        "d dir 755 0",
+        "d/a dir 755 0",
+        "d/a/new file 1:0 644 0",
+        "d/a/newer file 1:2 644 0",
+    ];
     assert_eq!(paths(&[&lower, &upper]), want);
     // And only what was there: a third layer starts afresh.
     let top = [file("d/.wh..wh..opq"), file("d/top")];
-    assert_eq!(paths(&[&lower, &upper, &top]), ["d dir 755 0", "d/top file 2:1 644 0"]);
+    assert_eq!(
+        paths(&[&lower, &upper, &top]),
+        ["d dir 755 0", "d/top file 2:1 644 0"]
+    );
 }
 
 #[test]
 fn links_on_the_way_lead_into_the_image() {
-    let lower = [dir("usr/lib"), Sample::symlink("lib", "usr/lib"), file("usr/lib/old")];
+    let lower = [
+        dir("usr/lib"),
+        Sample::symlink("lib", "usr/lib"),
+        file("usr/lib/old"),
+    ];
     let through = [file("lib/x"), file("lib/.wh.old")];
-    let want = ["lib -> usr/lib 777 0", "usr dir 755 0", "usr/lib dir 755 0", "usr/lib/x file 1:0 644 0"];
+    let want = [
+        "lib -> usr/lib 777 0",
+        "usr dir 755 0",
+        "usr/lib dir 755 0",
+        "usr/lib/x file 1:0 644 0",
+    ];
     assert_eq!(paths(&[&lower, &through]), want);
     // A directory entry replaces the link itself.
     let over = [dir("lib"), file("lib/x")];
-    let want = ["lib dir 755 0", "lib/x file 1:1 644 0", "usr dir 755 0", "usr/lib dir 755 0",
-        "usr/lib/old file 0:2 644 0"];
+    let want = [
+        "lib dir 755 0",
+        "lib/x file 1:1 644 0",
+        "usr dir 755 0",
+        "usr/lib dir 755 0",
+        "usr/lib/old file 0:2 644 0",
+    ];
     assert_eq!(paths(&[&lower, &over]), want);
 
     for (target, place) in [
@@ -122,38 +208,107 @@ fn links_on_the_way_lead_into_the_image() {
 
 #[test]
 fn entries_that_cannot_be_are_errors() {
-    let deep: Vec<Sample> = (0..50).map(|n| {
-        let target = if n == 49 { "x".into() } else { format!("l{}", n + 1) };
-        Sample::symlink(format!("l{n}"), target)
-    }).collect();
+    let deep: Vec<Sample> = (0..50)
+        .map(|n| {
+            let target = if n == 49 {
+                "x".into()
+            } else {
+                format!("l{}", n + 1)
+            };
+            Sample::symlink(format!("l{n}"), target)
+        })
+        .collect();
     let long = "n/".repeat(1500);
-    let longer = [Sample::symlink("l", &long), Sample::symlink("m", "l/l2"), file("l/x"),
-        Sample::symlink(format!("{long}/l2"), &long), ];
+    let longer = [
+        Sample::symlink("l", &long),
+        Sample::symlink("m", "l/l2"),
+        file("l/x"),
+        Sample::symlink(format!("{long}/l2"), &long),
+    ];
     let wide = [Sample::symlink("l", "n".repeat(300))];
     for (what, layers, want) in [
-        ("a loop", [vec![Sample::symlink("a", "b"), Sample::symlink("b", "a")], vec![file("a/x")]],
-            MergeError::LinkLoop { path: "a".into() }),
-        ("41 links", [deep, vec![file("l0/x")]], MergeError::LinkLoop { path: "l0".into() }),
-        ("below a file", [vec![file("f")], vec![file("f/x")]],
-            MergeError::ParentNotDirectory { path: "f".into() }),
-        ("below a link to a file", [vec![file("f"), Sample::symlink("l", "f")], vec![file("l/x")]],
-            MergeError::ParentNotDirectory { path: "l".into() }),
-        ("link to nothing", [vec![], vec![Sample::hard_link("h", "none")]],
-            MergeError::LinkTargetMissing { path: "h".into(), target: "none".into() }),
-        ("link to nothing below a file", [vec![file("f")], vec![Sample::hard_link("h", "f/x")]],
-            MergeError::LinkTargetMissing { path: "h".into(), target: "f/x".into() }),
-        ("link to a directory", [vec![dir("d")], vec![Sample::hard_link("h", "d")]],
-            MergeError::LinkTargetDirectory { path: "h".into(), target: "d".into() }),
-        ("link to the root", [vec![], vec![Sample::hard_link("h", "/")]],
-            MergeError::LinkTargetMissing { path: "h".into(), target: "".into() }),
-        ("empty whiteout", [vec![], vec![file("d/.wh.")]],
-            MergeError::Whiteout { path: "d/.wh.".into() }),
-        ("whiteout of the parent", [vec![], vec![file("d/.wh...")]],
-            MergeError::Whiteout { path: "d/.wh...".into() }),
-        ("name through links is too long", [wide.to_vec(), vec![file("l/x")]],
-            MergeError::LongPath { path: "l".into() }),
-        ("path through links is too long", [longer.to_vec(), vec![file("m/x")]],
-            MergeError::LongPath { path: "m".into() }),
+        (
+            "a loop",
+            [
+                vec![Sample::symlink("a", "b"), Sample::symlink("b", "a")],
+                vec![file("a/x")],
+            ],
+            MergeError::LinkLoop { path: "a".into() },
+        ),
+        (
+            "41 links",
+            [deep, vec![file("l0/x")]],
+            MergeError::LinkLoop { path: "l0".into() },
+        ),
+        (
+            "below a file",
+            [vec![file("f")], vec![file("f/x")]],
+            MergeError::ParentNotDirectory { path: "f".into() },
+        ),
+        (
+            "below a link to a file",
+            [
+                vec![file("f"), Sample::symlink("l", "f")],
+                vec![file("l/x")],
+            ],
+            MergeError::ParentNotDirectory { path: "l".into() },
+        ),
+        (
+            "link to nothing",
+            [vec![], vec![Sample::hard_link("h", "none")]],
+            MergeError::LinkTargetMissing {
+                path: "h".into(),
+                target: "none".into(),
+            },
+        ),
+        (
+            "link to nothing below a file",
+            [vec![file("f")], vec![Sample::hard_link("h", "f/x")]],
+            MergeError::LinkTargetMissing {
+                path: "h".into(),
+                target: "f/x".into(),
+            },
+        ),
+        (
+            "link to a directory",
+            [vec![dir("d")], vec![Sample::hard_link("h", "d")]],
+            MergeError::LinkTargetDirectory {
+                path: "h".into(),
+                target: "d".into(),
+            },
+        ),
+        (
+            "link to the root",
+            [vec![], vec![Sample::hard_link("h", "/")]],
+            MergeError::LinkTargetMissing {
+                path: "h".into(),
+                target: "".into(),
+            },
+        ),
+        (
+            "empty whiteout",
+            [vec![], vec![file("d/.wh.")]],
+            MergeError::Whiteout {
+                path: "d/.wh.".into(),
+            },
+        ),
+        (
+            "whiteout of the parent",
+            [vec![], vec![file("d/.wh...")]],
+            MergeError::Whiteout {
+                path: "d/.wh...".into(),
+            },
+        ),
+        (
+            "name through links is too long",
+            [wide.to_vec(), vec![file("l/x")]],
+            MergeError::LongPath { path: "l".into() },
+        ),
+        (
+            "path through links is too long",
+            [longer.to_vec(), vec![file("m/x")]],
+            MergeError::LongPath { path: "m".into() },
+        ),
     ] {
         let got = merge(&[&layers[0], &layers[1]]);
         assert_eq!(got.unwrap_err(), want, "{what}");
@@ -165,13 +320,21 @@ fn kinds_change_between_layers() {
     let lower = [dir("d"), file("d/x"), file("f"), Sample::symlink("s", "f")];
     for (what, upper, want) in [
         ("file over directory", file("d"), "d file 1:0 644 0"),
-        ("link over directory", Sample::symlink("d", "f"), "d -> f 777 0"),
+        (
+            "link over directory",
+            Sample::symlink("d", "f"),
+            "d -> f 777 0",
+        ),
         ("directory over file", dir("f"), "f dir 755 0"),
         ("directory over link", dir("s"), "s dir 755 0"),
         ("file over link", file("s"), "s file 1:0 644 0"),
-        ("directory over directory", dir("d").mode(0o711), "d dir 711 0"),
+        (
+            "directory over directory",
+            dir("d").mode(0o711),
+            "d dir 711 0",
+        ),
     ] {
-        let got = paths(&[&lower, &[upper.clone()]]);
+        let got = paths(&[&lower, std::slice::from_ref(&upper)]);
         assert!(got.iter().any(|line| line == want), "{what}: {got:?}");
         let is_kept = got.iter().any(|line| line.starts_with("d/x "));
         let is_replaced = upper.name == b"d" && upper.kind != b'5';
@@ -181,7 +344,12 @@ fn kinds_change_between_layers() {
 
 #[test]
 fn the_last_entry_of_a_name_wins() {
-    let layer = [dir("a").mode(0o700), file("a/x"), file("a/x").mode(0o600), dir("a").mode(0o750)];
+    let layer = [
+        dir("a").mode(0o700),
+        file("a/x"),
+        file("a/x").mode(0o600),
+        dir("a").mode(0o750),
+    ];
     assert_eq!(paths(&[&layer]), ["a dir 750 0", "a/x file 0:2 600 0"]);
     let layer = [file("a"), dir("a"), file("a/x"), Sample::symlink("a", "b")];
     assert_eq!(paths(&[&layer]), ["a -> b 777 0"]);
@@ -198,7 +366,11 @@ fn directories_without_an_entry_keep_their_attributes() {
 
 #[test]
 fn hard_links_share_their_inode_across_layers() {
-    let lower = [file("a"), Sample::hard_link("b", "a"), Sample::symlink("s", "a")];
+    let lower = [
+        file("a"),
+        Sample::hard_link("b", "a"),
+        Sample::symlink("s", "a"),
+    ];
     let listing = merge(&[&lower]).unwrap();
     assert_eq!(listing["/b"], "file 0:0 644 0 =/a");
 
@@ -234,32 +406,50 @@ fn hard_links_share_their_inode_across_layers() {
 #[test]
 fn what_would_steer_the_kernel_is_left_out() {
     let whiteout = Sample::new(b'3', "f");
-    let device = Sample { device: (1, 3), ..Sample::new(b'3', "null") };
+    let device = Sample {
+        device: (1, 3),
+        ..Sample::new(b'3', "null")
+    };
     let got = paths(&[&[file("f")], &[whiteout, device]]);
     assert_eq!(got, ["f file 0:0 644 0", "null char 1:3 644 0"]);
 
-    for (keep_capabilities, want) in
-        [(false, vec!["user.a"]), (true, vec!["user.a", "security.capability"])]
-    {
+    for (keep_capabilities, want) in [
+        (false, vec!["user.a"]),
+        (true, vec!["user.a", "security.capability"]),
+    ] {
         let sample = dir("d")
             .xattr("user.a", b"1")
             .xattr("trusted.overlay.opaque", b"y")
             .xattr("security.capability", b"c");
-        let root = Sample { name: b"./".to_vec(), ..sample.clone() };
-        let options = MergeOptions { keep_capabilities, ..MergeOptions::default() };
+        let root = Sample {
+            name: b"./".to_vec(),
+            ..sample.clone()
+        };
+        let options = MergeOptions {
+            keep_capabilities,
+            ..MergeOptions::default()
+        };
         let mut merger = Merger::new(options);
         merger.add_layer(entries(&[root, sample])).unwrap();
         let nodes = merger.finish().into_nodes();
         for metadata in nodes {
             let names: Vec<_> = metadata.xattrs.iter().map(|(n, _)| n.clone()).collect();
-            assert_eq!(names, want.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
+            assert_eq!(
+                names,
+                want.iter()
+                    .map(|n| n.as_bytes().to_vec())
+                    .collect::<Vec<_>>()
+            );
         }
     }
 }
 
 #[test]
 fn directories_that_archives_do_not_list_are_counted() {
-    let mut merger = Merger::new(MergeOptions { nodes: 100, ..MergeOptions::default() });
+    let mut merger = Merger::new(MergeOptions {
+        nodes: 100,
+        ..MergeOptions::default()
+    });
     let result = merger.add_layer(entries(&[file(&"d/".repeat(101))]));
     assert_eq!(result, Err(MergeError::TooMany { limit: 100 }));
 }

@@ -81,8 +81,16 @@ struct Step<'a> {
 
 impl Nodes {
     pub(super) fn new(limit: u32) -> Self {
-        let root = Node { kind: NodeKind::Directory(Directory::default()), metadata: implied() };
-        Self { nodes: vec![root], limit: limit as usize, layer: 0, last_made: None }
+        let root = Node {
+            kind: NodeKind::Directory(Directory::default()),
+            metadata: implied(),
+        };
+        Self {
+            nodes: vec![root],
+            limit: limit as usize,
+            layer: 0,
+            last_made: None,
+        }
     }
 
     pub(super) fn start_layer(&mut self) {
@@ -141,7 +149,9 @@ impl Nodes {
                 _ => {}
             }
             let here = steps.last().map_or(Some(NodeId::ROOT), |step| step.node);
-            let node = here.and_then(|here| self.child(here, name)).map(|child| child.node);
+            let node = here
+                .and_then(|here| self.child(here, name))
+                .map(|child| child.node);
             match node.map(|node| &self.nodes[node.at()].kind) {
                 None | Some(NodeKind::Directory(_)) => steps.push(Step { name, node }),
                 Some(NodeKind::Symlink(target)) => {
@@ -198,17 +208,20 @@ impl Nodes {
         path: &[u8],
         path_bytes: usize,
     ) -> Result<NodeId, MergeError> {
-        if let Some((last, node)) = &self.last_made {
-            if last == path {
-                return Ok(*node);
-            }
+        if let Some((last, node)) = &self.last_made
+            && last == path
+        {
+            return Ok(*node);
         }
         let steps = self.walk(path)?;
         let length: usize = steps.iter().map(|step| step.name.len() + 1).sum();
         if length > path_bytes || steps.iter().any(|step| step.name.len() > MAX_NAME) {
             return Err(MergeError::long(path));
         }
-        let steps: Vec<_> = steps.iter().map(|step| (step.name.to_vec(), step.node)).collect();
+        let steps: Vec<_> = steps
+            .iter()
+            .map(|step| (step.name.to_vec(), step.node))
+            .collect();
         let mut here = NodeId::ROOT;
         for (name, node) in steps {
             let node = match node {
@@ -226,7 +239,12 @@ impl Nodes {
     }
 
     /// Puts a directory at a name: one that is there keeps its contents.
-    pub(super) fn put_directory(&mut self, parent: NodeId, name: &[u8], metadata: Metadata) -> Result<(), MergeError> {
+    pub(super) fn put_directory(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), MergeError> {
         let existing = self.child(parent, name).map(|child| child.node);
         let node = match existing.filter(|&node| self.directory(node).is_some()) {
             Some(node) => {
@@ -245,7 +263,9 @@ impl Nodes {
     /// Puts a node at a name, in place of whatever was there.
     pub(super) fn put(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
         let layer = self.layer;
-        let Some(directory) = self.directory_mut(parent) else { return };
+        let Some(directory) = self.directory_mut(parent) else {
+            return;
+        };
         let child = Child { node, layer };
         if let Some(known) = directory.names.get_mut(name) {
             let old = std::mem::replace(known, child);
@@ -259,7 +279,9 @@ impl Nodes {
 
     /// Hides what lower layers have at a name. What the current layer has there stays.
     pub(super) fn hide(&mut self, parent: NodeId, name: &[u8]) {
-        let Some(child) = self.child(parent, name) else { return };
+        let Some(child) = self.child(parent, name) else {
+            return;
+        };
         self.last_made = None;
         if child.layer == self.layer {
             self.hide_contents(child.node);
@@ -274,7 +296,9 @@ impl Nodes {
         self.last_made = None;
         let mut waiting = vec![node];
         while let Some(node) = waiting.pop() {
-            let Some(directory) = self.directory_mut(node) else { continue };
+            let Some(directory) = self.directory_mut(node) else {
+                continue;
+            };
             if directory.hidden_in != layer {
                 directory.hidden_in = layer;
                 directory.names.retain(|_, child| child.layer == layer);
@@ -286,7 +310,10 @@ impl Nodes {
 
 /// A directory that no layer describes.
 fn implied() -> Metadata {
-    Metadata { mode: 0o755, ..Metadata::default() }
+    Metadata {
+        mode: 0o755,
+        ..Metadata::default()
+    }
 }
 
 /// The merged tree of an image.
@@ -369,12 +396,17 @@ impl Merged {
         let mut inodes: Vec<Option<InodeId>> = vec![None; nodes.len()];
         let mut take = |id: NodeId| nodes[id.at()].take();
 
-        let root = take(NodeId::ROOT).unwrap_or(Node { kind: NodeKind::Fifo, metadata: implied() });
+        let root = take(NodeId::ROOT).unwrap_or(Node {
+            kind: NodeKind::Fifo,
+            metadata: implied(),
+        });
         let mut tree = Tree::new(attributes(root.metadata))?;
         let mut waiting = vec![(Tree::ROOT, root.kind)];
         let mut count = 0;
         while let Some((parent, kind)) = waiting.pop() {
-            let NodeKind::Directory(directory) = kind else { continue };
+            let NodeKind::Directory(directory) = kind else {
+                continue;
+            };
             for (name, child) in directory.names {
                 count += 1;
                 // A node that was taken already has been seen under another name.
@@ -407,6 +439,18 @@ impl Merged {
 }
 
 fn attributes(metadata: Metadata) -> Attributes {
-    let Metadata { mode, uid, gid, mtime, xattrs } = metadata;
-    Attributes { mode, uid, gid, mtime, xattrs }
+    let Metadata {
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+    } = metadata;
+    Attributes {
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+    }
 }

@@ -73,7 +73,10 @@ impl Compression {
             Self::Gzip { level } if !(1..=9).contains(&level) => "gzip has levels 1 to 9",
             _ => return Ok(()),
         };
-        Err(Error::Options { option: "compression", reason })
+        Err(Error::Options {
+            option: "compression",
+            reason,
+        })
     }
 }
 

@@ -158,7 +158,10 @@ impl<W: Write> DataWriter<W> {
     }
 
     fn end_file(&mut self) -> Result<DataId, Error> {
-        let too_many = Error::TooMany { what: "files", limit: u32::MAX.into() };
+        let too_many = Error::TooMany {
+            what: "files",
+            limit: u32::MAX.into(),
+        };
         let id = u32::try_from(self.files.len() - 1).map_err(|_| too_many)?;
         if !self.block.is_empty() {
             if self.current().blocks.is_empty() || self.pack_tails {
@@ -175,9 +178,15 @@ impl<W: Write> DataWriter<W> {
             self.end_fragment()?;
         }
         // The index of the fragment being filled; its own entry comes when it is full.
-        let too_many = Error::TooMany { what: "fragments", limit: u32::MAX.into() };
+        let too_many = Error::TooMany {
+            what: "fragments",
+            limit: u32::MAX.into(),
+        };
         let fragment = u32::try_from(self.fragments.len()).map_err(|_| too_many)?;
-        let tail = Tail { fragment, offset: self.fragment.len() as u32 };
+        let tail = Tail {
+            fragment,
+            offset: self.fragment.len() as u32,
+        };
         self.fragment.extend_from_slice(&self.block);
         let length = self.block.len() as u64;
         self.block.clear();
@@ -209,13 +218,17 @@ impl<W: Write> DataWriter<W> {
             self.store(purpose, block)?;
         }
         self.is_broken = false;
-        let Some((_, block)) = next else { return Ok(false) };
+        let Some((_, block)) = next else {
+            return Ok(false);
+        };
         self.pool.recycle(block);
         Ok(true)
     }
 
     fn store(&mut self, purpose: &Purpose, block: &Block) -> Result<(), Error> {
-        self.out.write_all(block.bytes()).map_err(|source| Error::Write { source })?;
+        self.out
+            .write_all(block.bytes())
+            .map_err(|source| Error::Write { source })?;
         match *purpose {
             Purpose::Data { file, block: index } => {
                 let file = &mut self.files[file];
@@ -223,8 +236,10 @@ impl<W: Write> DataWriter<W> {
                 file.blocks[index] = block.size_word();
             }
             Purpose::Fragment(index) => {
-                self.fragments[index] =
-                    Fragment { start: self.position, size: block.size_word() };
+                self.fragments[index] = Fragment {
+                    start: self.position,
+                    size: block.size_word(),
+                };
             }
         }
         self.position += block.bytes().len() as u64;
@@ -258,7 +273,7 @@ impl<W: Write> DataWriter<W> {
         while self.store_next()? {}
         self.position += bytes;
         let target = io::SeekFrom::Start(self.position);
-        self.out.seek(target).map_err(|source| Error::Write { source })?;
+        io::Seek::seek(&mut self.out, target).map_err(|source| Error::Write { source })?;
         Ok(())
     }
 }
@@ -304,5 +319,7 @@ impl<W: Write> Write for FileWriter<'_, W> {
 
 /// Looks at pieces, so that the compiler can use wide instructions and data ends it early.
 fn is_zero(block: &[u8]) -> bool {
-    block.chunks(256).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
+    block
+        .chunks(256)
+        .all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
 }

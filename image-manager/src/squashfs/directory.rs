@@ -44,7 +44,11 @@ pub(super) struct Listing {
 /// Appends the listing of one directory; `names` must be sorted.
 pub(super) fn write(table: &mut MetadataWriter, names: &[Name<'_>]) -> Result<Listing, Error> {
     let start = table.position();
-    let mut listing = Listing { start, size: 0, index: Vec::new() };
+    let mut listing = Listing {
+        start,
+        size: 0,
+        index: Vec::new(),
+    };
     let mut rest = names;
     let mut indexed_block = start.block;
     while let Some(first) = rest.first() {
@@ -54,7 +58,11 @@ pub(super) fn write(table: &mut MetadataWriter, names: &[Name<'_>]) -> Result<Li
             // A listing beyond 4 GiB is refused when its inode is made.
             if let Ok(at) = u32::try_from(listing.size) {
                 let block = here.block32()?;
-                listing.index.push(IndexEntry { at, block, name: first.name.to_vec() });
+                listing.index.push(IndexEntry {
+                    at,
+                    block,
+                    name: first.name.to_vec(),
+                });
             }
         }
         let run = run_length(rest, usize::from(here.offset));
@@ -73,9 +81,8 @@ fn run_length(names: &[Name<'_>], offset: usize) -> usize {
     let mut end = offset + HEADER;
     let mut count = 0;
     for name in names.iter().take(RUN) {
-        let can_follow = end < BLOCK
-            && name.inode.block == first.inode.block
-            && distance(first, name).is_some();
+        let can_follow =
+            end < BLOCK && name.inode.block == first.inode.block && distance(first, name).is_some();
         if count > 0 && !can_follow {
             break;
         }
@@ -90,7 +97,9 @@ fn distance(first: &Name<'_>, name: &Name<'_>) -> Option<i16> {
 }
 
 fn encode_run(run: &[Name<'_>]) -> Result<Vec<u8>, Error> {
-    let Some(first) = run.first() else { return Ok(Vec::new()) };
+    let Some(first) = run.first() else {
+        return Ok(Vec::new());
+    };
     let mut bytes = Vec::with_capacity(HEADER + run.len() * (ENTRY + 16));
     bytes.extend_from_slice(&(run.len() as u32 - 1).to_le_bytes()); // 1 to 256
     bytes.extend_from_slice(&first.inode.block32()?.to_le_bytes());
@@ -112,7 +121,12 @@ mod tests {
     use super::*;
 
     fn name(name: &[u8], block: u64, number: u32) -> Name<'_> {
-        Name { name, inode: Position { block, offset: 7 }, number, kind: 2 }
+        Name {
+            name,
+            inode: Position { block, offset: 7 },
+            number,
+            kind: 2,
+        }
     }
 
     #[test]
@@ -121,7 +135,11 @@ mod tests {
         assert_eq!(run_length(&many, 0), 256);
         assert_eq!(run_length(&[name(b"a", 0, 1), name(b"b", 9000, 2)], 0), 1);
         for (far, run) in [(32_768, 2), (32_769, 1)] {
-            assert_eq!(run_length(&[name(b"a", 0, 1), name(b"b", 0, far)], 0), run, "{far}");
+            assert_eq!(
+                run_length(&[name(b"a", 0, 1), name(b"b", 0, far)], 0),
+                run,
+                "{far}"
+            );
             let back = [name(b"a", 0, far + 1), name(b"b", 0, 1)];
             assert_eq!(run_length(&back, 0), run, "{far} back");
         }
@@ -135,21 +153,34 @@ mod tests {
 
     #[test]
     fn the_index_points_at_the_first_run_of_each_block() {
-        let text: Vec<_> = (0..2000).map(|n| format!("name-{n:05}").into_bytes()).collect();
+        let text: Vec<_> = (0..2000)
+            .map(|n| format!("name-{n:05}").into_bytes())
+            .collect();
         let names: Vec<_> = text.iter().map(|t| name(t, 0, 1)).collect();
         let mut table = MetadataWriter::new(Compression::None).unwrap();
         table.write(&[0; 100]).unwrap();
         let listing = write(&mut table, &names).unwrap();
-        assert_eq!(listing.start, Position { block: 0, offset: 100 });
+        assert_eq!(
+            listing.start,
+            Position {
+                block: 0,
+                offset: 100
+            }
+        );
         let stored = table.finish().unwrap();
-        let flat: Vec<u8> =
-            stored.chunks(BLOCK + 2).flat_map(|block| block[2..].iter().copied()).collect();
+        let flat: Vec<u8> = stored
+            .chunks(BLOCK + 2)
+            .flat_map(|block| block[2..].iter().copied())
+            .collect();
         assert_eq!(listing.size + 100, flat.len() as u64);
         assert_eq!(listing.index.len(), flat.len() / BLOCK);
         for (number, entry) in listing.index.iter().enumerate() {
             let at = entry.at as usize + 100;
             assert_eq!(at / BLOCK, number + 1);
-            assert_eq!(u64::from(entry.block), (number as u64 + 1) * (BLOCK as u64 + 2));
+            assert_eq!(
+                u64::from(entry.block),
+                (number as u64 + 1) * (BLOCK as u64 + 2)
+            );
             assert_eq!(flat[at + HEADER + ENTRY..][..10], entry.name);
         }
     }

@@ -52,22 +52,30 @@ impl Record {
     }
 
     fn u16s(&mut self, words: &[u16]) {
-        words.iter().for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
+        words
+            .iter()
+            .for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
     }
 
     fn u32s(&mut self, words: &[u32]) {
-        words.iter().for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
+        words
+            .iter()
+            .for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
     }
 
     fn u64s(&mut self, words: &[u64]) {
-        words.iter().for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
+        words
+            .iter()
+            .for_each(|w| self.0.extend_from_slice(&w.to_le_bytes()));
     }
 }
 
 /// A regular file's record.
 pub(super) fn file(head: &Head<'_>, data: &FileData) -> Vec<u8> {
     let start = data.start.unwrap_or(0);
-    let (fragment, offset) = data.tail.map_or((NO_FRAGMENT, 0), |t| (t.fragment, t.offset));
+    let (fragment, offset) = data
+        .tail
+        .map_or((NO_FRAGMENT, 0), |t| (t.fragment, t.offset));
     let basic = head.xattrs == NONE && head.links == 1 && data.sparse == 0;
     let mut record = match (u32::try_from(start), u32::try_from(data.size)) {
         (Ok(start), Ok(size)) if basic => {
@@ -109,26 +117,25 @@ pub(super) fn special(head: &Head<'_>, kind: &Kind) -> Vec<u8> {
 }
 
 /// A directory's record; `parent` is its parent's inode number.
-pub(super) fn directory(
-    head: &Head<'_>,
-    listing: &Listing,
-    parent: u32,
-) -> Result<Vec<u8>, Error> {
+pub(super) fn directory(head: &Head<'_>, listing: &Listing, parent: u32) -> Result<Vec<u8>, Error> {
     let block = listing.start.block32()?;
     let offset = listing.start.offset;
     let size = listing.size + DOTS;
-    if head.xattrs == NONE && listing.index.is_empty() {
-        if let Ok(size) = u16::try_from(size) {
-            let mut record = Record::new(head, DIRECTORY);
-            record.u32s(&[block, head.links]);
-            record.u16s(&[size, offset]);
-            record.u32s(&[parent]);
-            return Ok(record.0);
-        }
+    if let Ok(size) = u16::try_from(size)
+        && head.xattrs == NONE
+        && listing.index.is_empty()
+    {
+        let mut record = Record::new(head, DIRECTORY);
+        record.u32s(&[block, head.links]);
+        record.u16s(&[size, offset]);
+        record.u32s(&[parent]);
+        return Ok(record.0);
     }
     let limit = u64::from(u32::MAX);
-    let size = u32::try_from(size)
-        .map_err(|_| Error::TooMany { what: "bytes of names in one directory", limit })?;
+    let size = u32::try_from(size).map_err(|_| Error::TooMany {
+        what: "bytes of names in one directory",
+        limit,
+    })?;
     let mut record = Record::new(head, DIRECTORY + EXTENDED);
     record.u32s(&[head.links, size, block, parent]);
     record.u16s(&[listing.index.len() as u16, offset]); // `Listing` has at most 65535

@@ -26,8 +26,10 @@ impl Position {
 
     /// The block as the 32-bit number that inodes and directory headers have room for.
     pub(super) fn block32(self) -> Result<u32, Error> {
-        u32::try_from(self.block)
-            .map_err(|_| Error::TooMany { what: "bytes of metadata", limit: u64::from(u32::MAX) })
+        u32::try_from(self.block).map_err(|_| Error::TooMany {
+            what: "bytes of metadata",
+            limit: u64::from(u32::MAX),
+        })
     }
 }
 
@@ -53,7 +55,10 @@ impl MetadataWriter {
     /// Where the next byte will be.
     pub(super) fn position(&self) -> Position {
         // `pending` is flushed as soon as it is full, so the offset is always below 8192.
-        Position { block: self.stored.len() as u64, offset: self.pending.len() as u16 }
+        Position {
+            block: self.stored.len() as u64,
+            offset: self.pending.len() as u16,
+        }
     }
 
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
@@ -73,8 +78,13 @@ impl MetadataWriter {
             .compressor
             .compress(&self.pending, &mut self.scratch)
             .map_err(|source| Error::Compress { source })?;
-        let (block, flag) = if smaller { (&self.scratch, 0) } else { (&self.pending, RAW) };
-        self.stored.extend_from_slice(&(block.len() as u16 | flag).to_le_bytes());
+        let (block, flag) = if smaller {
+            (&self.scratch, 0)
+        } else {
+            (&self.pending, RAW)
+        };
+        self.stored
+            .extend_from_slice(&(block.len() as u16 | flag).to_le_bytes());
         self.stored.extend_from_slice(block);
         self.pending.clear();
         Ok(())
@@ -104,7 +114,10 @@ impl Table {
             starts.push(writer.position().block);
             writer.write(block)?;
         }
-        Ok(Self { stored: writer.finish()?, starts })
+        Ok(Self {
+            stored: writer.finish()?,
+            starts,
+        })
     }
 }
 
@@ -116,9 +129,21 @@ mod tests {
     fn records_cross_blocks_without_gaps() {
         let mut writer = MetadataWriter::new(Compression::None).unwrap();
         writer.write(&[1; BLOCK - 1]).unwrap();
-        assert_eq!(writer.position(), Position { block: 0, offset: 8191 });
+        assert_eq!(
+            writer.position(),
+            Position {
+                block: 0,
+                offset: 8191
+            }
+        );
         writer.write(&[2; 2]).unwrap();
-        assert_eq!(writer.position(), Position { block: 2 + 8192, offset: 1 });
+        assert_eq!(
+            writer.position(),
+            Position {
+                block: 2 + 8192,
+                offset: 1
+            }
+        );
         assert_eq!(writer.position().reference(), (8194 << 16) | 1);
         let stored = writer.finish().unwrap();
         assert_eq!(stored.len(), 2 + 8192 + 2 + 1);
@@ -130,7 +155,13 @@ mod tests {
     fn a_full_block_moves_the_position_to_the_next_one() {
         let mut writer = MetadataWriter::new(Compression::None).unwrap();
         writer.write(&[1; BLOCK]).unwrap();
-        assert_eq!(writer.position(), Position { block: 8194, offset: 0 });
+        assert_eq!(
+            writer.position(),
+            Position {
+                block: 8194,
+                offset: 0
+            }
+        );
         assert_eq!(writer.finish().unwrap().len(), 8194);
     }
 
@@ -144,7 +175,10 @@ mod tests {
 
     #[test]
     fn blocks_beyond_32_bits_are_refused() {
-        let far = Position { block: 1 << 32, offset: 0 };
+        let far = Position {
+            block: 1 << 32,
+            offset: 0,
+        };
         assert!(matches!(far.block32(), Err(Error::TooMany { .. })));
     }
 }

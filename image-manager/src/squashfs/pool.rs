@@ -25,7 +25,11 @@ pub(super) struct Block {
 impl Block {
     /// The bytes to store.
     pub(super) fn bytes(&self) -> &[u8] {
-        if self.smaller { &self.packed } else { &self.raw }
+        if self.smaller {
+            &self.packed
+        } else {
+            &self.raw
+        }
     }
 
     /// The size word of inodes and fragments: bit 24 marks a block stored as it is.
@@ -72,7 +76,11 @@ impl<T> Pool<T> {
         } else {
             Engine::Threads(Threads::start(compression, threads).map_err(failed)?)
         };
-        let limit = if threads <= 1 { 1 } else { threads * PER_THREAD };
+        let limit = if threads <= 1 {
+            1
+        } else {
+            threads * PER_THREAD
+        };
         Ok(Self {
             engine,
             under_way: VecDeque::new(),
@@ -86,7 +94,11 @@ impl<T> Pool<T> {
 
     /// An empty buffer for the next block.
     pub(super) fn buffer(&mut self) -> Vec<u8> {
-        let mut raw = self.spare.last_mut().map(|b| std::mem::take(&mut b.raw)).unwrap_or_default();
+        let mut raw = self
+            .spare
+            .last_mut()
+            .map(|b| std::mem::take(&mut b.raw))
+            .unwrap_or_default();
         raw.clear();
         raw
     }
@@ -99,10 +111,16 @@ impl<T> Pool<T> {
     /// Starts compressing a block.
     pub(super) fn submit(&mut self, raw: Vec<u8>, purpose: T) -> Result<(), Error> {
         let packed = self.spare.pop().map(|b| b.packed).unwrap_or_default();
-        let mut block = Block { raw, packed, smaller: false };
+        let mut block = Block {
+            raw,
+            packed,
+            smaller: false,
+        };
         match &mut self.engine {
             Engine::Inline(compressor) => {
-                block.compress(compressor).map_err(|source| Error::Compress { source })?;
+                block
+                    .compress(compressor)
+                    .map_err(|source| Error::Compress { source })?;
                 self.ready = Some(block);
             }
             Engine::Threads(threads) => threads.send(self.submitted, block)?,
@@ -114,7 +132,9 @@ impl<T> Pool<T> {
 
     /// Waits for the oldest block under way; `None` if there is none.
     pub(super) fn next(&mut self) -> Result<Option<(T, Block)>, Error> {
-        let Some(purpose) = self.under_way.pop_front() else { return Ok(None) };
+        let Some(purpose) = self.under_way.pop_front() else {
+            return Ok(None);
+        };
         let block = match &mut self.engine {
             Engine::Inline(_) => self.ready.take().ok_or_else(worker_died)?,
             Engine::Threads(threads) => threads.receive(self.returned)?,
@@ -134,27 +154,35 @@ impl Threads {
         let (jobs, queue) = channel::<(u64, Block)>();
         let (results, done) = channel();
         let queue = Arc::new(Mutex::new(queue));
-        let mut started =
-            Self { jobs: Some(jobs), done, workers: Vec::new(), early: BTreeMap::new() };
+        let mut started = Self {
+            jobs: Some(jobs),
+            done,
+            workers: Vec::new(),
+            early: BTreeMap::new(),
+        };
         for _ in 0..threads {
             let queue = Arc::clone(&queue);
             let results = results.clone();
             let mut compressor = Compressor::new(compression)?;
-            let worker = std::thread::Builder::new().name("squashfs".into()).spawn(move || {
-                loop {
-                    let Ok(job) = queue.lock().map(|queue| queue.recv()) else { return };
-                    let Ok((number, mut block)) = job else { return };
-                    // Every block must come back, or the writer would wait for it for ever. The
-                    // compressor is not used again after a panic: an error ends the image.
-                    let work = AssertUnwindSafe(|| block.compress(&mut compressor));
-                    let result = catch_unwind(work)
-                        .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
-                        .map(|()| block);
-                    if results.send((number, result)).is_err() {
-                        return;
+            let worker = std::thread::Builder::new()
+                .name("squashfs".into())
+                .spawn(move || {
+                    loop {
+                        let Ok(job) = queue.lock().map(|queue| queue.recv()) else {
+                            return;
+                        };
+                        let Ok((number, mut block)) = job else { return };
+                        // Every block must come back, or the writer would wait for it for ever. The
+                        // compressor is not used again after a panic: an error ends the image.
+                        let work = AssertUnwindSafe(|| block.compress(&mut compressor));
+                        let result = catch_unwind(work)
+                            .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
+                            .map(|()| block);
+                        if results.send((number, result)).is_err() {
+                            return;
+                        }
                     }
-                }
-            })?;
+                })?;
             started.workers.push(worker);
         }
         Ok(started)
@@ -188,5 +216,7 @@ impl Drop for Threads {
 }
 
 fn worker_died() -> Error {
-    Error::Compress { source: io::Error::other("a compressor thread ended early") }
+    Error::Compress {
+        source: io::Error::other("a compressor thread ended early"),
+    }
 }

@@ -43,7 +43,13 @@ impl Superblock {
             flags |= FLAG_NO_XATTRS;
         }
         let mut out = Vec::with_capacity(SIZE);
-        for word in [MAGIC, self.inodes, self.mtime, self.block_size, self.fragments] {
+        for word in [
+            MAGIC,
+            self.inodes,
+            self.mtime,
+            self.block_size,
+            self.fragments,
+        ] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         let block_log = self.block_size.trailing_zeros() as u16;

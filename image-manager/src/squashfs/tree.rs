@@ -126,14 +126,26 @@ impl Tree {
     /// Gives an inode a name; each further name of one inode is a hard link.
     pub fn link(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
         match self.inodes.get(inode.0 as usize) {
-            Some(Inode { content: Content::Other(_), .. }) => self.insert(parent, name, inode),
-            Some(_) => Err(Error::Inode { reason: "a directory has one name only" }),
-            None => Err(Error::Inode { reason: "the inode is of another tree" }),
+            Some(Inode {
+                content: Content::Other(_),
+                ..
+            }) => self.insert(parent, name, inode),
+            Some(_) => Err(Error::Inode {
+                reason: "a directory has one name only",
+            }),
+            None => Err(Error::Inode {
+                reason: "the inode is of another tree",
+            }),
         }
     }
 
     fn insert(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
-        let refuse = |reason| Err(Error::Name { name: sanitize::bytes(name), reason });
+        let refuse = |reason| {
+            Err(Error::Name {
+                name: sanitize::bytes(name),
+                reason,
+            })
+        };
         if name.is_empty() || name == b"." || name == b".." {
             return refuse("it is reserved");
         }
@@ -143,8 +155,10 @@ impl Tree {
         if name.iter().any(|&b| b == b'/' || b == 0) {
             return refuse("it contains '/' or NUL");
         }
-        let Some(Inode { content: Content::Directory(names), .. }) =
-            self.inodes.get_mut(parent.0 as usize)
+        let Some(Inode {
+            content: Content::Directory(names),
+            ..
+        }) = self.inodes.get_mut(parent.0 as usize)
         else {
             return refuse("its parent is not a directory");
         };
@@ -159,13 +173,23 @@ impl Tree {
 
     fn push(&mut self, content: Content, attributes: Attributes) -> Result<InodeId, Error> {
         if attributes.mode > 0o7777 {
-            return Err(Error::Inode { reason: "the mode has bits above 7777" });
+            return Err(Error::Inode {
+                reason: "the mode has bits above 7777",
+            });
         }
         // Inode numbers start at 1 and the root's parent is one above the last.
         let limit = u32::MAX - 2;
-        let id = u32::try_from(self.inodes.len()).ok().filter(|&id| id < limit);
-        let id = id.ok_or(Error::TooMany { what: "inodes", limit: limit.into() })?;
-        self.inodes.push(Inode { content, attributes });
+        let id = u32::try_from(self.inodes.len())
+            .ok()
+            .filter(|&id| id < limit);
+        let id = id.ok_or(Error::TooMany {
+            what: "inodes",
+            limit: limit.into(),
+        })?;
+        self.inodes.push(Inode {
+            content,
+            attributes,
+        });
         Ok(InodeId(id))
     }
 
@@ -195,7 +219,10 @@ mod tests {
         }
         assert!(tree.link(Tree::ROOT, b"...", fifo).is_err(), "a name twice");
         assert!(tree.link(fifo, b"x", fifo).is_err(), "a name below a file");
-        assert!(tree.link(Tree::ROOT, b"x", Tree::ROOT).is_err(), "a second name for a directory");
+        assert!(
+            tree.link(Tree::ROOT, b"x", Tree::ROOT).is_err(),
+            "a second name for a directory"
+        );
         assert!(tree.link(Tree::ROOT, b"x", InodeId(99)).is_err());
 
         let device = |major, minor| Kind::CharDevice { major, minor };
@@ -211,7 +238,10 @@ mod tests {
             let added = tree.add_inode(kind.clone(), Attributes::default());
             assert_eq!(added.is_ok(), good, "{kind:?}");
         }
-        let mode = Attributes { mode: 0o10000, ..Attributes::default() };
+        let mode = Attributes {
+            mode: 0o10000,
+            ..Attributes::default()
+        };
         assert!(tree.add_inode(Kind::Fifo, mode).is_err());
     }
 }

@@ -37,7 +37,10 @@ impl<W: Write + Seek> Writer<W> {
         let size = options.block_size;
         if !size.is_power_of_two() || !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&size) {
             let reason = "must be a power of two from 4 KiB to 1 MiB";
-            return Err(Error::Options { option: "block_size", reason });
+            return Err(Error::Options {
+                option: "block_size",
+                reason,
+            });
         }
         options.compression.check()?;
         let mut out = BufWriter::with_capacity(256 * 1024, out);
@@ -51,7 +54,10 @@ impl<W: Write + Seek> Writer<W> {
             .and_then(|_| out.write_all(&head))
             .map_err(|source| Error::Write { source })?;
         let data = DataWriter::new(out, head.len() as u64, options)?;
-        Ok(Self { data, options: options.clone() })
+        Ok(Self {
+            data,
+            options: options.clone(),
+        })
     }
 
     /// Starts the contents of a regular file.
@@ -62,7 +68,12 @@ impl<W: Write + Seek> Writer<W> {
     /// Appends the metadata of `tree` and completes the image. The output is flushed, but not
     /// synchronised with the disk.
     pub fn finish(self, tree: &Tree) -> Result<(W, Summary), Error> {
-        let Finished { out, position, files, fragments } = self.data.finish()?;
+        let Finished {
+            out,
+            position,
+            files,
+            fragments,
+        } = self.data.finish()?;
         let compression = self.options.compression;
         let tables = Tables::new(tree, &files, compression)?.build()?;
 
@@ -113,7 +124,13 @@ impl<W: Write + Seek> Writer<W> {
         };
         let bytes = out.position;
         let file = out.complete(&block)?;
-        Ok((file, Summary { inodes: tables.count, bytes }))
+        Ok((
+            file,
+            Summary {
+                inodes: tables.count,
+                bytes,
+            },
+        ))
     }
 
     #[cfg(test)]
@@ -132,7 +149,9 @@ impl<W: Write + Seek> Appender<W> {
     /// Appends bytes and returns where they start.
     fn append(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         let start = self.position;
-        self.out.write_all(bytes).map_err(|source| Error::Write { source })?;
+        self.out
+            .write_all(bytes)
+            .map_err(|source| Error::Write { source })?;
         self.position += bytes.len() as u64;
         Ok(start)
     }
@@ -238,10 +257,16 @@ impl<'a> Tables<'a> {
         let mut waiting = vec![Tree::ROOT];
         self.count = 1;
         // "." and the name in the parent; each subdirectory's ".." adds one.
-        self.slots[0] = Slot { number: 1, links: 2, ..Slot::default() };
+        self.slots[0] = Slot {
+            number: 1,
+            links: 2,
+            ..Slot::default()
+        };
         while let Some(id) = waiting.pop() {
             order.push(id);
-            let Content::Directory(names) = &tree.inode(id).content else { continue };
+            let Content::Directory(names) = &tree.inode(id).content else {
+                continue;
+            };
             let parent = self.slots[id.0 as usize].number;
             let mut children = Vec::new();
             for &child in names.values() {
@@ -281,7 +306,12 @@ impl<'a> Tables<'a> {
                 Content::Other(kind) => inode::kind_number(kind),
             };
             let number = self.slots[child.0 as usize].number;
-            names.push(Name { name, inode, number, kind });
+            names.push(Name {
+                name,
+                inode,
+                number,
+                kind,
+            });
         }
         let listing = directory::write(&mut self.directories, &names)?;
         let head = self.head(id)?;
@@ -330,7 +360,10 @@ impl<'a> Tables<'a> {
             return Ok(index);
         }
         if self.ids.len() >= MAX_IDS {
-            return Err(Error::TooMany { what: "different uids and gids", limit: MAX_IDS as u64 });
+            return Err(Error::TooMany {
+                what: "different uids and gids",
+                limit: MAX_IDS as u64,
+            });
         }
         let index = self.ids.len() as u16; // below MAX_IDS
         self.ids.push(id);

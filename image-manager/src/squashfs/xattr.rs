@@ -33,7 +33,11 @@ pub(super) struct Xattrs {
 impl<'a> XattrWriter<'a> {
     pub(super) fn new(compression: Compression) -> Result<Self, Error> {
         let pairs = MetadataWriter::new(compression)?;
-        Ok(Self { pairs, ids: Vec::new(), known: HashMap::new() })
+        Ok(Self {
+            pairs,
+            ids: Vec::new(),
+            known: HashMap::new(),
+        })
     }
 
     /// The index of a set of attributes.
@@ -45,8 +49,13 @@ impl<'a> XattrWriter<'a> {
             return Ok(index);
         }
         let limit = u64::from(NONE);
-        let index = u32::try_from(self.known.len()).ok().filter(|&index| index < NONE);
-        let index = index.ok_or(Error::TooMany { what: "sets of extended attributes", limit })?;
+        let index = u32::try_from(self.known.len())
+            .ok()
+            .filter(|&index| index < NONE);
+        let index = index.ok_or(Error::TooMany {
+            what: "sets of extended attributes",
+            limit,
+        })?;
         let start = self.pairs.position().reference();
         let mut size = 0;
         for (name, value) in xattrs {
@@ -74,13 +83,22 @@ impl<'a> XattrWriter<'a> {
         }
         let count = self.known.len() as u32; // `index` counted
         let ids = Table::new(&self.ids, compression)?;
-        Ok(Some(Xattrs { pairs: self.pairs.finish()?, ids, count }))
+        Ok(Some(Xattrs {
+            pairs: self.pairs.finish()?,
+            ids,
+            count,
+        }))
     }
 }
 
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
-    let refuse = |reason| Error::Xattr { name: sanitize::bytes(name), reason };
-    let found = PREFIXES.iter().find_map(|&(p, id)| name.strip_prefix(p).map(|rest| (id, rest)));
+    let refuse = |reason| Error::Xattr {
+        name: sanitize::bytes(name),
+        reason,
+    };
+    let found = PREFIXES
+        .iter()
+        .find_map(|&(p, id)| name.strip_prefix(p).map(|rest| (id, rest)));
     let (prefix, rest) =
         found.ok_or_else(|| refuse("only user., trusted. and security. can be stored"))?;
     if rest.is_empty() || name.len() > MAX_NAME || name.contains(&0) {
@@ -114,11 +132,19 @@ mod tests {
         assert_eq!(writer.index(&same).unwrap(), 0);
         let table = writer.finish(Compression::None).unwrap().unwrap();
         assert_eq!(table.count, 2);
-        assert_eq!(table.pairs[2..], [0, 0, 1, 0, b'a', 1, 0, 0, 0, b'1', 0, 0, 1, 0, b'a', 0, 0, 0, 0]);
+        assert_eq!(
+            table.pairs[2..],
+            [
+                0, 0, 1, 0, b'a', 1, 0, 0, 0, b'1', 0, 0, 1, 0, b'a', 0, 0, 0, 0
+            ]
+        );
 
-        for (name, size) in
-            [(&b"system.posix_acl_access"[..], 1), (b"user.", 1), (b"user.x", 65537), (b"user.\0", 0)]
-        {
+        for (name, size) in [
+            (&b"system.posix_acl_access"[..], 1),
+            (b"user.", 1),
+            (b"user.x", 65537),
+            (b"user.\0", 0),
+        ] {
             assert!(encode(name, &vec![0; size]).is_err(), "{name:?}");
         }
         let none = XattrWriter::new(Compression::None).unwrap();

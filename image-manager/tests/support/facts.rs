@@ -57,8 +57,13 @@ impl ContentHash {
     }
 
     pub fn finish(self) -> String {
-        let digest: String =
-            self.hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = self
+            .hasher
+            .finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("file {} {digest}", self.size)
     }
 }
@@ -66,7 +71,11 @@ impl ContentHash {
 /// Compares two trees name by name.
 pub fn assert_same(got: &Tree, want: &Tree, what: &str) {
     let differences = differences(got, want);
-    assert!(differences.is_empty(), "{what}:\n{}", differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{what}:\n{}",
+        differences.join("\n")
+    );
 }
 
 pub fn differences(got: &Tree, want: &Tree) -> Vec<String> {
@@ -94,7 +103,10 @@ pub fn of_directory(root: &Path) -> Tree {
     // In the order of the finished map, so that the first name is the same everywhere.
     let mut first: HashMap<u64, String> = HashMap::new();
     for path in tree.keys().cloned().collect::<Vec<_>>() {
-        let name = first.entry(inodes[&path]).or_insert_with(|| path.clone()).clone();
+        let name = first
+            .entry(inodes[&path])
+            .or_insert_with(|| path.clone())
+            .clone();
         tree.get_mut(&path).unwrap().same_as = name;
     }
     tree
@@ -103,11 +115,19 @@ pub fn of_directory(root: &Path) -> Tree {
 fn look(at: &Path, path: &[u8], tree: &mut Tree, inodes: &mut HashMap<String, u64>) {
     let meta = std::fs::symlink_metadata(at).unwrap();
     let kind = meta.file_type();
-    let device = || (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    let device = || {
+        (
+            rustix::fs::major(meta.rdev()),
+            rustix::fs::minor(meta.rdev()),
+        )
+    };
     let what = if kind.is_dir() {
         "dir".to_owned()
     } else if kind.is_symlink() {
-        format!("-> {}", printable(std::fs::read_link(at).unwrap().as_os_str().as_bytes()))
+        format!(
+            "-> {}",
+            printable(std::fs::read_link(at).unwrap().as_os_str().as_bytes())
+        )
     } else if kind.is_char_device() {
         format!("char {:?}", device())
     } else if kind.is_block_device() {
@@ -155,7 +175,9 @@ fn look(at: &Path, path: &[u8], tree: &mut Tree, inodes: &mut HashMap<String, u6
 fn xattrs(at: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0; 65536];
     let size = rustix::fs::llistxattr(at, &mut names[..]).unwrap_or(0);
-    let list = names[..size].split(|&b| b == 0).filter(|name| !name.is_empty());
+    let list = names[..size]
+        .split(|&b| b == 0)
+        .filter(|name| !name.is_empty());
     list.map(|name| {
         let mut value = vec![0; 65536];
         let size = rustix::fs::lgetxattr(at, name, &mut value[..]).unwrap();
@@ -196,13 +218,22 @@ pub fn of_tar(archive: Vec<u8>) -> Tree {
                 contents.finish()
             }
         };
-        let Metadata { mode, uid, gid, mtime, xattrs } = entry.metadata;
+        let Metadata {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        } = entry.metadata;
         let facts = Facts {
             what,
             mode: mode.into(),
             owner: (uid, gid),
             mtime: mtime.into(),
-            xattrs: xattrs.into_iter().map(|(name, value)| (printable(&name), value)).collect(),
+            xattrs: xattrs
+                .into_iter()
+                .map(|(name, value)| (printable(&name), value))
+                .collect(),
             same_as: path.clone(),
         };
         tree.insert(path, facts);
@@ -211,7 +242,10 @@ pub fn of_tar(archive: Vec<u8>) -> Tree {
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, target) in links {
         let facts = tree[&target].clone();
-        groups.entry(facts.same_as.clone()).or_insert_with(|| vec![target]).push(path.clone());
+        groups
+            .entry(facts.same_as.clone())
+            .or_insert_with(|| vec![target])
+            .push(path.clone());
         tree.insert(path, facts);
     }
     for group in groups.values() {

@@ -1,8 +1,15 @@
 //! What the integration tests share.
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure here fails the test"
+)]
 
+pub mod blobs;
 pub mod facts;
 pub mod tar;
+pub mod trees;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -34,7 +41,10 @@ pub fn in_private_mounts(test: impl FnOnce()) {
         .env(INNER, &name)
         .status()
         .expect("unshare is needed for this test");
-    assert!(status.success(), "{name} failed in its own mount namespace (it needs root)");
+    assert!(
+        status.success(),
+        "{name} failed in its own mount namespace (it needs root)"
+    );
 }
 
 /// Mounts an image while `look` runs.

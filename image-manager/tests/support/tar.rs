@@ -35,7 +35,10 @@ impl Sample {
     }
 
     pub fn file(name: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Self {
-        Self { body: body.as_ref().to_vec(), ..Self::new(b'0', name) }
+        Self {
+            body: body.as_ref().to_vec(),
+            ..Self::new(b'0', name)
+        }
     }
 
     pub fn dir(name: impl AsRef<[u8]>) -> Self {
@@ -43,11 +46,18 @@ impl Sample {
     }
 
     pub fn symlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        Self { link: target.as_ref().to_vec(), mode: 0o777, ..Self::new(b'2', name) }
+        Self {
+            link: target.as_ref().to_vec(),
+            mode: 0o777,
+            ..Self::new(b'2', name)
+        }
     }
 
     pub fn hard_link(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        Self { link: target.as_ref().to_vec(), ..Self::new(b'1', name) }
+        Self {
+            link: target.as_ref().to_vec(),
+            ..Self::new(b'1', name)
+        }
     }
 
     pub fn mode(self, mode: u64) -> Self {
@@ -108,7 +118,11 @@ impl Sample {
         for (name, value) in &self.xattrs {
             records.extend(record(&[b"SCHILY.xattr.", &name[..]].concat(), value));
         }
-        let mut bytes = if records.is_empty() { Vec::new() } else { pax(&records) };
+        let mut bytes = if records.is_empty() {
+            Vec::new()
+        } else {
+            pax(&records)
+        };
         bytes.extend_from_slice(&self.header());
         bytes.extend_from_slice(&self.body);
         pad(&mut bytes);
@@ -137,7 +151,10 @@ pub fn pax(records: &[u8]) -> Vec<u8> {
 
 /// An entry that only says something about the next one.
 pub fn extension(kind: u8, body: &[u8]) -> Vec<u8> {
-    let sample = Sample { body: body.to_vec(), ..Sample::new(kind, "extension") };
+    let sample = Sample {
+        body: body.to_vec(),
+        ..Sample::new(kind, "extension")
+    };
     let mut bytes = sample.header().to_vec();
     bytes.extend_from_slice(body);
     pad(&mut bytes);

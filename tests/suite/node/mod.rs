@@ -16,6 +16,7 @@ use shifter_tests::world::User;
 
 use crate::bench::turn;
 
+mod attack;
 mod join;
 mod kill;
 mod refuse;

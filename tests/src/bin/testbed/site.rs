@@ -52,7 +52,7 @@ impl Site {
         let version = Call::new(["sinfo", "--version"]).ok()?;
         step(
             &format!("start {}", version.trim()),
-            &cluster.states()?.join(", "),
+            &cluster.states()?.join(", ").replace(" none", ""),
         );
         Ok(Self {
             product,
