@@ -9,6 +9,7 @@ use image_manager::squashfs::{
 use proptest::prelude::*;
 use std::fs::File;
 use std::io::{Cursor, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use support::facts;
 use support::trees::{Piece, Plan, What, content, options, plans, write};
@@ -199,6 +200,8 @@ fn privileged_large_directories_through_the_kernel() {
                 assert_eq!(std::fs::read_to_string(path).unwrap(), n.to_string());
             }
             assert!(!at.join("large/file-60000").exists());
+            let links = |path: &str| std::fs::metadata(at.join(path)).unwrap().nlink();
+            assert_eq!((links(""), links("large"), links("far-1000")), (3, 2, 2));
             assert_eq!(
                 std::fs::read_to_string(at.join("far-59000")).unwrap(),
                 "59000"
@@ -230,7 +233,6 @@ fn large_files(writer: &mut Writer<&mut File>, tree: &mut Tree) {
 
 #[test]
 fn privileged_large_sparse_files_through_the_kernel() {
-    use std::os::unix::fs::{FileExt, MetadataExt};
     in_private_mounts(|| {
         let (file, summary) = image_file(&Options::default(), large_files);
         assert!(summary.bytes < 1 << 20);
@@ -281,6 +283,25 @@ fn ids_are_counted_across_owners_and_groups() {
         matches!(error, Error::TooMany { limit: 65_535, .. }),
         "{error:?}"
     );
+}
+
+#[test]
+fn tail_ends_share_blocks_up_to_the_last_byte() {
+    for (second, fragments) in [(2096, 1u32), (2097, 2)] {
+        let options = Options {
+            block_size: 4096,
+            ..Options::default()
+        };
+        let mut writer = Writer::new(Cursor::new(Vec::new()), &options).unwrap();
+        for size in [2000, second] {
+            let mut file = writer.start_file();
+            file.append(&vec![1; size]).unwrap();
+            file.finish().unwrap();
+        }
+        let tree = Tree::new(Attributes::default()).unwrap();
+        let (image, _) = writer.finish(&tree).unwrap();
+        assert_eq!(image.into_inner()[16..20], fragments.to_le_bytes());
+    }
 }
 
 #[test]

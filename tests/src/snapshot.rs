@@ -42,7 +42,11 @@ impl Snapshot {
                 &mut things,
             );
         }
-        loop_devices(&mut things)?;
+        things.extend(
+            loop_devices()?
+                .iter()
+                .map(|device| format!("machine loop {device}")),
+        );
         processes(&mut things)?;
         job_cgroups(Path::new("/sys/fs/cgroup/freezer"), &mut things);
         Ok(Self { things })
@@ -120,28 +124,21 @@ fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
     }
 }
 
-/// Other loop devices of this machine are not ours: only those backed by this world's own file
-/// systems count.
-fn loop_devices(things: &mut BTreeSet<String>) -> Result<()> {
+/// Returns this world's loop devices, each with its file: those backed by other file systems belong
+/// to other users of this machine.
+pub fn loop_devices() -> Result<Vec<String>> {
     let ours: BTreeSet<String> = ["/", "/var/lib/shifter", "/scratch", "/home", "/tmp"]
         .iter()
         .filter_map(|dir| fs::metadata(dir).ok())
         .map(|meta| format!("{}:{}", meta.dev() >> 8 & 0xfff, meta.dev() & 0xff))
         .collect();
-    let list = ["losetup", "-l", "-n", "-O", "NAME,BACK-MAJ:MIN,BACK-FILE"];
-    for line in Call::new(list).ok()?.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(device), Some(back)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        if ours.contains(back) {
-            things.insert(format!(
-                "machine loop {device} {}",
-                fields.collect::<Vec<_>>().join(" ")
-            ));
-        }
-    }
-    Ok(())
+    let list = ["losetup", "-l", "-n", "-O", "BACK-MAJ:MIN,NAME,BACK-FILE"];
+    let text = Call::new(list).ok()?;
+    let devices = text.lines().filter_map(|line| line.trim().split_once(' '));
+    Ok(devices
+        .filter(|(back, _)| ours.contains(*back))
+        .map(|(_, device)| device.trim().to_owned())
+        .collect())
 }
 
 fn processes(things: &mut BTreeSet<String>) -> Result<()> {

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::job::Job;
+use shifter_tests::snapshot::loop_devices;
 use shifter_tests::world::User::{self, Alice, Bob};
 
 use crate::bench::{Bench, Stored};
@@ -132,12 +133,8 @@ fn cluster_jobs_of_one_image_share_one_loop_device() -> Result<()> {
     let bench = Bench::start()?;
     let first = sleeper(&bench, Alice, &bench.a)?;
     let second = sleeper(&bench, Bob, &bench.a)?;
-    let loops = Call::new(["losetup", "-n", "-O", "BACK-FILE"]).ok()?;
-    let count = loops
-        .lines()
-        .filter(|line| line.contains(bench.a.image.id()))
-        .count();
-    ensure!(count == 1, "{loops}");
+    let loops = loop_devices()?;
+    ensure!(loops.len() == 1, "{loops:?}");
     first.cancel()?;
     first.wait()?;
     let overlap = [

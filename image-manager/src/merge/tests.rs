@@ -190,6 +190,10 @@ fn links_on_the_way_lead_into_the_image() {
     ];
     assert_eq!(paths(&[&lower, &over]), want);
 
+    // It may replace the very link that leads to it.
+    let own = [Sample::symlink("l", "."), dir("l/l"), file("l/x")];
+    assert_eq!(paths(&[&own]), ["l dir 755 0", "l/x file 0:2 644 0"]);
+
     for (target, place) in [
         ("/etc", "etc/x"),
         ("../../../etc", "etc/x"),

@@ -132,6 +132,11 @@ mod tests {
         assert_eq!(writer.index(&same).unwrap(), 0);
         let table = writer.finish(Compression::None).unwrap().unwrap();
         assert_eq!(table.count, 2);
+        let words: Vec<u32> = table.ids.stored[2..]
+            .chunks(4)
+            .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+            .collect();
+        assert_eq!(words, [0, 0, 1, 10, 10, 0, 1, 9]);
         assert_eq!(
             table.pairs[2..],
             [

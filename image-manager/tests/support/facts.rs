@@ -18,6 +18,8 @@ pub struct Facts {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// The first path of the same inode.
     pub same_as: String,
+    /// How many names it says it has; 0 for directories, where file systems disagree.
+    pub links: u64,
 }
 
 /// All names of a tree; bytes that are not ASCII are escaped.
@@ -155,6 +157,7 @@ fn look(at: &Path, path: &[u8], tree: &mut Tree, inodes: &mut HashMap<String, u6
         mtime: meta.mtime(),
         xattrs: xattrs(at),
         same_as: String::new(),
+        links: if kind.is_dir() { 0 } else { meta.nlink() },
     };
     inodes.insert(printable(path), meta.ino());
     tree.insert(printable(path), facts);
@@ -235,6 +238,7 @@ pub fn of_tar(archive: Vec<u8>) -> Tree {
                 .map(|(name, value)| (printable(&name), value))
                 .collect(),
             same_as: path.clone(),
+            links: 0,
         };
         tree.insert(path, facts);
     }
@@ -255,5 +259,17 @@ pub fn of_tar(archive: Vec<u8>) -> Tree {
         }
     }
     tree.remove("");
+    count_links(&mut tree);
     tree
+}
+
+/// Counts the names of each inode that is not a directory.
+pub fn count_links(tree: &mut Tree) {
+    let mut counts: HashMap<String, u64> = HashMap::new();
+    for facts in tree.values() {
+        *counts.entry(facts.same_as.clone()).or_default() += 1;
+    }
+    for facts in tree.values_mut().filter(|facts| facts.what != "dir") {
+        facts.links = counts[&facts.same_as];
+    }
 }

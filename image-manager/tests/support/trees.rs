@@ -148,6 +148,7 @@ pub fn write(plans: &[Plan], options: &Options) -> (Vec<u8>, facts::Tree) {
     }
     want.values_mut()
         .for_each(|facts| facts.same_as = first[&facts.same_as].clone());
+    facts::count_links(&mut want);
     let (image, summary) = writer.finish(&tree).unwrap();
     let image = image.into_inner();
     assert_eq!(summary.bytes, image.len() as u64);
@@ -166,6 +167,7 @@ fn facts_of(what: String, attributes: &Attributes, path: &str) -> Facts {
             .map(|(n, v)| (printable(n), v.clone()))
             .collect(),
         same_as: path.to_owned(),
+        links: 0,
     }
 }
 

@@ -204,7 +204,7 @@ fn privileged_a_dead_setups_journal_marks_nobody() -> Result<()> {
         site.set_up(&manifest(job))?.success()?;
         let pin = format!("/run/shifter/jobs/{job}/roots/job/mnt");
         let number = Call::new(["stat", "-c", "%i", &*pin]).ok()?;
-        is_hit |= number.trim() == journal["namespace"].to_string();
+        is_hit |= journal["namespace"] == number.trim().parse::<u64>()?;
         let enter = [
             "nsenter",
             &format!("--mount={pin}"),
