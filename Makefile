@@ -22,7 +22,7 @@ PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all install bootstrap sample-image testbed demo cluster cluster-stop test test-long check \
+.PHONY: all install sample-image testbed demo cluster cluster-stop test test-long check \
 	rpm-check bench
 .NOTPARALLEL:
 
@@ -54,8 +54,8 @@ install:
 		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
 	docs/man/build.sh $(MAN)
 
-bootstrap:
-	tests/bootstrap.sh
+bootstrap-%:
+	tests/bootstrap.sh $*
 
 sample-image:
 	tests/sample-image.sh
@@ -63,29 +63,33 @@ sample-image:
 testbed:
 	$(CARGO) build --locked -p shifter-tests --bin testbed
 
-demo: bootstrap all testbed sample-image
+# Where the worlds of the demo and the tests have it: the plugin falls back to the prefix it was
+# built with when there is no configuration to name one.
+demo cluster test test-long bench: PREFIX = /opt/shifter
+
+demo: bootstrap-demo all testbed sample-image
 	@tests/world.sh $(TARGET)/debug/testbed demo
 
-cluster: bootstrap all testbed sample-image
+cluster: bootstrap-demo all testbed sample-image
 	@tests/cluster.sh start
 
 cluster-stop:
 	@tests/cluster.sh stop
 
-test: bootstrap all sample-image
+test: bootstrap-test all sample-image
 	tests/run.sh
 
-test-long: bootstrap all sample-image
+test-long: bootstrap-test all sample-image
 	tests/run.sh --long
 
-check: bootstrap
+check: bootstrap-check
 	tests/check.sh
 
-rpm-check: bootstrap
+rpm-check: bootstrap-test
 	tests/rpm.sh
 
 # Figures, beside the floor and peers; quiet machines only. Not a test.
-bench: bootstrap all sample-image
+bench: bootstrap-test all sample-image
 	$(BUILD) -p shifter-benches
 	tests/world.sh $(PLAIN)/shifter-benches starts 25
 	tests/world.sh $(PLAIN)/shifter-benches slurm 25

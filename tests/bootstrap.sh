@@ -1,19 +1,22 @@
 #!/bin/bash
-# Installs what building and testing need and this machine lacks: Debian packages and Rust.
-# Needs root for the packages and gets it through sudo otherwise. Starts no daemon.
+# Installs what this machine lacks for a purpose: tests/bootstrap.sh demo|test|check
+# Debian packages, for which it needs root and otherwise uses sudo, and Rust. Starts no daemon.
 set -euo pipefail
 
+# To build, and to run the product beside a registry.
 packages=(
-    # to build
     build-essential ca-certificates curl git make
-    # to run the product
     slurm-wlm munge sudo
-    # to check the plugin's binding
-    bindgen clang libclang-dev libslurm-dev
-    # to test it
-    busybox-static docker-registry file gdb groff-base iproute2 mmdebstrap python3-minimal rpm skopeo
-    squashfs-tools strace umoci util-linux
+    docker-registry iproute2 mmdebstrap skopeo squashfs-tools util-linux
 )
+case ${1:-test} in
+demo) ;;
+test | check)
+    packages+=(busybox-static file gdb groff-base python3-minimal rpm strace umoci) ;;&
+check)
+    # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
+    packages+=(bindgen clang libclang-dev libslurm-dev) ;;
+esac
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi

@@ -285,6 +285,43 @@ fn ids_are_counted_across_owners_and_groups() {
     );
 }
 
+/// A disk that has no room for one moment.
+struct FailsOnce(Cursor<Vec<u8>>, bool);
+
+impl Write for FailsOnce {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if std::mem::take(&mut self.1) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::io::Seek for FailsOnce {
+    fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+#[test]
+fn a_block_that_was_lost_is_not_forgotten() {
+    let out = FailsOnce(Cursor::new(Vec::new()), true);
+    let options = Options {
+        compression: Compression::None,
+        threads: 0,
+        ..Options::default()
+    };
+    let mut writer = Writer::new(out, &options).unwrap();
+    let mut file = writer.start_file();
+    assert!(file.append(&vec![1; 4 << 20]).is_err());
+    let tree = Tree::new(Attributes::default()).unwrap();
+    assert!(matches!(writer.finish(&tree), Err(Error::Write { .. })));
+}
+
 #[test]
 fn tail_ends_share_blocks_up_to_the_last_byte() {
     for (second, fragments) in [(2096, 1u32), (2097, 2)] {

@@ -110,7 +110,8 @@ fn job_of_ancestor() -> Option<JobId> {
     None
 }
 
-/// True if every uid of the process is root's: a user can fake a title but not an owner.
+/// True if root runs the program, and it is slurmstepd: a user can fake the title of a setuid
+/// program, but neither its owner nor its file.
 fn is_roots_program(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let uids = status
@@ -118,7 +119,8 @@ fn is_roots_program(pid: u32) -> bool {
         .find_map(|line| line.strip_prefix("Uid:"))
         .unwrap_or_default();
     let uids: Vec<&str> = uids.split_ascii_whitespace().collect();
-    uids.len() == 4 && uids.iter().all(|uid| *uid == "0")
+    let file = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    uids == ["0"; 4] && file.file_name() == Some("slurmstepd".as_ref())
 }
 
 /// Finds the parent in the text of /proc/PID/stat, whose second field may hold anything.

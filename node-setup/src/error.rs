@@ -153,6 +153,7 @@ impl Error {
             }
             Error::Volume { hint, .. } => hint.clone(),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
+            Error::Config(error) => error.hint(),
             Error::Volumes(error) => error.hint(),
             Error::Reference { source, .. } => source.hint(),
             Error::Manifest(ManifestError::Volume(error)) => error.hint(),

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use shifter_core::config::{Config, UserImages};
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
-use shifter_core::reference::ImageRef;
+use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
 use shifter_core::store::{self, IndexEntry};
 use shifter_core::trusted;
@@ -180,7 +180,7 @@ pub fn open_for_user(
     caller: &Caller,
     home: &str,
 ) -> Result<Image> {
-    if !matches!(reference.image_type().as_str(), "docker" | "id" | "custom") {
+    if *reference.image_type() == ImageType::Local {
         let what = format!(
             "images of type '{}' cannot be run",
             reference.image_type().as_str()
@@ -215,11 +215,10 @@ pub fn open_for_user(
 impl Image {
     /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
     /// device and superblock with every other container of it on this node.
-    pub fn mount(&self, run: &RunDir) -> Result<OwnedFd> {
-        let hints = if self.is_shared {
-            Some(run.subdir("images")?)
-        } else {
-            None
+    pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
+        let hints = match run {
+            Some(run) if self.is_shared => Some(run.subdir("images")?),
+            _ => None,
         };
         let device = loopdev::attach(&self.file, hints.as_ref())?;
         let options = [("source", Some(&*device.path())), ("ro", None)];

@@ -1,23 +1,22 @@
-//! The life of a job's root: set up, pinned, joined, removed.
+//! The life of a job's root: set up, pinned, removed. How it is joined is in [`crate::prepared`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
-use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
+use shifter_core::layout::{FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
 
 use crate::error::{Context, Error, Result};
 use crate::image::Store;
+use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks};
-use crate::{loopdev, mnt, modules, namespace};
+use crate::{loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -37,18 +36,35 @@ struct Journal {
 /// Every failure leaves nothing behind; [`Error::exit_code`] tells the user's mistakes from the
 /// node's failures.
 pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
+    let run = RunDir::open()?;
+    let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
+    let host = namespace::own()?;
+    make(config, manifest, &run, &job, &host).inspect_err(|_| {
+        // What cannot be removed now is found by the teardown; the first error is the one to tell.
+        // A failed build may have left us in its namespace, where the host's paths mean nothing.
+        let _ = namespace::enter(&host)
+            .and_then(|()| demolish(&job))
+            .and_then(|_| job.remove())
+            .and_then(|()| loopdev::sweep(&run.subdir("images")?))
+            .and_then(|()| run.release_if_idle());
+    })
+}
+
+fn make(
+    config: &Config,
+    manifest: &JobManifest,
+    run: &RunDir,
+    job: &JobDir,
+    host: &OwnedFd,
+) -> Result<()> {
+    // A job that was requeued without an epilogue, or a set-up that died: start anew.
+    demolish(job)?;
+    state::remove_file(job.dir(), "failure")?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let store = Store::site(config)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
     let image = store.image(&manifest.image.id, &manifest.image.reference, uid, &gids)?;
-
-    let run = RunDir::open()?;
-    let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
-    // A job that was requeued without an epilogue, or a set-up that died: start anew.
-    clear(&job)?;
-    job.remove_file("failure")?;
-    let host = namespace::own()?;
     let request = RootRequest {
         config,
         image: &image,
@@ -58,27 +74,18 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
         hosts: &manifest.hosts,
         is_pinned: true,
     };
-    let built = root::build(&request, &run).and_then(|root| {
-        namespace::enter(&host)?;
-        state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
-        let dir = job.root(JOB_ROOT)?;
-        state::write_file(&dir, "meta", &image.meta_bytes)?;
-        pin(&dir, &root, uid)?;
-        if job.is_buried()? {
-            Err(Error::Removed(manifest.job.to_string()))
-        } else {
-            Ok(())
-        }
-    });
-    built.or_else(|error| {
-        // A failed build may have left us in its namespace, where the host's paths mean nothing.
-        namespace::enter(&host)?;
-        clear(&job)?;
-        job.remove()?;
-        loopdev::sweep(&run.subdir("images")?)?;
-        run.release_if_idle()?;
-        Err(error)
-    })
+    let root = root::build(&request, Some(run))?;
+    namespace::enter(host)?;
+    state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
+    let dir = job.root(JOB_ROOT)?;
+    pin(&dir, &root, uid)?;
+    // Last: it is what lets tasks in.
+    state::write_file(&dir, TICKET, &image.meta_bytes)?;
+    if job.is_buried()? {
+        Err(Error::Removed(manifest.job.to_string()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Notes why a job's root cannot be made for its user; reported when the job's tasks start.
@@ -104,20 +111,17 @@ pub fn tear_down(job: &JobId) -> Result<()> {
     if JobDir::exists(&run, job)? {
         let _tombstone = JobDir::bury(&run, job)?;
         let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-        failures.extend(end_processes(&dir)?);
-        failures.extend(
-            clear(&dir)
-                .and_then(|()| dir.remove())
-                .err()
-                .map(|e| e.chain()),
-        );
+        match demolish(&dir) {
+            Ok(complaint) => failures.extend(complaint),
+            Err(error) => failures.push(error.chain()),
+        }
+        failures.extend(dir.remove().err().map(|error| error.chain()));
     }
-    failures.extend(
-        loopdev::sweep(&run.subdir("images")?)
-            .err()
-            .map(|e| e.chain()),
-    );
-    failures.extend(run.release_if_idle().err().map(|e| e.chain()));
+    let swept = run
+        .subdir("images")
+        .and_then(|hints| loopdev::sweep(&hints));
+    failures.extend(swept.err().map(|error| error.chain()));
+    failures.extend(run.release_if_idle().err().map(|error| error.chain()));
     if failures.is_empty() {
         Ok(())
     } else {
@@ -125,52 +129,6 @@ pub fn tear_down(job: &JobId) -> Result<()> {
             job: job.to_string(),
             failures,
         })
-    }
-}
-
-/// A job's prepared root, as a process that is about to join it sees it.
-pub struct Prepared {
-    /// What it was built from.
-    pub manifest: JobManifest,
-    /// The image's metadata.
-    pub meta: Vec<u8>,
-    dir: OwnedFd,
-}
-
-impl Prepared {
-    /// Finds the prepared root of a job on this node.
-    pub fn find(job: &JobId) -> Result<Option<Self>> {
-        let path = layout::job_dir(job);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let job_dir = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error).step("open", &path),
-        };
-        let Some(bytes) = state::read_file(&job_dir, "manifest")? else {
-            return Ok(None);
-        };
-        let manifest = JobManifest::parse(&bytes)?;
-        let Some(dir) = state::open_root(job, JOB_ROOT)? else {
-            return Ok(None);
-        };
-        let Some(meta) = state::read_file(&dir, "meta")? else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            manifest,
-            meta,
-            dir,
-        }))
-    }
-
-    /// Moves the process into the root, to "/".
-    pub fn join(&self) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let pin = rustix::fs::openat(&self.dir, "mnt", flags, Mode::empty())
-            .step("open", "the job's namespace")?;
-        namespace::enter(&pin)?;
-        rustix::process::chdir("/").step("change to", "/")
     }
 }
 
@@ -191,68 +149,58 @@ fn pin(dir: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
     mnt::attach_at(&mount, dir, b"mnt")
 }
 
-/// Undoes what the journals of a job's roots say, and forgets the roots.
-fn clear(job: &JobDir) -> Result<()> {
-    for name in job.roots()? {
-        let dir = job.root(&name)?;
-        unpin(&dir)?;
-        for file in state::list(&dir)? {
-            rustix::fs::unlinkat(&dir, &file, AtFlags::empty()).step("remove", &*file)?;
-        }
-    }
-    Ok(())
-}
-
-/// Opens a root's pin if there is one.
-fn find_pin(dir: &OwnedFd) -> Result<Option<OwnedFd>> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let pin = match rustix::fs::openat(dir, "mnt", flags, Mode::empty()) {
-        Ok(pin) => pin,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error).step("open", "mnt"),
-    };
-    // Only a file: set-up died before it was pinned.
-    let kind = rustix::fs::fstatfs(&pin).step("examine", "mnt")?.f_type;
-    Ok((kind == libc::NSFS_MAGIC).then_some(pin))
-}
-
-/// Takes the pin away if there is one.
-fn unpin(dir: &OwnedFd) -> Result<()> {
-    let Some(pin) = find_pin(dir)? else {
-        return Ok(());
-    };
-    let path = mnt::path_of(pin.as_fd());
-    unmount(&*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("unmount", &*path)
-}
-
-/// Ends what is left in the job's roots; returns a complaint about processes that live on.
-fn end_processes(job: &JobDir) -> Result<Option<String>> {
+/// Ends what is left in the job's roots and forgets them; returns a complaint about processes
+/// that live on. In an order in which death at any point leaves the rest to be found again.
+fn demolish(job: &JobDir) -> Result<Option<String>> {
     let mut marks = Vec::new();
+    let mut pins = Vec::new();
     for name in job.roots()? {
         let dir = job.root(&name)?;
-        // The kernel gives the numbers of a namespace that is gone to the next one, which is
-        // somebody else's: without a pin they mark nobody, and nobody could have joined.
-        let Some(pin) = find_pin(&dir)? else { continue };
+        // From here on nobody is let in; who was before has been the user since (`joins`).
+        state::remove_file(&dir, TICKET)?;
+        // Without a pin nobody could join, and the kernel has given the namespace's numbers to
+        // somebody else's by now. The open pin keeps them ours.
+        let Some(pin) = prepared::open_pin(&dir)? else {
+            continue;
+        };
         let pinned = rustix::fs::fstat(&pin).step("examine", "mnt")?.st_ino;
+        pins.push(pin);
         let journal = state::read_file(&dir, "journal")?;
-        if let Some(journal) = journal.and_then(|b| serde_json::from_slice::<Journal>(&b).ok()) {
+        if let Some(journal) = journal.and_then(|b| serde_json::from_slice::<Journal>(&b).ok())
+            && journal.namespace == pinned
+        {
             let Journal {
                 uid,
                 namespace,
                 device,
             } = journal;
-            if namespace == pinned {
-                marks.push(Marks {
-                    uid,
-                    namespace,
-                    device,
-                });
-            }
+            marks.push(Marks {
+                uid,
+                namespace,
+                device,
+            });
         }
     }
-    if marks.is_empty() {
-        return Ok(None);
+    let alive = if marks.is_empty() {
+        Vec::new()
+    } else {
+        strays::end_all(&marks)?
+    };
+    for name in job.roots()? {
+        let dir = job.root(&name)?;
+        unpin(&dir)?;
+        for file in state::list(&dir)? {
+            state::remove_file(&dir, &file)?;
+        }
     }
-    let alive = strays::end_all(&marks)?;
     Ok((!alive.is_empty()).then(|| format!("processes {alive:?} do not end")))
+}
+
+/// Takes the pin away if there is one.
+fn unpin(dir: &OwnedFd) -> Result<()> {
+    if prepared::open_pin(dir)?.is_none() {
+        return Ok(());
+    }
+    let path = format!("{}/mnt", mnt::path_of(dir.as_fd()));
+    unmount(&*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("unmount", &*path)
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shifter_core::identity::{self, GROUP_LIMIT, Group, Identity};
+use shifter_core::trusted;
 
 use crate::error::{Error, Result};
 
@@ -99,6 +100,7 @@ fn read_local(path: &str) -> String {
 /// Runs `getent DATABASE KEYS...` and returns what it prints; keys it does not know are absent.
 fn getent(uid: u32, database: &str, keys: &[String]) -> Result<String> {
     let failed = |error: std::io::Error| unknown(uid, &format!("'{GETENT}': {error}"));
+    trusted::audit(Path::new(GETENT), &[0]).map_err(|error| unknown(uid, &error.to_string()))?;
     let mut command = Command::new(GETENT);
     command
         .arg(database)

@@ -1,6 +1,7 @@
 //! Mount namespaces: making one that can be pinned, entering, returning.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{
@@ -25,6 +26,25 @@ pub fn enter(namespace: impl AsFd) -> Result<()> {
         .step("enter", "mount namespace")
 }
 
+/// Opens the namespace with this inode, if a process is in it.
+pub fn find(inode: u64) -> Result<Option<OwnedFd>> {
+    let is_it = |fd: &OwnedFd| rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_ino == inode);
+    let open = |process: &Path| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::open(process.join("ns/mnt"), flags, Mode::empty()).ok()
+    };
+    // The first process is in it unless the batch system's daemon has a namespace of its own.
+    if let Some(found) = open(Path::new("/proc/1")).filter(is_it) {
+        return Ok(Some(found));
+    }
+    let processes = std::fs::read_dir("/proc").step("list", "/proc")?.flatten();
+    let mut numbered = processes.filter(|entry| {
+        let name = entry.file_name();
+        name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+    });
+    Ok(numbered.find_map(|entry| open(&entry.path()).filter(is_it)))
+}
+
 /// Gives the process a namespace of its own that the kernel takes for newer than the one before.
 ///
 /// A namespace can be pinned only in an older one (ELOOP otherwise). Linux 6.18 tells the age by
@@ -33,31 +53,37 @@ pub fn enter(namespace: impl AsFd) -> Result<()> {
 /// the parent is the machine's first namespace, the first attempt succeeds.
 pub fn unshare_newer() -> Result<()> {
     let before = sys::mount_namespace_id(own()?);
-    let allowed = sched_getaffinity(None).step("read", "CPU affinity")?;
-    let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    let mut result = Ok(());
-    let mut moved = false;
-    for cpu in std::iter::once(None)
-        .chain(cpus.map(Some))
-        .chain((0..=BATCH).map(|_| None))
-    {
-        if let Some(cpu) = cpu {
+    let unshare = || -> Result<bool> {
+        sys::unshare_mounts().step("unshare", "mount namespace")?;
+        Ok(match (&before, sys::mount_namespace_id(own()?)) {
+            (Ok(before), Ok(now)) => now > *before,
+            _ => true, // An older kernel counts correctly.
+        })
+    };
+    if unshare()? {
+        return Ok(());
+    }
+    // EINVAL where the kernel knows of more CPUs than a CpuSet: then this one must do.
+    let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+    let on_each_cpu = || -> Result<bool> {
+        for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
             let mut one = CpuSet::new();
             one.set(cpu);
             sched_setaffinity(None, &one).step("set", "CPU affinity")?;
-            moved = true;
+            if unshare()? {
+                return Ok(true);
+            }
         }
-        result = sys::unshare_mounts().step("unshare", "mount namespace");
-        let is_newer = match (&before, sys::mount_namespace_id(own()?)) {
-            (Ok(before), Ok(now)) => now > *before,
-            _ => true, // An older kernel counts correctly.
-        };
-        if result.is_err() || is_newer {
-            break;
+        for _ in 0..=BATCH {
+            if unshare()? {
+                return Ok(true);
+            }
         }
-    }
-    if moved {
+        Ok(false) // Pinning will say ELOOP.
+    };
+    let result = on_each_cpu();
+    if allowed.count() > 0 {
         sched_setaffinity(None, &allowed).step("restore", "CPU affinity")?;
     }
-    result
+    result.map(drop)
 }

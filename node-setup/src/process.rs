@@ -47,12 +47,17 @@ pub fn take_over() -> Result<CallersProcess> {
     let umask = umask(Mode::from_raw_mode(0o022));
     let limits = RELAXED.map(|resource| (resource, getrlimit(resource)));
     for (resource, old) in &limits {
-        let unlimited = Rlimit {
-            current: None,
-            maximum: None,
+        let relaxed = match (resource, old.maximum) {
+            // The kernel refuses to set no limit at all on descriptors.
+            (Resource::Nofile, Some(hard)) => Some(hard.max(4096)),
+            _ => None,
+        };
+        let relaxed = Rlimit {
+            current: relaxed,
+            maximum: relaxed,
         };
         // Without CAP_SYS_RESOURCE only the soft limit can go up, to the hard one.
-        if setrlimit(*resource, unlimited).is_err() {
+        if setrlimit(*resource, relaxed).is_err() {
             let raised = Rlimit {
                 current: old.maximum,
                 maximum: old.maximum,

@@ -19,6 +19,7 @@ use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
 use shifter_core::layout::RUN_DIR;
+use shifter_core::sanitize;
 use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
@@ -32,6 +33,9 @@ use crate::{namespace, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
+
+/// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
+const PROC_ROOT_INODE: u64 = 1;
 
 /// Top-level directories that the host provides, whatever the image has there.
 const HOST_DIRS: [&str; 4] = ["proc", "sys", "dev", "tmp"];
@@ -64,7 +68,9 @@ pub struct Root {
 
 /// Builds the root. On success the process is in it, at "/"; on failure the process is in a
 /// mount namespace that vanishes with it.
-pub fn build(request: &RootRequest<'_>, run: &RunDir) -> Result<Root> {
+///
+/// Without `run` the image shares no loop device with other containers.
+pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let image_mount = request.image.mount(run)?;
 
     if request.is_pinned {
@@ -91,12 +97,24 @@ pub fn build(request: &RootRequest<'_>, run: &RunDir) -> Result<Root> {
     let root = mnt::clone(&root_dir, false)?;
     mnt::attach(&root, &root_dir)?;
 
-    let entries = top_level(&tree, &request.image.reference)?;
+    // What the kernel cannot read of an image is the image's fault, not the node's.
+    let of_image = |error| match error {
+        Error::Step {
+            step,
+            object,
+            source,
+        } => Error::BadImage {
+            image: request.image.reference.clone(),
+            reason: format!("cannot {step} its '{}': {source}", sanitize::text(&object)),
+        },
+        other => other,
+    };
+    let entries = top_level(&tree, &request.image.reference).map_err(of_image)?;
     let mut layers = Layers::new(&tree, &root, make_dir(&base, "layers")?);
     give_files(request, &mut layers)?;
     let mounts = volumes::plan(request, &mut layers)?;
     for entry in &entries {
-        place(entry, &tree, &root, &layers)?;
+        place(entry, &tree, &root, &layers).map_err(of_image)?;
     }
     layers.mount()?.map_err(|reason| Error::BadImage {
         image: request.image.reference.clone(),
@@ -237,7 +255,8 @@ fn host_dirs(root: &OwnedFd) -> Result<()> {
         let fd = volumes::open_host(&source).step("open", &*source)?;
         // A clone keeps hidepid; a new proc mount would not. Not a directory that merely lies there.
         let magic = rustix::fs::fstatfs(&fd).step("examine", &*source)?.f_type;
-        if name == "proc" && magic != libc::PROC_SUPER_MAGIC {
+        let inode = rustix::fs::fstat(&fd).step("examine", &*source)?.st_ino;
+        if name == "proc" && (magic, inode) != (libc::PROC_SUPER_MAGIC, PROC_ROOT_INODE) {
             return Err(std::io::Error::from_raw_os_error(libc::ENODEV)).step("find", "/proc");
         }
         let flags = match name {

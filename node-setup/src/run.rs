@@ -26,9 +26,9 @@ use crate::caller::{self, Caller};
 use crate::drop::{become_caller, become_user};
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Store};
-use crate::job::Prepared;
 use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
+use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest};
 use crate::state::RunDir;
@@ -40,6 +40,12 @@ const NAME: &str = "shifter";
 pub fn main(words: Vec<OsString>) -> ExitCode {
     match run(words) {
         Ok(code) => code,
+        // The line at fault is for those who may read the file.
+        Err(Error::Config(error)) => {
+            let error = Error::Config(error);
+            out::complain(NAME, &error.chain());
+            error.exit_code()
+        }
         Err(error) => out::report(NAME, &error),
     }
 }
@@ -81,6 +87,8 @@ struct Entered {
     reference: String,
     modules: Vec<String>,
     shell: String,
+    /// The job's root, if that is what was entered.
+    joined: Option<Prepared>,
 }
 
 fn run_command(options: &RunOptions) -> Result<Infallible> {
@@ -95,6 +103,9 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
 
     let entered = enter(&config, &caller, &request)?;
     drop_privileges(&callers, &caller)?;
+    if let Some(prepared) = &entered.joined {
+        prepared.still_lets_in()?;
+    }
 
     let container = Container {
         config: &config,
@@ -214,17 +225,14 @@ fn enter(config: &Config, caller: &Caller, request: &Request) -> Result<Entered>
         Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
         None => None,
     };
-    if let Some(prepared) = prepared
-        .as_ref()
-        .filter(|prepared| request.is_met_by(prepared))
-    {
-        prepared.join()?;
-        return joined(prepared);
+    match prepared {
+        Some(prepared) if request.is_met_by(&prepared) => join(prepared),
+        prepared => build(config, caller, request, prepared.as_ref()),
     }
-    build(config, caller, request, prepared.as_ref())
 }
 
-fn joined(prepared: &Prepared) -> Result<Entered> {
+fn join(prepared: Prepared) -> Result<Entered> {
+    prepared.join()?;
     let manifest = &prepared.manifest;
     let reference = manifest.image.reference.clone();
     let meta = ImageMeta::parse(&prepared.meta).map_err(|error| Error::BadImage {
@@ -237,6 +245,7 @@ fn joined(prepared: &Prepared) -> Result<Entered> {
         reference,
         modules: manifest.modules.clone(),
         shell: manifest.user.shell.clone(),
+        joined: Some(prepared),
     })
 }
 
@@ -261,7 +270,11 @@ fn build(
         None => job.map(|job| job.modules.clone()).unwrap_or_default(),
     };
     modules::check(config, &modules)?;
-    let volumes = request.volumes.clone().unwrap_or_default();
+    let volumes = match (&request.volumes, job) {
+        (Some(volumes), _) => volumes.clone(),
+        (None, Some(job)) => job.volume_map()?,
+        (None, None) => VolumeMap::default(),
+    };
     let host = rustix::system::uname()
         .nodename()
         .to_string_lossy()
@@ -273,7 +286,7 @@ fn build(
             slots: 1,
         }],
     };
-    let run = RunDir::open()?;
+    let run = RunDir::open_for_hints();
     let request = RootRequest {
         config,
         image: &image,
@@ -283,13 +296,14 @@ fn build(
         hosts: &hosts,
         is_pinned: false,
     };
-    root::build(&request, &run)?;
+    root::build(&request, run.as_ref())?;
     Ok(Entered {
         id: image.id.to_string(),
         reference: image.reference,
         meta: image.meta,
         modules,
         shell: user.shell,
+        joined: None,
     })
 }
 

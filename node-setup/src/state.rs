@@ -23,6 +23,10 @@ use crate::error::{Context, Error, Result};
 use crate::sys::{Propagation, mount_setattr};
 
 const BASE_LOCK: &str = "/run/shifter.lock";
+
+/// How long to wait for the base lock.
+const BASE_PATIENCE: Duration = Duration::from_secs(5);
+
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 const PRIVATE_DIR: Mode = Mode::from_raw_mode(0o700);
 
@@ -44,12 +48,12 @@ impl RunDir {
     pub fn open() -> Result<Self> {
         let lock = create_file(CWD, BASE_LOCK)?;
         loop {
-            flock(&lock, FlockOperation::LockShared)?;
+            lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
             if let Some(dir) = mounted()? {
                 return Self { dir, lock }.checked();
             }
             // Not atomic: somebody else may mount in between, so look again.
-            flock(&lock, FlockOperation::LockExclusive)?;
+            lock_base(&lock, FlockOperation::NonBlockingLockExclusive)?;
             if mounted()?.is_none() {
                 mount_tree()?;
             }
@@ -58,14 +62,41 @@ impl RunDir {
 
     /// Opens the tree if it is mounted.
     pub fn open_existing() -> Result<Option<Self>> {
+        Ok(match Self::open_unchecked()? {
+            Some(run) => Some(run.checked()?),
+            None => None,
+        })
+    }
+
+    /// Opens the tree for a start that leaves nothing in it but a hint: any copy of the host's
+    /// namespace will do, and only the host's own may mount it. Without the tree such a start
+    /// shares no loop device, and that is all.
+    pub fn open_for_hints() -> Option<Self> {
+        let host = rustix::fs::stat("/proc/1/ns/mnt").map(|stat| stat.st_ino);
+        match own_namespace() {
+            Ok(own) if host == Ok(own) => Self::open().ok(),
+            _ => Self::open_unchecked().ok().flatten(),
+        }
+    }
+
+    /// Opens the tree if it is mounted, whichever namespace it belongs to.
+    pub fn open_unchecked() -> Result<Option<Self>> {
         if mounted()?.is_none() {
             return Ok(None);
         }
         let lock = create_file(CWD, BASE_LOCK)?;
-        flock(&lock, FlockOperation::LockShared)?;
-        mounted()?
-            .map(|dir| Self { dir, lock }.checked())
-            .transpose()
+        lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
+        Ok(mounted()?.map(|dir| Self { dir, lock }))
+    }
+
+    /// Returns the inode of the mount namespace that the tree belongs to.
+    pub fn namespace(&self) -> Result<u64> {
+        let text = read_file(&self.dir, "namespace")?.unwrap_or_default();
+        let number = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+        number.ok_or_else(malformed).step("read", "namespace")
     }
 
     /// Opens a directory directly below the tree and makes it where it is missing.
@@ -98,8 +129,7 @@ impl RunDir {
             false,
         )
         .step("make private", RUN_DIR)?;
-        let recorded = read_file(&self.dir, "namespace")?.unwrap_or_default();
-        if recorded == own_namespace()?.to_string().as_bytes() {
+        if self.namespace()? == own_namespace()? {
             Ok(self)
         } else {
             Err(Error::Privilege(
@@ -186,14 +216,6 @@ impl JobDir {
         self.dir.as_fd()
     }
 
-    /// Removes a file of the job where it exists.
-    pub fn remove_file(&self, name: &str) -> Result<()> {
-        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error).step("remove", name),
-        }
-    }
-
     /// Opens the directory of a root and makes it where it is missing.
     pub fn root(&self, name: &str) -> Result<OwnedFd> {
         make_dir(&make_dir(&self.dir, "roots")?, name)
@@ -240,19 +262,38 @@ pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// Opens a file of the tree for reading; nothing if it does not exist.
+pub fn open_file(dir: impl AsFd, name: &str) -> Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(File::from(fd))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).step("open", name),
+    }
+}
+
 /// Reads a file of the tree; nothing if it does not exist.
 pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error).step("open", name),
-    };
+    open_file(dir, name)?
+        .map(|file| read_open(&file, name))
+        .transpose()
+}
+
+/// Reads an open file of the tree.
+pub fn read_open(file: &File, name: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(FILE_LIMIT)
         .read_to_end(&mut bytes)
         .step("read", name)?;
-    Ok(Some(bytes))
+    Ok(bytes)
+}
+
+/// Removes a file of the tree where it exists.
+pub fn remove_file(dir: impl AsFd, name: &str) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).step("remove", name),
+    }
 }
 
 /// Writes a file of the tree: a reader sees all of it or none.
@@ -308,8 +349,17 @@ pub fn own_namespace() -> Result<u64> {
     Ok(rustix::fs::stat(path).step("examine", path)?.st_ino)
 }
 
-fn flock(fd: &OwnedFd, operation: FlockOperation) -> Result<()> {
-    rustix::fs::flock(fd, operation).step("lock", BASE_LOCK)
+/// Takes the base lock. Nobody holds it for long but a program that its user has frozen.
+fn lock_base(fd: &OwnedFd, operation: FlockOperation) -> Result<()> {
+    let deadline = Instant::now() + BASE_PATIENCE;
+    loop {
+        match rustix::fs::flock(fd, operation) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result.step("lock", BASE_LOCK),
+        }
+    }
 }
 
 fn lock_flags() -> OFlags {
@@ -342,7 +392,7 @@ fn mount_tree() -> Result<()> {
         Err(error) => return Err(error).step("create directory", RUN_DIR),
     }
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step("open file system", "tmpfs")?;
-    for (key, value) in [("source", "shifter"), ("mode", "0700"), ("size", "64m")] {
+    for (key, value) in [("source", "shifter"), ("mode", "0700"), ("size", "512m")] {
         fsconfig_set_string(&context, key, value).step("configure", "tmpfs")?;
     }
     fsconfig_create(&context).step("create", "tmpfs")?;

@@ -29,7 +29,7 @@ pub enum ConfigError {
     #[error("{}: the file is not UTF-8 text", .0.display())]
     NotText(PathBuf),
     /// A key or value cannot be understood.
-    #[error("{}:{line}: {message}\n    {text}", .path.display())]
+    #[error("{}:{line}: {message}", .path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -40,6 +40,18 @@ pub enum ConfigError {
         /// The line itself.
         text: String,
     },
+}
+
+impl ConfigError {
+    /// Returns the line at fault, for those who may read the file.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ConfigError::Invalid { text, .. } if !text.is_empty() => {
+                Some(format!("the line reads '{text}'"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The whole configuration.
@@ -341,7 +353,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("/etc/shifter/shifter.toml")).map_err(|e| e.to_string())
+        Config::parse(text, Path::new("/etc/shifter/shifter.toml"))
+            .map_err(|e| format!("{e} {}", e.hint().unwrap_or_default()))
     }
 
     #[test]

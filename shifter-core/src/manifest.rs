@@ -18,6 +18,9 @@ pub const SCHEMA: u32 = 1;
 /// Bytes a manifest may have.
 pub const SIZE_LIMIT: u64 = 1 << 20;
 
+/// Task slots of all nodes together: each is a line of the container's host file.
+pub const SLOT_LIMIT: u64 = 1 << 20;
+
 /// Says why a manifest is refused.
 #[derive(Debug, Error)]
 pub enum ManifestError {
@@ -141,6 +144,10 @@ impl JobManifest {
         Ok(VolumeMap::parse_many(texts, Origin::User)?)
     }
 
+    fn slots(&self) -> u64 {
+        self.hosts.iter().map(|host| u64::from(host.slots)).sum()
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         let plain = |text: &str| text.len() <= 512 && !text.chars().any(char::is_control);
         let hosts = self.hosts.iter().map(|host| host.name.as_str());
@@ -152,7 +159,10 @@ impl JobManifest {
                 "modules",
                 self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m)),
             ),
-            ("hosts", hosts.into_iter().all(is_host_name)),
+            (
+                "hosts",
+                hosts.into_iter().all(is_host_name) && self.slots() <= SLOT_LIMIT,
+            ),
         ];
         match rules.into_iter().find(|(_, holds)| !holds) {
             Some((field, _)) => Err(ManifestError::Field { field }),

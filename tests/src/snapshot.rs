@@ -130,7 +130,9 @@ pub fn loop_devices() -> Result<Vec<String>> {
     let ours: BTreeSet<String> = ["/", "/var/lib/shifter", "/scratch", "/home", "/tmp"]
         .iter()
         .filter_map(|dir| fs::metadata(dir).ok())
-        .map(|meta| format!("{}:{}", meta.dev() >> 8 & 0xfff, meta.dev() & 0xff))
+        .map(|meta| meta.dev())
+        // makedev(3), the other way round.
+        .map(|dev| format!("{}:{}", dev >> 8 & 0xfff, dev & 0xff | dev >> 12 & !0xff))
         .collect();
     let list = ["losetup", "-l", "-n", "-O", "BACK-MAJ:MIN,NAME,BACK-FILE"];
     let text = Call::new(list).ok()?;

@@ -73,6 +73,17 @@ fn cluster_broken_configuration_on_the_node_alone() -> Result<()> {
     ensure_drained(&bench, "n1")
 }
 
+#[test]
+fn cluster_configuration_lost_while_a_job_runs() -> Result<()> {
+    let bench = Bench::start()?;
+    let script = "srun shifter sh -c 'echo up; sleep 2'";
+    let job = bench.cluster.submit(Alice, &[&bench.a.option()], script)?;
+    job.wait_for_output("up")?;
+    fs::remove_file(CONFIG)?;
+    job.wait()?.expect("COMPLETED", "0:0")?;
+    bench.ensure_clean()
+}
+
 /// Fails unless the node was taken out of service and its log says what of Shifter failed.
 fn ensure_drained(bench: &Bench, name: &str) -> Result<()> {
     let drained = || {

@@ -262,46 +262,17 @@ impl LayerReader {
         let raw_link = link
             .or(pax.link.take())
             .unwrap_or_else(|| header.link().to_vec());
-        let is_directory = header.kind() == b'5' || header.kind() == 0 && raw.ends_with(b"/");
         let limit = self.budget.limits().path_bytes;
-        let path = |raw: &[u8]| normalise(raw, limit);
-        let refuse = |reason: &'static str| refused(&raw, reason);
-
-        let normal = path(&raw).map_err(|e| refuse(e.reason()))?;
-        let device = || -> Result<(u32, u32), LayerError> {
-            let (major, minor) = header.device().map_err(|reason| self.malformed(reason))?;
-            let fits = |n: i64, bits: u32| u32::try_from(n).ok().filter(|n| n >> bits == 0);
-            match (fits(major, 12), fits(minor, 20)) {
-                (Some(major), Some(minor)) => Ok((major, minor)),
-                _ => Err(refuse("its device number is out of range")),
-            }
-        };
-        let kind = match header.kind() {
-            _ if is_directory => EntryKind::Directory,
-            b'0' | 0 | b'7' | b'S' => EntryKind::File { size: 0 },
-            b'1' => {
-                let target = path(&raw_link).map_err(|e| refuse(e.link_reason()))?;
-                EntryKind::HardLink(target)
-            }
-            b'2' => EntryKind::Symlink(match raw_link.len() {
-                0 => return Err(refuse("its link target is empty")),
-                1..=MAX_TARGET if !raw_link.contains(&0) => raw_link,
-                1..=MAX_TARGET => return Err(refuse("its link target contains a NUL")),
-                _ => return Err(refuse("its link target is longer than 4095 bytes")),
-            }),
-            b'3' => device().map(|(major, minor)| EntryKind::CharDevice { major, minor })?,
-            b'4' => device().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?,
-            b'6' => EntryKind::Fifo,
-            _ => return Err(refuse("its kind is unknown")),
-        };
-        if normal.is_empty() && kind != EntryKind::Directory {
-            return Err(refuse("the root of an image must be a directory"));
+        let path = normalise(&raw, limit).map_err(|e| refused(&raw, e.reason()))?;
+        let kind = self.kind(&header, &raw, raw_link)?;
+        if path.is_empty() && kind != EntryKind::Directory {
+            return Err(refused(&raw, "the root of an image must be a directory"));
         }
         let target_bytes = match &kind {
             EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
             _ => 0,
         };
-        self.budget.take_name_bytes(normal.len() + target_bytes)?;
+        self.budget.take_name_bytes(path.len() + target_bytes)?;
         let metadata = self.metadata(&header, &mut pax, &raw)?;
         let kind = match kind {
             EntryKind::File { .. } => {
@@ -314,9 +285,48 @@ impl LayerReader {
             other => other,
         };
         Ok(Entry {
-            path: normal,
+            path,
             kind,
             metadata,
+        })
+    }
+
+    /// What an entry is; a file's size is not known yet.
+    fn kind(
+        &self,
+        header: &Header<'_>,
+        raw: &[u8],
+        link: Vec<u8>,
+    ) -> Result<EntryKind, LayerError> {
+        let refuse = |reason| Err(refused(raw, reason));
+        Ok(match header.kind() {
+            b'5' => EntryKind::Directory,
+            // Archives older than kinds mark directories so.
+            0 if raw.ends_with(b"/") => EntryKind::Directory,
+            0 | b'0' | b'7' | b'S' => EntryKind::File { size: 0 },
+            b'1' => {
+                let target = normalise(&link, self.budget.limits().path_bytes);
+                EntryKind::HardLink(target.map_err(|e| refused(raw, e.link_reason()))?)
+            }
+            b'2' if link.is_empty() => return refuse("its link target is empty"),
+            b'2' if link.contains(&0) => return refuse("its link target contains a NUL"),
+            b'2' if link.len() > MAX_TARGET => {
+                return refuse("its link target is longer than 4095 bytes");
+            }
+            b'2' => EntryKind::Symlink(link),
+            kind @ (b'3' | b'4') => {
+                let device = header.device().map_err(|reason| self.malformed(reason))?;
+                let fits = |n: i64, bits: u32| u32::try_from(n).ok().filter(|n| n >> bits == 0);
+                match (fits(device.0, 12), fits(device.1, 20)) {
+                    (Some(major), Some(minor)) if kind == b'3' => {
+                        EntryKind::CharDevice { major, minor }
+                    }
+                    (Some(major), Some(minor)) => EntryKind::BlockDevice { major, minor },
+                    _ => return refuse("its device number is out of range"),
+                }
+            }
+            b'6' => EntryKind::Fifo,
+            _ => return refuse("its kind is unknown"),
         })
     }
 

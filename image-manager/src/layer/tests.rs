@@ -190,6 +190,20 @@ fn truncated_blobs_are_known_as_such() {
     assert!(read(&garbage).is_err());
 }
 
+#[test]
+fn the_end_may_be_shorter_than_the_format_says() {
+    let whole = archive(&[Sample::file("a", "abc")]);
+    // Both end markers, one, none, and the last block not filled up.
+    for length in [2048, 1536, 1024, 515] {
+        let listing = read(&whole[..length]).unwrap();
+        assert_eq!(
+            (listing.len(), &listing[0].1[..]),
+            (1, &b"abc"[..]),
+            "{length}"
+        );
+    }
+}
+
 struct Failing;
 
 impl Read for Failing {

@@ -94,8 +94,8 @@ fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
     let config = Config::open_trusted(config)?;
     let manifest = JobManifest::parse(&read_manifest(path)?)?;
     manifest.expect(uid, expected)?;
-    if manifest.user.uid == 0 {
-        let what = "containers run for users, not for root".into();
+    if manifest.user.uid == 0 || manifest.user.gid == 0 {
+        let what = "containers run for users, not for root or group root".into();
         return Err(Error::Denied { what, hint: None });
     }
     job::set_up(&config, &manifest)?;
