@@ -9,6 +9,7 @@
 //!   jobs/<job>/failure                   the user's mistake that kept the root from being made
 //!   jobs/<job>/roots/<name>/journal      what was acquired, written before it is acquired
 //!   jobs/<job>/roots/<name>/mnt          the pinned mount namespace
+//!   jobs/<job>/roots/<name>/meta         the image's metadata; while it is there, tasks may join
 //! ```
 
 use std::path::{Path, PathBuf};
