@@ -80,7 +80,7 @@ test: bootstrap-test all sample-image
 	tests/run.sh
 
 test-long: bootstrap-test all sample-image
-	tests/run.sh --long
+	tests/long.sh $(SLICE)
 
 check: bootstrap-check
 	tests/check.sh

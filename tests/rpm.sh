@@ -21,11 +21,19 @@ rpmbuild -bb --nodeps --quiet --define "_topdir $top" --define "shifter_version 
     packaging/rpm/shifter.spec
 
 found=$(for package in "$top"/RPMS/*/*.rpm; do
-    rpm -qp --queryformat "[%{NAME} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]" \
+    rpm -qp --queryformat "[%{=NAME} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]" \
         "$package"
 done | grep -v /share/man/ | LC_ALL=C sort)
 diff -u packaging/rpm/files.expected <(printf '%s\n' "$found") || {
     echo "rpm.sh: the packages do not hold what packaging/rpm/files.expected says" >&2
     exit 1
 }
+# Installed under another prefix, everything names that one and the programs find each other.
+tests/world.sh bash -euc '
+    rpm -i --nodeps --force-debian --prefix /apps/shifter "$@"
+    grep -qx "prefix = \"/apps/shifter\"" /etc/shifter/shifter.toml
+    ! grep -rE "/usr/(s?bin|lib|share)/(shifter|setupRoot)" /etc/shifter /apps/shifter/share/shifter
+    setpriv --reuid alice --regid alice --init-groups --reset-env /apps/shifter/bin/shifter images
+' world "$top"/RPMS/*/*.rpm >/dev/null
+
 echo "rpm.sh: $(ls "$top"/RPMS/*/*.rpm | wc -l) packages hold what they should"

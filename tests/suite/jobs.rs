@@ -195,7 +195,8 @@ fn cluster_fifty_jobs_leave_nothing_and_slurmd_does_not_grow() -> Result<()> {
         .iter()
         .map(|node| node.slurmd_rss_kib())
         .collect::<Result<_>>()?;
-    run(50)?;
+    let is_long = std::env::var_os("SHIFTER_LONG_TESTS").is_some();
+    run(if is_long { 500 } else { 50 })?;
     bench.ensure_clean()?;
     for (node, before) in bench.cluster.nodes().iter().zip(before) {
         let after = node.slurmd_rss_kib()?;
