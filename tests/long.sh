@@ -8,16 +8,18 @@ cd "$(dirname "$(realpath "$0")")/.."
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
 parsers=(reference volmap hostlist meta manifest config)
-slices=(race soak kills properties "${parsers[@]/#/fuzz-}")
+slices=(race soak cancel crowd properties "${parsers[@]/#/fuzz-}")
 
 run_slice() {
     case $1 in
     race) # a volume's source that changes between directory and links, 5,000 starts
-        tests/run.sh --long -- privileged_s36 ;;
+        SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s36 ;;
     soak) # 500 jobs in a row: nothing left, slurmd's memory flat
-        tests/run.sh --long -- cluster_fifty_jobs ;;
-    kills) # every program killed before each of its system calls, with more in its root
-        tests/run.sh --long -- killed_before ;;
+        SHIFTER_LONG_TESTS=1 tests/run.sh cluster_fifty_jobs ;;
+    cancel) # jobs cancelled at any moment of their lives
+        tests/run.sh --long long_cluster_jobs_cancelled ;;
+    crowd) # a thousand jobs of two users and two images at once
+        tests/run.sh --long long_cluster_thousand ;;
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q --release \
             -p shifter-core -p image-manager --lib ;;
@@ -41,7 +43,7 @@ fuzz() {
 if [ "${1-}" = today ]; then
     today=${slices[$((10#$(date +%j) % ${#slices[@]}))]}
     export FUZZ_SECS=45 PROPERTY_CASES=2000
-    case $today in race | soak | kills) today=fuzz-volmap ;; esac # the usual run has them in small
+    case $today in race | soak | cancel | crowd) today=properties ;; esac # too long for each change
     set -- "$today"
 fi
 [ $# -gt 0 ] || set -- "${slices[@]}"

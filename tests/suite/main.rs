@@ -11,6 +11,7 @@ mod faults;
 mod images;
 mod install;
 mod jobs;
+mod long;
 mod mistakes;
 mod node;
 mod selftest;
