@@ -8,7 +8,7 @@ cd "$(dirname "$(realpath "$0")")/.."
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
 parsers=(reference volmap hostlist meta manifest config)
-slices=(race soak cancel crowd properties "${parsers[@]/#/fuzz-}")
+slices=(race soak cancel crowd private properties "${parsers[@]/#/fuzz-}")
 
 run_slice() {
     case $1 in
@@ -20,6 +20,8 @@ run_slice() {
         tests/run.sh --long long_cluster_jobs_cancelled ;;
     crowd) # a thousand jobs of two users and two images at once
         tests/run.sh --long long_cluster_thousand ;;
+    private) # private containers in parallel, outside and inside of jobs
+        tests/run.sh --long long_cluster_private ;;
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q --release \
             -p shifter-core -p image-manager --lib ;;
@@ -43,7 +45,7 @@ fuzz() {
 if [ "${1-}" = today ]; then
     today=${slices[$((10#$(date +%j) % ${#slices[@]}))]}
     export FUZZ_SECS=45 PROPERTY_CASES=2000
-    case $today in race | soak | cancel | crowd) today=properties ;; esac # too long for each change
+    case $today in race | soak | cancel | crowd | private) today=properties ;; esac # too long for each change
     set -- "$today"
 fi
 [ $# -gt 0 ] || set -- "${slices[@]}"
