@@ -77,6 +77,7 @@ cluster-stop:
 	@tests/cluster.sh stop
 
 test: bootstrap-test all sample-image
+	tests/fuzz.sh 20
 	tests/run.sh
 
 test-long: bootstrap-test all sample-image

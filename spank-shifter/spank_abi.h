@@ -52,5 +52,4 @@ spank_err_t spank_job_control_setenv(spank_t spank, const char *name, const char
 
 void slurm_info(const char *format, ...);
 void slurm_error(const char *format, ...);
-void slurm_verbose(const char *format, ...);
 void slurm_spank_log(const char *format, ...);

@@ -1,14 +1,12 @@
 #!/bin/bash
 # The tests that take too long for every change: tests/long.sh [SLICE...]
 #
-# Without a slice, all of them; `today` is one of them in small, another one each day, for CI.
+# Without a slice, all of them; `today` is one of those that can be made small, in turns, for CI.
 # FUZZ_SECS is the time for each fuzz target. The last full result is in docs/test-long.md.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-target=${CARGO_TARGET_DIR:-$PWD/target}
-parsers=(reference volmap hostlist meta manifest config)
-slices=(race soak cancel crowd private properties "${parsers[@]/#/fuzz-}")
+slices=(race soak cancel crowd private properties fuzz)
 
 run_slice() {
     case $1 in
@@ -25,7 +23,8 @@ run_slice() {
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q --release \
             -p shifter-core -p image-manager --lib ;;
-    fuzz-*) fuzz "${1#fuzz-}" "${FUZZ_SECS:-120}" ;;
+    fuzz) # every parser, with AddressSanitizer
+        tests/fuzz.sh "${FUZZ_SECS:-600}" ;;
     *)
         echo "long.sh: no slice '$1'; there are: ${slices[*]}" >&2
         return 2
@@ -33,20 +32,11 @@ run_slice() {
     esac
 }
 
-fuzz() {
-    local cargo_fuzz=$target/tools/bin/cargo-fuzz
-    [ -x "$cargo_fuzz" ] || cargo install -q --locked --root "$target/tools" cargo-fuzz
-    mkdir -p "fuzz/corpus/$1"
-    # cargo-fuzz asks for unstable flags, which the stable compiler takes only when told so.
-    RUSTC_BOOTSTRAP=1 PATH=$target/tools/bin:$PATH cargo fuzz run "$1" "fuzz/corpus/$1" \
-        "fuzz/seeds/$1" -- -max_total_time="$2" -print_final_stats=1 2>&1 | tail -n 12
-}
-
 if [ "${1-}" = today ]; then
-    today=${slices[$((10#$(date +%j) % ${#slices[@]}))]}
-    export FUZZ_SECS=45 PROPERTY_CASES=2000
-    case $today in race | soak | cancel | crowd | private) today=properties ;; esac # too long for each change
-    set -- "$today"
+    export FUZZ_SECS=15 PROPERTY_CASES=2000
+    # The others have a small form in the usual run.
+    small=(properties fuzz)
+    set -- "${small[$((10#$(date +%j) % ${#small[@]}))]}"
 fi
 [ $# -gt 0 ] || set -- "${slices[@]}"
 

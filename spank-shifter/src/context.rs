@@ -44,8 +44,6 @@ pub enum Level {
     Error,
     /// The same, and nothing is wrong.
     Info,
-    /// Whoever asked for more, with `-v` or `SlurmdDebug`.
-    Verbose,
     /// The user, on the stderr of the job.
     User,
 }

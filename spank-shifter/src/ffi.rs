@@ -162,7 +162,6 @@ pub fn log(level: Level, line: &str) {
     let write = match level {
         Level::Error => sys::slurm_error,
         Level::Info => sys::slurm_info,
-        Level::Verbose => sys::slurm_verbose,
         Level::User => sys::slurm_spank_log,
     };
     // SAFETY: the format takes exactly one C string, and that is what it gets.

@@ -81,8 +81,5 @@ unsafe extern "C" {
     pub fn slurm_error(format: *const libc::c_char, ...);
 }
 unsafe extern "C" {
-    pub fn slurm_verbose(format: *const libc::c_char, ...);
-}
-unsafe extern "C" {
     pub fn slurm_spank_log(format: *const libc::c_char, ...);
 }

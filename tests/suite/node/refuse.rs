@@ -375,8 +375,7 @@ fn privileged_a_forged_image_in_a_users_store_reaches_nobody() -> Result<()> {
     };
     ensure_refused(&marker(Alice, "evil")?, 3, "your own store")?;
     for policy in ["no", "kernel"] {
-        site.product
-            .configure(&format!("[unused]\n").replace("[unused]\n", ""))?;
+        site.product.configure("")?;
         let text = fs::read_to_string(CONFIG)?
             .replace("[store]", &format!("[store]\nuser_images = '{policy}'"));
         site.product.configure_with(&text)?;
