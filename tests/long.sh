@@ -21,7 +21,7 @@ run_slice() {
     private) # private containers in parallel, outside and inside of jobs
         tests/run.sh --long long_cluster_private ;;
     properties) # every property test with many more cases
-        PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q --release \
+        PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q \
             -p shifter-core -p image-manager --lib ;;
     fuzz) # every parser, with AddressSanitizer
         tests/fuzz.sh "${FUZZ_SECS:-600}" ;;
