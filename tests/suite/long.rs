@@ -55,27 +55,21 @@ fn long_cluster_thousand_jobs_of_two_users_at_once() -> Result<()> {
         jobs.iter()
             .try_for_each(|job| job.wait()?.expect("COMPLETED", "0:0"))
     };
-    submit(100)?;
-    bench.ensure_clean()?;
-    let rss = |bench: &Bench| -> Result<Vec<u64>> {
-        bench
-            .cluster
-            .nodes()
-            .iter()
-            .map(|node| node.slurmd_rss_kib())
-            .collect()
-    };
-    let before = rss(&bench)?;
-    for _ in 0..10 {
+    let mut sizes = Vec::new();
+    for _ in 0..11 {
         submit(100)?;
         bench.ensure_clean()?;
+        let nodes = bench.cluster.nodes().iter();
+        let all: Vec<u64> = nodes
+            .map(|node| node.slurmd_rss_kib())
+            .collect::<Result<_>>()?;
+        sizes.push(all.into_iter().max().unwrap_or_default());
     }
-    for (before, after) in before.into_iter().zip(rss(&bench)?) {
-        ensure!(
-            after <= before + 1024,
-            "slurmd grew from {before} to {after} KiB"
-        );
-    }
+    // slurmd remembers users and credentials, so it grows at first, with or without the plugin.
+    ensure!(
+        sizes[10] <= sizes[5] + 512,
+        "slurmd's KiB per 100 jobs: {sizes:?}"
+    );
     Ok(())
 }
 
@@ -93,30 +87,6 @@ fn long_cluster_private_containers_in_parallel() -> Result<()> {
         let output = node.call(["bash", "-c", &script]).by(Alice).output()?;
         ensure!(output.stdout == "a\n".repeat(64), "{output}");
         before.ensure_restored(Some(&bench.cluster))?;
-    }
-    Ok(())
-}
-
-#[test]
-#[ignore = "x"]
-fn tmp_rss() -> Result<()> {
-    for plugin in [true, false] {
-        let bench = Bench::start_with(|_, options| {
-            if !plugin { options.plugstack = String::new(); }
-            Ok(())
-        })?;
-        for n in 0..12 {
-            let mut jobs = vec![];
-            for i in 0..100 {
-                let image = bench.a.option();
-                let o: Vec<&str> = if plugin { vec![&image, "--output=/dev/null"] } else { vec!["--output=/dev/null"] };
-                let _ = i;
-                jobs.push(bench.cluster.submit(Alice, &o, if plugin { "shifter true; shifter true; shifter true" } else { "true" })?);
-            }
-            for j in &jobs { j.wait()?; }
-            let r: Vec<u64> = bench.cluster.nodes().iter().map(|n| n.slurmd_rss_kib().unwrap_or(0)).collect();
-            shifter_tests::report::line(&format!("{plugin} {n} {r:?}"));
-        }
     }
     Ok(())
 }
