@@ -29,6 +29,14 @@ pub struct Snapshot {
 impl Snapshot {
     /// Looks at the login host and all nodes.
     pub fn take(cluster: Option<&Cluster>) -> Result<Self> {
+        let mut snapshot = Self::take_without_loops(cluster)?;
+        let loops = loop_devices()?;
+        let shown = loops.iter().map(|device| format!("machine loop {device}"));
+        snapshot.things.extend(shown);
+        Ok(snapshot)
+    }
+
+    fn take_without_loops(cluster: Option<&Cluster>) -> Result<Self> {
         let mut things = BTreeSet::new();
         let mut places = vec![("login".to_owned(), std::process::id())];
         for node in cluster.map_or(&[][..], Cluster::nodes) {
@@ -42,11 +50,6 @@ impl Snapshot {
                 &mut things,
             );
         }
-        things.extend(
-            loop_devices()?
-                .iter()
-                .map(|device| format!("machine loop {device}")),
-        );
         processes(&mut things)?;
         job_cgroups(Path::new("/sys/fs/cgroup/freezer"), &mut things);
         Ok(Self { things })
@@ -67,7 +70,14 @@ impl Snapshot {
 
     /// Waits until everything is as it was, and fails naming what is not.
     pub fn ensure_restored(&self, cluster: Option<&Cluster>) -> Result<()> {
-        let same = || Ok((Snapshot::take(cluster)? == *self).then_some(()));
+        let others = |thing: &&String| !thing.starts_with("machine loop ");
+        let same = || {
+            let seen = Snapshot::take_without_loops(cluster)?;
+            // To ask about a loop device is to open it, which keeps it from being freed: only when
+            // everything else is in order is it time.
+            let is_time = self.things.iter().filter(others).eq(&seen.things);
+            Ok((is_time && Snapshot::take(cluster)? == *self).then_some(()))
+        };
         if wait_for("a clean node", 10, same).is_err() {
             let rest = self.differences(&Snapshot::take(cluster)?);
             bail!(
@@ -127,20 +137,30 @@ fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
 /// Returns this world's loop devices, each with its file: those backed by other file systems belong
 /// to other users of this machine.
 pub fn loop_devices() -> Result<Vec<String>> {
-    let ours: BTreeSet<String> = ["/", "/var/lib/shifter", "/scratch", "/home", "/tmp"]
+    let dirs = ["/var/lib/shifter", "/scratch", "/home", "/tmp"];
+    let ours: BTreeSet<String> = dirs
         .iter()
         .filter_map(|dir| fs::metadata(dir).ok())
         .map(|meta| meta.dev())
         // makedev(3), the other way round.
         .map(|dev| format!("{}:{}", dev >> 8 & 0xfff, dev & 0xff | dev >> 12 & !0xff))
         .collect();
-    let list = ["losetup", "-l", "-n", "-O", "BACK-MAJ:MIN,NAME,BACK-FILE"];
-    let text = Call::new(list).ok()?;
-    let devices = text.lines().filter_map(|line| line.trim().split_once(' '));
-    Ok(devices
-        .filter(|(back, _)| ours.contains(*back))
-        .map(|(_, device)| device.trim().to_owned())
-        .collect())
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block")?.flatten() {
+        // There is such a file only while the device is in use.
+        let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
+            continue;
+        };
+        if !dirs.iter().any(|dir| file.starts_with(dir)) {
+            continue;
+        }
+        let device = format!("/dev/{}", entry.file_name().display());
+        let ask = Call::new(["losetup", "-n", "-O", "BACK-MAJ:MIN", &device]).output()?;
+        if ours.contains(ask.stdout.trim()) {
+            found.push(format!("{device} {}", file.trim()));
+        }
+    }
+    Ok(found)
 }
 
 fn processes(things: &mut BTreeSet<String>) -> Result<()> {
