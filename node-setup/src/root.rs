@@ -29,7 +29,7 @@ use crate::layers::{Layers, copy_attributes, make_public_dir, write_given};
 use crate::mnt::{self, SAFE, SAFE_RO};
 use crate::state::{RunDir, make_dir};
 use crate::sys::{self, Propagation, mount_setattr};
-use crate::{namespace, volumes};
+use crate::{namespace, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -91,6 +91,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         ("size", Some(&*size)),
     ];
     let base = mnt::make("tmpfs", &options, SAFE)?;
+    state::make_place()?;
     mnt::attach_at(&base, CWD, RUN_DIR.as_bytes())?;
     let tree = ImageTree::new(attach_below(&base, "image", image_mount)?);
     let root_dir = make_public_dir(&base, "root")?;

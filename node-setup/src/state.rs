@@ -385,12 +385,17 @@ fn mounted() -> Result<Option<OwnedFd>> {
         .then_some(dir))
 }
 
+/// Makes the directory that the tree is mounted on, where it is missing.
+pub fn make_place() -> Result<()> {
+    match rustix::fs::mkdir(RUN_DIR, PRIVATE_DIR) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).step("create directory", RUN_DIR),
+    }
+}
+
 /// Mounts the tree. The caller holds the base lock alone.
 fn mount_tree() -> Result<()> {
-    match rustix::fs::mkdir(RUN_DIR, PRIVATE_DIR) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).step("create directory", RUN_DIR),
-    }
+    make_place()?;
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step("open file system", "tmpfs")?;
     for (key, value) in [("source", "shifter"), ("mode", "0700"), ("size", "512m")] {
         fsconfig_set_string(&context, key, value).step("configure", "tmpfs")?;

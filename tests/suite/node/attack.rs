@@ -369,6 +369,23 @@ fn privileged_a_start_in_a_shared_namespace_does_not_take_the_state() -> Result<
     site.clean.ensure_restored(None)
 }
 
+/// Where slurmd has a namespace of its own and no job has an image yet, nothing is at /run/shifter.
+#[test]
+fn privileged_a_first_start_in_a_private_namespace_needs_no_state() -> Result<()> {
+    let site = Site::prepare()?;
+    Call::shell("rmdir /run/shifter 2>/dev/null; test ! -e /run/shifter").ok()?;
+    let alice = ["setpriv", "--reuid=2001", "--regid=2001", "--init-groups"];
+    let shifter = site.product.path("bin/shifter");
+    let start = [
+        &["unshare", "--mount"][..],
+        &alice,
+        &[&*shifter, "--image=tiny", "true"],
+    ];
+    Call::new(start.concat()).output()?.success()?;
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
 /// One user's many jobs of an image with long metadata must leave room for the others'.
 #[test]
 fn privileged_long_metadata_does_not_fill_the_state() -> Result<()> {
