@@ -13,7 +13,8 @@ CARGO ?= cargo
 # Where rustup puts cargo, for the first run after tests/bootstrap.sh.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+# Not asked of rustc, which root may not have when it installs.
+HOST = $(shell uname -m)-unknown-linux-gnu
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # PROFILE=dev builds faster, for those who work on it.
 PROFILE ?= release

@@ -116,7 +116,8 @@ inside() {
     ip address add 192.0.2.1/32 dev lo
     people
     mkdir -m 0755 /run/lock /run/munge
-    unset WORLD_STAGE WORLD_DIR
+    # Root in here is nobody's deputy.
+    unset WORLD_STAGE WORLD_DIR ${!SUDO_@}
     export SHIFTER_WORLD=${W##*/}
     local status=0
     "$@" || status=$?
@@ -154,11 +155,11 @@ case ${WORLD_STAGE-0} in
 0)
     # A test runner that only lists its tests needs no world.
     case " $* " in *" --list "*) exec "$@" ;; esac
-    keep=PATH,CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE
+    keep=CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE
     enter=(unshare --mount --propagation private "$here" "$@")
     export WORLD_STAGE=1
     [ "$(id -u)" = 0 ] && exec "${enter[@]}"
-    exec sudo --preserve-env=$keep "${enter[@]}"
+    exec sudo --preserve-env=$keep env "PATH=$PATH:/usr/sbin:/sbin" "${enter[@]}"
     ;;
 1) outside "$@" ;;
 2) inside "$@" ;;
