@@ -201,7 +201,7 @@ pub fn open_for_user(
     };
     match open(&store) {
         Err(Error::NoImage(_)) => Err(missing),
-        Ok(_) if config.store.user_images == UserImages::No => Err(Error::Denied {
+        Ok(_) if config.store.user_images != UserImages::Kernel => Err(Error::Denied {
             what: format!(
                 "image '{}' is in your own store, from which this site runs none",
                 sanitize::text(&name)

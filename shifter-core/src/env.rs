@@ -166,6 +166,127 @@ impl TryFrom<RawChanges> for EnvChanges {
     }
 }
 
+/// The site's rules for the environment of every container.
+///
+/// An element of [`SiteEnv::pass`] and [`SiteEnv::drop`] is a name, or the beginning of names
+/// with `*` after it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawSiteEnv")]
+pub struct SiteEnv {
+    /// The caller's variables that enter a container; a name that is written out enters even if
+    /// it is one of [`HOST_PROGRAMS`].
+    pub pass: Vec<String>,
+    /// The caller's variables that do not enter, whatever `pass` says.
+    pub drop: Vec<String>,
+    /// Changes made last.
+    pub changes: EnvChanges,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSiteEnv {
+    pass: Vec<String>,
+    drop: Vec<String>,
+    set: BTreeMap<String, String>,
+    append: BTreeMap<String, String>,
+    prepend: BTreeMap<String, String>,
+    unset: Vec<String>,
+}
+
+impl Default for RawSiteEnv {
+    fn default() -> Self {
+        let SiteEnv {
+            pass,
+            drop,
+            changes,
+        } = SiteEnv::default();
+        let EnvChanges {
+            set,
+            append,
+            prepend,
+            unset,
+        } = changes;
+        Self {
+            pass,
+            drop,
+            set,
+            append,
+            prepend,
+            unset,
+        }
+    }
+}
+
+impl Default for SiteEnv {
+    fn default() -> Self {
+        Self {
+            pass: vec!["*".into()],
+            drop: Vec::new(),
+            changes: EnvChanges::default(),
+        }
+    }
+}
+
+impl TryFrom<RawSiteEnv> for SiteEnv {
+    type Error = EnvError;
+
+    fn try_from(raw: RawSiteEnv) -> Result<Self, EnvError> {
+        let RawSiteEnv {
+            pass,
+            drop,
+            set,
+            append,
+            prepend,
+            unset,
+        } = raw;
+        for pattern in pass.iter().chain(&drop) {
+            let name = pattern.strip_suffix('*').unwrap_or(pattern);
+            let is_name = !pattern.is_empty() && !name.contains(['*', '=', '\0']);
+            if !is_name {
+                return Err(EnvError::Change {
+                    name: pattern.clone(),
+                    rule: "is neither a name nor the beginning of names and '*'",
+                });
+            }
+        }
+        let changes = EnvChanges::try_from(RawChanges {
+            set,
+            append,
+            prepend,
+            unset,
+        })?;
+        Ok(Self {
+            pass,
+            drop,
+            changes,
+        })
+    }
+}
+
+impl SiteEnv {
+    /// True if a variable of the caller's may enter a container.
+    fn lets_in(&self, name: &[u8], value: &[u8]) -> bool {
+        let begins = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning.as_bytes()),
+            None => pattern.as_bytes() == name,
+        };
+        let is_listed = |list: &[&str]| list.iter().any(|listed| listed.as_bytes() == name);
+        let is_unsecure = UNSECURE_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_bytes()));
+        // Many programs have an ENV=production of their own; only a path is the shell's start-up
+        // file.
+        let is_start_up_file = name == b"ENV" && value.starts_with(b"/");
+        let is_program = is_listed(&HOST_PROGRAMS) || is_start_up_file;
+        let is_written_out = || self.pass.iter().any(|pattern| pattern.as_bytes() == name);
+        !is_unsecure
+            && !is_listed(&UNSECURE)
+            && self.pass.iter().any(begins)
+            && !self.drop.iter().any(begins)
+            && (!is_program || is_written_out())
+    }
+}
+
 /// Everything beside the caller that has a say, each already parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct EnvSources<'a> {
@@ -179,8 +300,8 @@ pub struct EnvSources<'a> {
     pub options: &'a [Pair],
     /// The modules' changes, in the order of the request.
     pub modules: &'a [&'a EnvChanges],
-    /// The site's changes.
-    pub site: &'a EnvChanges,
+    /// The site's rules and changes.
+    pub site: &'a SiteEnv,
     /// What Shifter says about the container; nobody can change it.
     pub always: &'a [Pair],
 }
@@ -195,11 +316,12 @@ pub fn compose(caller: Vec<Pair>, sources: &EnvSources<'_>) -> Vec<Pair> {
         for (name, value) in caller {
             env.entry(name).or_insert(value);
         }
-        env.retain(|name, value| may_enter(name, value));
+        env.retain(|name, value| sources.site.lets_in(name, value));
     }
     let given = [sources.image, sources.file, sources.options];
     env.extend(given.into_iter().flatten().cloned());
-    for changes in sources.modules.iter().copied().chain([sources.site]) {
+    let site = &sources.site.changes;
+    for changes in sources.modules.iter().copied().chain([site]) {
         apply(&mut env, changes);
     }
     env.extend(sources.always.iter().cloned());
@@ -233,17 +355,6 @@ fn join(first: &[u8], second: &[u8]) -> Vec<u8> {
         b":"
     };
     [first, colon, second].concat()
-}
-
-/// True if a variable of the caller's may enter a container.
-fn may_enter(name: &[u8], value: &[u8]) -> bool {
-    let is_listed = |list: &[&str]| list.iter().any(|listed| listed.as_bytes() == name);
-    let is_unsecure = UNSECURE_PREFIXES
-        .iter()
-        .any(|prefix| name.starts_with(prefix.as_bytes()));
-    // Many programs have an ENV=production of their own; only a path is the shell's start-up file.
-    let is_start_up_file = name == b"ENV" && value.starts_with(b"/");
-    !(is_unsecure || is_listed(&UNSECURE) || is_listed(&HOST_PROGRAMS) || is_start_up_file)
 }
 
 /// Parses a file of variables: `NAME=value` on each line, `#` begins a comment line, empty lines

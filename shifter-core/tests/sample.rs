@@ -9,10 +9,10 @@ use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 2] = ["registry.ca_file", "root.udi_image"];
+const EXAMPLES: [&str; 3] = ["registry.ca_file", "root.udi_image", "module.copy_path"];
 
 /// Names that the sample gives to tables of which there may be any number.
-const TABLES: [&str; 2] = ["registry.", "module."];
+const TABLES: [&str; 3] = ["registry.", "module.", "per_node_cache."];
 
 fn read(path: &str) -> (PathBuf, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -99,6 +99,9 @@ fn known_keys() -> BTreeSet<String> {
         "[root]",
         "[env]",
         "[module.x]",
+        "[hooks]",
+        "[per_node_cache.x]",
+        "[kernel]",
         "[slurm]",
     ];
     let mut found = BTreeSet::new();
@@ -166,6 +169,11 @@ fn sample_and_manual_state_the_defaults() {
         for (name, mut module) in std::mem::take(&mut config.module) {
             module.env = Default::default();
             assert_eq!(module, Default::default(), "{name}");
+        }
+        for (name, cache) in std::mem::take(&mut config.per_node_cache) {
+            let dir = "[per_node_cache.'/x']\ndir = '/scratch/.shifter'";
+            let default = Config::parse(dir, &path).unwrap().per_node_cache;
+            assert_eq!(cache, default["/x"], "{name}");
         }
         assert_eq!(config, Config::default(), "{}", path.display());
     }

@@ -16,7 +16,14 @@ fn map(list: &[(&str, &str)]) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn nothing(site: &EnvChanges) -> EnvSources<'_> {
+fn rules(changes: EnvChanges) -> SiteEnv {
+    SiteEnv {
+        changes,
+        ..SiteEnv::default()
+    }
+}
+
+fn nothing(site: &SiteEnv) -> EnvSources<'_> {
     EnvSources {
         clear: false,
         image: &[],
@@ -26,6 +33,25 @@ fn nothing(site: &EnvChanges) -> EnvSources<'_> {
         site,
         always: &[],
     }
+}
+
+#[test]
+fn a_site_says_what_enters() {
+    let enters = |pass: &[&str], drop: &[&str], name: &str| {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        let site = SiteEnv {
+            pass: owned(pass),
+            drop: owned(drop),
+            changes: EnvChanges::default(),
+        };
+        let env = compose(vec![(name.into(), b"/x".to_vec())], &nothing(&site));
+        !env.is_empty()
+    };
+    assert!(enters(&["*"], &[], "HOME") && !enters(&["*"], &["HOME"], "HOME"));
+    assert!(enters(&["SLURM_*"], &[], "SLURM_JOB_ID") && !enters(&["SLURM_*"], &[], "HOME"));
+    assert!(!enters(&["SLURM_*"], &["SLURM_J*"], "SLURM_JOB_ID"));
+    assert!(!enters(&["*"], &[], "LESSOPEN") && enters(&["*", "LESSOPEN"], &[], "LESSOPEN"));
+    assert!(!enters(&["LD_PRELOAD"], &[], "LD_PRELOAD") && !enters(&[], &[], "HOME"));
 }
 
 #[test]
@@ -44,7 +70,7 @@ fn each_source_wins_over_those_before() {
     };
     let (image, file, options) = (layer(1, "image"), layer(2, "file"), layer(3, "option"));
     let (first, second) = (changes(4, "module1"), changes(5, "module2"));
-    let (site, always) = (changes(6, "site"), layer(7, "always"));
+    let (site, always) = (rules(changes(6, "site")), layer(7, "always"));
     let sources = EnvSources {
         clear: false,
         image: &image,
@@ -90,12 +116,12 @@ fn changes_set_append_prepend_and_unset_in_order() {
         ]),
         unset: vec!["GONE".into(), "HOME".into(), "NEVER_THERE".into()],
     };
-    let site = EnvChanges {
+    let site = rules(EnvChanges {
         set: map(&[("GONE", "back")]),
         append: map(&[("PATH", "/s")]),
         prepend: map(&[("LD_LIBRARY_PATH", "/opt/udiImage/lib")]),
         unset: vec!["NEW".into()],
-    };
+    });
     let caller = pairs(&[("PATH", "/bin"), ("HOME", "/home/a"), ("EMPTY", "")]);
     let sources = EnvSources {
         modules: &[&module],
@@ -114,7 +140,7 @@ fn changes_set_append_prepend_and_unset_in_order() {
 
 #[test]
 fn callers_variables_that_never_enter() {
-    let site = EnvChanges::default();
+    let site = SiteEnv::default();
     let dropped = [
         "LD_PRELOAD",
         "LD_LIBRARY_PATH",
@@ -187,7 +213,7 @@ fn callers_variables_that_never_enter() {
 
 #[test]
 fn odd_variables() {
-    let site = EnvChanges::default();
+    let site = SiteEnv::default();
     let caller = pairs(&[
         ("", "x"),
         ("A=B", "x"),
@@ -323,22 +349,22 @@ proptest! {
         prepend in proptest::collection::btree_map("[ABC]", "[a:]{0,3}", 0..3),
         unset in proptest::collection::vec("[ABC]", 0..2),
     ) {
-        let site = EnvChanges { set, prepend, unset, ..EnvChanges::default() };
+        let site = rules(EnvChanges { set, prepend, unset, ..EnvChanges::default() });
         let sources = EnvSources { clear, image: &image, options: &options, ..nothing(&site) };
         let env = compose(caller.clone(), &sources);
         prop_assert!(env.is_sorted_by(|a, b| a.0 < b.0));
         for (name, value) in &env {
             prop_assert!(check_pair(name, value).is_ok());
             let of_caller_only = !image.iter().chain(&options).any(|(other, _)| other == name)
-                && !site.set.keys().chain(site.prepend.keys()).any(|other| other.as_bytes() == name);
-            prop_assert!(!of_caller_only || (!clear && may_enter(name, value)));
+                && !site.changes.set.keys().chain(site.changes.prepend.keys()).any(|other| other.as_bytes() == name);
+            prop_assert!(!of_caller_only || (!clear && SiteEnv::default().lets_in(name, value)));
         }
-        for name in &site.unset {
+        for name in &site.changes.unset {
             prop_assert!(env.iter().all(|(other, _)| other != name.as_bytes()));
         }
         // Composing is deterministic, and again with nothing to add changes nothing.
         prop_assert_eq!(&compose(caller, &sources), &env);
-        let none = EnvChanges::default();
+        let none = SiteEnv::default();
         let again = EnvSources { clear: true, image: &env, ..nothing(&none) };
         prop_assert_eq!(compose(Vec::new(), &again), env);
     }

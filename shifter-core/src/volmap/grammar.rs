@@ -157,7 +157,7 @@ fn cache(text: &str) -> Result<PerNodeCache, EntryFault> {
 
 /// Parses a whole number of bytes with an optional unit: b, k, m, g, t, p, e, in powers of 1024;
 /// `kb` is the same as `k`.
-fn size(text: &str) -> Result<u64, &'static str> {
+pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     const NOT_A_SIZE: &str = "not a whole number with one of the units b, k, m, g, t, p, e";
     const TOO_LARGE: &str = "too large";
     let end = text

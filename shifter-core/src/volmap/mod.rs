@@ -25,6 +25,8 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::Deserialize;
+
 pub use error::{EntryFault, PathFault, Side, VolumeError};
 pub use path::contains;
 
@@ -47,7 +49,8 @@ pub enum Origin {
 }
 
 /// The file system inside a per-node cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
 pub enum CacheFs {
     /// XFS, the default.
     Xfs,
@@ -201,6 +204,11 @@ impl VolumeMap {
         entries.sort_unstable();
         entries.join(";")
     }
+}
+
+/// Parses a size: a whole number of bytes, or of one of the units b, k, m, g, t, p, e.
+pub fn parse_size(text: &str) -> Result<u64, &'static str> {
+    grammar::size(text)
 }
 
 /// Judges where a user may place a volume; for a path that was resolved inside the image, so that

@@ -1,0 +1,294 @@
+//! The tables of the configuration: keys, types, defaults, and what each means.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::env::{EnvChanges, SiteEnv};
+use crate::volmap::{self, CacheFs};
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this system, used where the batch system gives no cluster name.
+    pub system: String,
+    /// Prefix under which Shifter is installed (`bin/shifterimg`, `sbin/setupRoot`).
+    pub prefix: PathBuf,
+    /// Image type of a reference that names none.
+    pub default_image_type: String,
+    /// Image types that this site defines beside docker, id, local and custom.
+    pub image_types: Vec<String>,
+    /// The image store.
+    pub store: Store,
+    /// How registries are reached; the key is `host` or `host:port`.
+    pub registry: BTreeMap<String, Registry>,
+    /// What every root contains.
+    pub root: Root,
+    /// The environment of every container.
+    pub env: SiteEnv,
+    /// Modules that users select with `--module`.
+    pub module: BTreeMap<String, Module>,
+    /// Modules in use where the user selects none; `--module=none` takes them away.
+    pub default_modules: Vec<String>,
+    /// Programs of the site that run while a root is built.
+    pub hooks: Hooks,
+    /// File systems for which users may have per-node caches; the key is the file system's
+    /// directory, which contains what users name before the colon.
+    pub per_node_cache: BTreeMap<String, NodeCache>,
+    /// Kernel modules that a job's set-up loads.
+    pub kernel: Kernel,
+    /// The Slurm plugin.
+    pub slurm: Slurm,
+}
+
+/// The image store.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Directory of the site store.
+    pub path: PathBuf,
+    /// Numeric uid that owns the site store and pulls into it.
+    pub image_owner: u32,
+    /// Command through which users pull into the site store; the arguments are appended.
+    /// Empty: users pull into their own store.
+    pub site_pull_command: Vec<String>,
+    /// Whether and how images that users own are run.
+    pub user_images: UserImages,
+    /// Directories of the host below which users may run a directory tree as an image
+    /// (`local:/path`).
+    pub local_dirs: Vec<PathBuf>,
+    /// Trees of the host that users run by a name (`local:NAME`), as with CHOS.
+    pub trees: BTreeMap<String, PathBuf>,
+}
+
+/// What may be done with images that users own.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum UserImages {
+    /// They are refused.
+    No,
+    /// squashfuse mounts them, as the user, in a user namespace of the user's.
+    #[default]
+    Fuse,
+    /// The kernel mounts them: the site trusts its users not to attack squashfs.
+    Kernel,
+}
+
+/// How one registry is reached.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Speak http instead of https.
+    pub plain_http: bool,
+    /// File with the certificate authorities (PEM) that vouch for this registry.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// What every root contains.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Root {
+    /// Size limit of the in-memory root, in MiB.
+    pub tmpfs_size_mib: u32,
+    /// Directories of the host that every container sees, in the volume grammar
+    /// `FROM[:TO[:flags]]`. Users' volumes must lie within them.
+    pub site_mounts: Vec<String>,
+    /// Directory of the host placed read-only at /opt/udiImage.
+    pub udi_image: Option<PathBuf>,
+    /// Size limit of what users write with `--writable-tmpfs`, in MiB; 0 forbids it.
+    pub writable_tmpfs_size_mib: u32,
+    /// Directories with specifications of devices (CDI), for modules.
+    pub cdi_dirs: Vec<PathBuf>,
+}
+
+/// A module.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Module {
+    /// False hides the module.
+    pub enabled: bool,
+    /// Changes to the environment.
+    pub env: EnvChanges,
+    /// Modules that cannot be used together with this one.
+    pub conflicts: Vec<String>,
+    /// Directories of the host that the container sees, as in [`Root::site_mounts`].
+    pub site_mounts: Vec<String>,
+    /// Directory of the host that the container sees, read-only, as
+    /// /opt/udiImage/modules/NAME.
+    pub copy_path: Option<PathBuf>,
+    /// Libraries of the host that take the place of the image's; the last component may have
+    /// `*`. Refused where the image's C library or the library's interface does not fit.
+    pub libraries: Vec<String>,
+    /// Devices of a CDI specification, `vendor/class=name`.
+    pub cdi: Vec<String>,
+    /// Program and arguments that run as root, outside of the image, while the root is built.
+    pub root_hook: Vec<String>,
+    /// Program and arguments that run as the user in the container, before the command.
+    pub user_hook: Vec<String>,
+}
+
+/// Programs of the site that run as root, outside of the image, while a root is built.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hooks {
+    /// Program and arguments that run before the site's mounts are made.
+    pub pre_mount: Vec<String>,
+    /// Program and arguments that run when the root is complete.
+    pub post_mount: Vec<String>,
+    /// Seconds after which a hook is ended and the set-up fails.
+    pub timeout_secs: u32,
+}
+
+/// A file system for which users may have per-node caches.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct NodeCache {
+    /// Directory in which the backing files are made: mode 0700, of the owner's, below no
+    /// directory that users can write.
+    pub dir: PathBuf,
+    /// Numeric uid as which the backing files are made, where the file system denies root.
+    #[serde(default)]
+    pub owner: u32,
+    /// Largest size of one cache: a number with one of the units k, m, g, t, p.
+    #[serde(default = "NodeCache::default_size_limit")]
+    pub size_limit: String,
+    /// File systems that a cache may have inside.
+    #[serde(default = "NodeCache::default_fs_types")]
+    pub fs_types: Vec<CacheFs>,
+}
+
+/// Kernel modules that a job's set-up loads before it mounts anything.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// The modules, by name; those present or built in are left alone.
+    pub preload: Vec<String>,
+    /// Directory with one directory of modules for each kernel release.
+    pub kmod_base_path: PathBuf,
+    /// Loop devices that the loop module makes in advance (`max_loop`); 0: the kernel's default.
+    pub max_loop: u32,
+}
+
+/// The Slurm plugin.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Slurm {
+    /// Seconds within which an image must be resolved at submission.
+    pub lookup_timeout_secs: u32,
+    /// Seconds for which sbatch, salloc and srun wait while they pull a missing image; 0: they
+    /// refuse the job and name the pull command.
+    pub submit_pull_timeout_secs: u32,
+    /// Seconds within which a node's root must be ready.
+    pub setup_timeout_secs: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            system: "cluster".into(),
+            prefix: "/usr".into(),
+            default_image_type: "docker".into(),
+            image_types: Vec::new(),
+            store: Store::default(),
+            registry: BTreeMap::new(),
+            root: Root::default(),
+            env: SiteEnv::default(),
+            module: BTreeMap::new(),
+            default_modules: Vec::new(),
+            hooks: Hooks::default(),
+            per_node_cache: BTreeMap::new(),
+            kernel: Kernel::default(),
+            slurm: Slurm::default(),
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            path: "/var/lib/shifter/images".into(),
+            image_owner: 0,
+            site_pull_command: Vec::new(),
+            user_images: UserImages::Fuse,
+            local_dirs: Vec::new(),
+            trees: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self {
+            tmpfs_size_mib: 64,
+            site_mounts: Vec::new(),
+            udi_image: None,
+            writable_tmpfs_size_mib: 1024,
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+        }
+    }
+}
+
+impl Default for Module {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            env: EnvChanges::default(),
+            conflicts: Vec::new(),
+            site_mounts: Vec::new(),
+            copy_path: None,
+            libraries: Vec::new(),
+            cdi: Vec::new(),
+            root_hook: Vec::new(),
+            user_hook: Vec::new(),
+        }
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            pre_mount: Vec::new(),
+            post_mount: Vec::new(),
+            timeout_secs: 10,
+        }
+    }
+}
+
+impl NodeCache {
+    fn default_size_limit() -> String {
+        "1t".into()
+    }
+
+    fn default_fs_types() -> Vec<CacheFs> {
+        vec![CacheFs::Xfs, CacheFs::Ext4]
+    }
+
+    /// Returns the largest size of one cache in bytes; [`Config::parse`] has checked the text.
+    ///
+    /// [`Config::parse`]: super::Config::parse
+    pub fn size_limit_bytes(&self) -> u64 {
+        volmap::parse_size(&self.size_limit).unwrap_or(0)
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            preload: Vec::new(),
+            kmod_base_path: "/lib/modules".into(),
+            max_loop: 0,
+        }
+    }
+}
+
+impl Default for Slurm {
+    fn default() -> Self {
+        Self {
+            lookup_timeout_secs: 10,
+            submit_pull_timeout_secs: 0,
+            setup_timeout_secs: 60,
+        }
+    }
+}
