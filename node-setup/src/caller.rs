@@ -1,11 +1,13 @@
 //! Who called, and from within which job? Answered by the kernel, never by the environment.
 
 use std::fs;
+use std::io::Read;
 
-use rustix::process::{getgid, getgroups, getuid};
+use rustix::process::{getgid, getuid};
 use shifter_core::ids::JobId;
 
 use crate::error::{Context, Error, Result};
+use crate::sys;
 
 /// The user who started the setuid program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Caller {
 
     /// Identifies the caller, whoever it is, for work without privileges.
     pub fn identify_any() -> Result<Self> {
-        let groups = getgroups().step("read", "groups")?;
+        let groups = sys::groups().step("read", "groups")?;
         let groups = groups.into_iter().map(|gid| gid.as_raw()).collect();
         Ok(Self {
             uid: getuid().as_raw(),
@@ -56,9 +58,15 @@ impl Caller {
 }
 
 /// Returns the job whose cgroup, or whose step daemon, contains the process.
-pub fn job_of_process(uid: u32) -> Option<JobId> {
-    let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    job_in_cgroups(&cgroups, uid).or_else(job_of_ancestor)
+///
+/// `is_plausible` only saves work: without it a process is not asked for its ancestors.
+pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
+    let mut cgroups = Vec::with_capacity(8 << 10);
+    if let Ok(mut file) = fs::File::open("/proc/self/cgroup") {
+        let _ = file.by_ref().take(1 << 20).read_to_end(&mut cgroups);
+    }
+    job_in_cgroups(&String::from_utf8_lossy(&cgroups), uid)
+        .or_else(|| is_plausible.then(job_of_ancestor).flatten())
 }
 
 /// Finds Slurm's job in the text of /proc/self/cgroup.

@@ -1,6 +1,5 @@
 //! Giving up every privilege, for good, and making sure of it.
 
-use rustix::process::{getegid, geteuid, getgid, getgroups, getuid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
     no_new_privs, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -9,6 +8,7 @@ use rustix::thread::{
 
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Highest capability number there can be.
 const LAST_CAPABILITY: u32 = 63;
@@ -71,16 +71,15 @@ pub fn become_caller(caller: &Caller) -> Result<()> {
 
 /// True if nothing is left, and root cannot be had back.
 fn verify(caller: &Caller) -> bool {
-    let (uid, gid) = (Uid::from_raw(caller.uid), Gid::from_raw(caller.gid));
-    let groups = getgroups().unwrap_or_default();
+    let groups = sys::groups();
     let caps = capabilities(None);
-    getuid() == uid
-        && geteuid() == uid
-        && getgid() == gid
-        && getegid() == gid
-        && groups
-            .iter()
-            .all(|gid| caller.groups.contains(&gid.as_raw()))
+    sys::user_ids() == [caller.uid; 3]
+        && sys::group_ids() == [caller.gid; 3]
+        && groups.is_ok_and(|groups| {
+            groups
+                .iter()
+                .all(|gid| caller.groups.contains(&gid.as_raw()))
+        })
         && caps.is_ok_and(|c| (c.effective | c.permitted | c.inheritable).is_empty())
         && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err()
         && set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).is_err()

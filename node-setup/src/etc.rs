@@ -9,8 +9,8 @@ use shifter_core::identity::Identity;
 
 /// A file to be written: path in the container, content, mode.
 pub struct GivenFile {
-    /// Name below `/etc` or `/var`.
-    pub name: &'static str,
+    /// The path, in `/etc` or `/var`.
+    pub path: &'static str,
     /// The content.
     pub bytes: Vec<u8>,
     /// The mode.
@@ -26,16 +26,20 @@ const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files
 /// Returns the files of /etc: accounts of the user alone, never a password hash, and the
 /// host's view of the network.
 pub fn etc_files(user: &Identity) -> Vec<GivenFile> {
-    let file = |name, bytes: Vec<u8>, mode| GivenFile { name, bytes, mode };
+    let file = |path, bytes: Vec<u8>, mode| GivenFile { path, bytes, mode };
     let mut files = vec![
-        file("passwd", user.passwd_file().into_bytes(), 0o644),
-        file("group", user.group_file().into_bytes(), 0o644),
-        file("shadow", Vec::new(), 0o600),
-        file("nsswitch.conf", NSSWITCH.into(), 0o644),
-        file("host.conf", "order bind,hosts\nmulti on\n".into(), 0o644),
+        file("/etc/passwd", user.passwd_file().into_bytes(), 0o644),
+        file("/etc/group", user.group_file().into_bytes(), 0o644),
+        file("/etc/shadow", Vec::new(), 0o600),
+        file("/etc/nsswitch.conf", NSSWITCH.into(), 0o644),
+        file(
+            "/etc/host.conf",
+            "order bind,hosts\nmulti on\n".into(),
+            0o644,
+        ),
     ];
-    for (name, path) in [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")] {
-        files.push(file(name, host_file(path), 0o644));
+    for path in ["/etc/hosts", "/etc/resolv.conf"] {
+        files.push(file(path, host_file(path), 0o644));
     }
     files
 }
@@ -45,12 +49,12 @@ pub fn var_files(hosts: &[HostSlots], config: &ShifterConfig<'_>) -> Vec<GivenFi
     let json = serde_json::to_vec(config).unwrap_or_default();
     vec![
         GivenFile {
-            name: "hostsfile",
+            path: "/var/hostsfile",
             bytes: hostsfile(hosts).into_bytes(),
             mode: 0o644,
         },
         GivenFile {
-            name: "shifterConfig.json",
+            path: "/var/shifterConfig.json",
             bytes: json,
             mode: 0o644,
         },
@@ -85,7 +89,7 @@ fn hostsfile(hosts: &[HostSlots]) -> String {
 
 /// Reads a file of the host; a missing one is an empty one, as for the C library.
 fn host_file(path: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(8 << 10);
     if let Ok(file) = File::open(path) {
         let _ = file.take(HOST_FILE_LIMIT).read_to_end(&mut bytes);
     }
@@ -115,7 +119,7 @@ mod tests {
     fn shadow_is_empty_and_private() {
         let user = Identity::from_passwd_line("a:$6$hash:5:5:g:/h:/s", 5).unwrap();
         let files = etc_files(&user);
-        let shadow = files.iter().find(|f| f.name == "shadow").unwrap();
+        let shadow = files.iter().find(|f| f.path == "/etc/shadow").unwrap();
         assert_eq!((shadow.bytes.len(), shadow.mode), (0, 0o600));
         assert!(
             files

@@ -2,7 +2,7 @@
 
 use std::process::abort;
 
-use rustix::process::{getegid, getgroups};
+use rustix::process::getegid;
 use rustix::thread::{Gid, Uid, set_thread_groups};
 
 use crate::error::{Context, Result};
@@ -13,7 +13,7 @@ use crate::sys;
 ///
 /// Aborts the process if root's identity cannot be restored: going on half-privileged is worse.
 pub fn as_user<T>(uid: u32, gid: u32, groups: &[u32], look: impl FnOnce() -> T) -> Result<T> {
-    let own_groups = getgroups().step("read", "groups")?;
+    let own_groups = sys::groups().step("read", "groups")?;
     let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     set_thread_groups(&groups).step("set", "groups")?;
     let seen = sys::set_fs_ids(Uid::from_raw(uid), Gid::from_raw(gid)).map(|()| look());

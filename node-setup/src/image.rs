@@ -4,11 +4,12 @@
 //! from it. A store that a user owns is looked at with that user's eyes only, serves that user
 //! only, and its images get a loop device and superblock of their own each time.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use shifter_core::config::{Config, UserImages};
 use shifter_core::ids::ImageId;
@@ -21,8 +22,9 @@ use shifter_core::trusted;
 use crate::caller::Caller;
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
+use crate::loopdev::{self, LoopDevice};
+use crate::mnt;
 use crate::state::RunDir;
-use crate::{loopdev, mnt};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -67,7 +69,7 @@ impl Store {
         let path = trusted::audit(&config.store.path, &owners).map_err(Error::Store)?;
         let dir = rustix::fs::open(&path, DIR, Mode::empty()).step("open image store", &path)?;
         // An empty mount point is not an empty store: every pull leaves an index.
-        rustix::fs::statat(&dir, "index", rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::statat(&dir, "index", AtFlags::SYMLINK_NOFOLLOW)
             .step("find the index of image store", &path)?;
         Ok(Self {
             dir,
@@ -214,13 +216,10 @@ pub fn open_for_user(
 
 impl Image {
     /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
-    /// device and superblock with every other container of it on this node.
+    /// device and superblock with every other container of it on this node. `run` is the state of
+    /// the node where the caller has it open.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
-        let hints = match run {
-            Some(run) if self.is_shared => Some(run.subdir("images")?),
-            _ => None,
-        };
-        let device = loopdev::attach(&self.file, hints.as_ref())?;
+        let device = self.device(run)?;
         let options = [("source", Some(&*device.path())), ("ro", None)];
         let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
         mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
@@ -232,6 +231,23 @@ impl Image {
             },
             other => other,
         })
+    }
+}
+
+impl Image {
+    fn device(&self, run: Option<&RunDir>) -> Result<LoopDevice> {
+        if !self.is_shared {
+            return loopdev::attach(&self.file, None);
+        }
+        if let Some(run) = run {
+            return loopdev::attach(&self.file, Some(&run.subdir("images")?));
+        }
+        if let Some(device) = loopdev::recall_unlocked(&self.file)? {
+            return Ok(device);
+        }
+        let run = RunDir::open_for_hints();
+        let hints = run.as_ref().map(|run| run.subdir("images")).transpose()?;
+        loopdev::attach(&self.file, hints.as_ref())
     }
 }
 
@@ -248,7 +264,7 @@ fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
 }
 
 fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(8 << 10);
     File::from(fd)
         .take(limit + 1)
         .read_to_end(&mut bytes)
@@ -260,13 +276,13 @@ fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
 pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
-    path: String,
+    path: OnceCell<String>,
 }
 
 impl ImageTree {
     /// Wraps the attached mount.
     pub fn new(dir: OwnedFd) -> Self {
-        let path = mnt::path_of(dir.as_fd());
+        let path = OnceCell::new();
         Self { dir, path }
     }
 
@@ -276,9 +292,24 @@ impl ImageTree {
         let fd = mnt::open_inside(&self.dir, path, OFlags::PATH)?;
         let canonical = mnt::path_of(fd.as_fd());
         // The kernel does not write paths longer than a page.
-        let inside = canonical.strip_prefix(&self.path);
-        let inside = inside.ok_or(Errno::NAMETOOLONG)?;
+        let root = self.path.get_or_init(|| mnt::path_of(self.dir.as_fd()));
+        let inside = canonical.strip_prefix(root).ok_or(Errno::NAMETOOLONG)?;
         let inside = if inside.is_empty() { "/" } else { inside };
         Ok((fd, inside.to_owned()))
+    }
+
+    /// Examines what is at `path`, no link of which is followed.
+    pub fn stat(&self, path: &str) -> rustix::io::Result<Stat> {
+        let relative = path.trim_start_matches('/');
+        if !relative.contains('/') {
+            return rustix::fs::statat(&self.dir, relative, AtFlags::SYMLINK_NOFOLLOW);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match rustix::fs::openat2(&self.dir, relative, flags, Mode::empty(), resolve) {
+            Ok(fd) => rustix::fs::fstat(fd),
+            Err(Errno::LOOP) => Err(Errno::NOENT),
+            Err(error) => Err(error),
+        }
     }
 }

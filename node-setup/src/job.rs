@@ -72,13 +72,15 @@ fn make(
         volumes: &volumes,
         modules: &manifest.modules,
         hosts: &manifest.hosts,
+        writable: None,
         is_pinned: true,
     };
     let root = root::build(&request, Some(run))?;
+    let own = namespace::own()?;
     namespace::enter(host)?;
     state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
     let dir = job.root(JOB_ROOT)?;
-    pin(&dir, &root, uid)?;
+    pin(&dir, &own, &root, uid)?;
     // Last: it is what lets tasks in.
     state::write_file(&dir, TICKET, &image.meta_bytes)?;
     if job.is_buried()? {
@@ -133,19 +135,17 @@ pub fn tear_down(job: &JobId) -> Result<()> {
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.
-fn pin(dir: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
-    let namespace = rustix::fs::fstat(&root.namespace)
-        .step("examine", "namespace")?
-        .st_ino;
+fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
+    let namespace = rustix::fs::fstat(own).step("examine", "namespace")?.st_ino;
     let journal = Journal {
         uid,
         namespace,
-        device: root.device,
+        device: mnt::device_of(&root.mount)?,
     };
     let bytes = serde_json::to_vec(&journal).map_err(std::io::Error::from);
     state::write_file(dir, "journal", &bytes.step("write", "journal")?)?;
     state::create_file(dir.as_fd(), "mnt")?;
-    let mount = mnt::clone(&root.namespace, false)?;
+    let mount = mnt::clone(own, false)?;
     mnt::attach_at(&mount, dir, b"mnt")
 }
 

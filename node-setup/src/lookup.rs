@@ -89,7 +89,7 @@ fn name_groups(groups: &mut [Group], text: &str) {
 
 /// Reads an account file of the host; a missing or strange one is an empty one.
 fn read_local(path: &str) -> String {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(64 << 10);
     if let Ok(file) = File::open(Path::new(path)) {
         // A failure in the middle leaves what was read; getent is asked for the rest.
         let _ = file.take(OUTPUT_LIMIT).read_to_end(&mut bytes);

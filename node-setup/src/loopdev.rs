@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use shifter_core::layout::RUN_DIR;
+
 use crate::error::{Context, Result};
 use crate::state;
 use crate::sys::{self, LOOP_AUTOCLEAR, LOOP_READ_ONLY};
@@ -73,6 +75,18 @@ pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {
     }
 }
 
+/// Returns the device that already has `file`, if a hint says so and is found true. Takes no
+/// lock and holds nothing of /run/shifter: the device itself tells whether the hint is true.
+pub fn recall_unlocked(file: &OwnedFd) -> Result<Option<LoopDevice>> {
+    let stat = rustix::fs::fstat(file).step("examine", "image")?;
+    let path = format!("{RUN_DIR}/images/{}", hint_name(&stat));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(hint) = rustix::fs::open(path, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    Ok(recall(&mut File::from(hint), &stat))
+}
+
 /// Removes the hints whose device no longer has their file.
 pub fn sweep(hints: &OwnedFd) -> Result<()> {
     for name in state::list(hints)? {
@@ -111,8 +125,9 @@ fn recall(hint: &mut File, stat: &Stat) -> Option<LoopDevice> {
 }
 
 fn read_hint(hint: &mut File) -> Option<(u32, i64, i64)> {
-    let mut text = String::new();
-    hint.take(128).read_to_string(&mut text).ok()?;
+    let mut bytes = [0; 128];
+    let count = hint.read(&mut bytes).ok()?;
+    let text = std::str::from_utf8(bytes.get(..count)?).ok()?;
     let mut words = text.split_ascii_whitespace();
     let mut next = || words.next();
     Some((

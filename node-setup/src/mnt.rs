@@ -57,6 +57,15 @@ pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd> {
     }
 }
 
+/// Clones the mount at a path of the host's, links followed and automounts triggered.
+pub fn clone_path(path: &str, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags).step("clone mount", path)
+}
+
 /// Clones an entry of an open directory, which must not be a link.
 pub fn clone_at(dir: impl AsFd, name: &[u8], recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE

@@ -10,15 +10,18 @@ use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, SignalMask};
 
-/// Limits that could stop the set-up half way; in force again for the command.
-const RELAXED: [Resource; 6] = [
-    Resource::Fsize,
-    Resource::Nofile,
-    Resource::As,
-    Resource::Data,
-    Resource::Stack,
-    Resource::Cpu,
+/// Limits that could stop the set-up half way, and what is enough for it; one that is lower is
+/// relaxed, and in force again for the command.
+const RELAXED: [(Resource, u64); 6] = [
+    (Resource::Fsize, 1 << 30),
+    (Resource::Nofile, ENOUGH_FILES),
+    (Resource::As, 1 << 40),
+    (Resource::Data, 1 << 40),
+    (Resource::Stack, 1 << 20),
+    (Resource::Cpu, u64::MAX),
 ];
+
+const ENOUGH_FILES: u64 = 4096;
 
 /// What the caller had, to be restored.
 pub struct CallersProcess {
@@ -45,11 +48,19 @@ pub fn fill_standard_descriptors() -> Result<()> {
 pub fn take_over() -> Result<CallersProcess> {
     let signals = sys::block_signals().step("block", "signals")?;
     let umask = umask(Mode::from_raw_mode(0o022));
-    let limits = RELAXED.map(|resource| (resource, getrlimit(resource)));
+    let limits = RELAXED.map(|(resource, enough)| (resource, enough, getrlimit(resource)));
+    let tight = |(_, enough, limit): &(Resource, u64, Rlimit)| {
+        limit.current.is_some_and(|current| current < *enough)
+    };
+    let limits = limits
+        .into_iter()
+        .filter(tight)
+        .map(|(r, _, limit)| (r, limit));
+    let limits: Vec<_> = limits.collect();
     for (resource, old) in &limits {
         let relaxed = match (resource, old.maximum) {
             // The kernel refuses to set no limit at all on descriptors.
-            (Resource::Nofile, Some(hard)) => Some(hard.max(4096)),
+            (Resource::Nofile, Some(hard)) => Some(hard.max(ENOUGH_FILES)),
             _ => None,
         };
         let relaxed = Rlimit {
@@ -67,7 +78,7 @@ pub fn take_over() -> Result<CallersProcess> {
     }
     Ok(CallersProcess {
         umask,
-        limits: limits.into(),
+        limits,
         signals,
     })
 }
@@ -81,7 +92,7 @@ pub fn become_root() -> Result<()> {
     let failed = |_| Error::Privilege(NOT_ROOT);
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(failed)?;
-    check_is_root()
+    check_is_machines_root()
 }
 
 const NOT_ROOT: &str = "not running with root's privileges: the program must be installed \
@@ -95,8 +106,14 @@ pub fn check_is_root() -> Result<()> {
     if !(rustix::process::getuid().is_root() && rustix::process::geteuid().is_root()) {
         return Err(Error::Privilege("only root can do this"));
     }
-    let map = std::fs::read_to_string("/proc/self/uid_map").step("read", "/proc/self/uid_map")?;
-    if map.split_ascii_whitespace().eq(["0", "0", "4294967295"]) {
+    check_is_machines_root()
+}
+
+/// Makes sure that root, which the process is, is root of the machine.
+fn check_is_machines_root() -> Result<()> {
+    let path = "/proc/self/ns/user";
+    let namespace = rustix::fs::stat(path).step("examine", path)?.st_ino;
+    if namespace == FIRST_USER_NAMESPACE {
         Ok(())
     } else {
         Err(Error::Privilege(
@@ -104,6 +121,9 @@ pub fn check_is_root() -> Result<()> {
         ))
     }
 }
+
+/// Inode of the machine's first user namespace (PROC_USER_INIT_INO in the kernel).
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 
 impl CallersProcess {
     /// Gives umask and limits back.

@@ -1,18 +1,21 @@
 //! Building a container's root in a mount namespace of its own.
 //!
 //! ```text
-//! T  tmpfs, attached over /run/shifter in the new namespace while building, then gone
-//! ├── image    the squashfs mount, whole
-//! ├── layers   upper parts of the overlays (see [`crate::layers`])
-//! └── root     R: bind mount of itself, becomes "/": one mount point per entry of the image
+//! /run/shifter, while building:   image   the squashfs mount
+//!                                 layer   a tmpfs: what the image lacks (see [`crate::layer`])
+//!                                 root    R: the overlay of both
+//! R  becomes "/":   usr, ...              clones of the image's directories with programs
+//!                   proc sys dev tmp      clones of the host's
+//!                   site mounts, volumes
 //! ```
 //!
-//! When the build is done the process's root is R, and nothing of T or the host is left in the
-//! namespace but R and what was put on it.
+//! The three are stacked on one another in the new namespace, over what the host has there. When
+//! the build is done the process's root is R, and nothing of the host is left in the namespace
+//! but what was put on R.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType};
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 use shifter_core::config::Config;
@@ -23,22 +26,23 @@ use shifter_core::sanitize;
 use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
-use crate::etc::{self, GivenFile, ShifterConfig};
+use crate::etc::{self, ShifterConfig};
 use crate::image::{Image, ImageTree};
-use crate::layers::{Layers, copy_attributes, make_public_dir, write_given};
-use crate::mnt::{self, SAFE, SAFE_RO};
-use crate::state::{RunDir, make_dir};
-use crate::sys::{self, Propagation, mount_setattr};
+use crate::layer::{self, Entry, Layer};
+use crate::mnt::{self, SAFE};
+use crate::scratch::Scratch;
+use crate::state::RunDir;
+use crate::sys::{self, Propagation};
 use crate::{namespace, state, volumes};
-
-/// Entries that the top level of an image may have.
-const TOP_LEVEL_LIMIT: usize = 1000;
 
 /// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
 const PROC_ROOT_INODE: u64 = 1;
 
 /// Top-level directories that the host provides, whatever the image has there.
 const HOST_DIRS: [&str; 4] = ["proc", "sys", "dev", "tmp"];
+
+/// Top-level directories in which the site places files: a link would lead it elsewhere.
+const SITE_DIRS: [&str; 3] = ["etc", "var", "opt"];
 
 /// Everything that decides what a root looks like.
 pub struct RootRequest<'a> {
@@ -54,16 +58,23 @@ pub struct RootRequest<'a> {
     pub modules: &'a [String],
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
+    /// Whether and where the user may write over the image.
+    pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
     pub is_pinned: bool,
 }
 
+/// The user may write over the image, into memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writable {
+    /// The directory that becomes the user's.
+    pub path: Option<String>,
+}
+
 /// A finished root.
 pub struct Root {
-    /// `(major, minor)` of its tmpfs: mountinfo shows it in every namespace derived from it.
-    pub device: (u32, u32),
-    /// Its mount namespace.
-    pub namespace: OwnedFd,
+    /// Its overlay, whose device mountinfo shows in every namespace derived from it.
+    pub mount: OwnedFd,
 }
 
 /// Builds the root. On success the process is in it, at "/"; on failure the process is in a
@@ -78,25 +89,18 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     } else {
         sys::unshare_mounts().step("unshare", "mount namespace")?;
     }
-    let host_root =
-        rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", "/")?;
     // Before the first mount: nothing made here may reach the host (shared is systemd's default).
-    mnt::restrict(&host_root, MountAttrFlags::empty(), Propagation::Slave)?;
-    let namespace = namespace::own()?;
+    sys::enslave_mounts().step("restrict", "the host's mounts")?;
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
-    let options = [
-        ("source", Some("shifter")),
-        ("mode", Some("0755")),
-        ("size", Some(&*size)),
-    ];
-    let base = mnt::make("tmpfs", &options, SAFE)?;
-    state::make_place()?;
-    mnt::attach_at(&base, CWD, RUN_DIR.as_bytes())?;
-    let tree = ImageTree::new(attach_below(&base, "image", image_mount)?);
-    let root_dir = make_public_dir(&base, "root")?;
-    let root = mnt::clone(&root_dir, false)?;
-    mnt::attach(&root, &root_dir)?;
+    let options = [("mode", Some("0755")), ("size", Some(&*size))];
+    let layer_mount = mnt::make("tmpfs", &options, SAFE)?;
+    if mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes()).is_err() {
+        state::make_place()?;
+        mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
+    }
+    mnt::attach(&image_mount, &layer_mount)?;
+    let image = ImageTree::new(image_mount);
 
     // What the kernel cannot read of an image is the image's fault, not the node's.
     let of_image = |error| match error {
@@ -110,24 +114,44 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         },
         other => other,
     };
-    let entries = top_level(&tree, &request.image.reference).map_err(of_image)?;
-    let mut layers = Layers::new(&tree, &root, make_dir(&base, "layers")?);
-    give_files(request, &mut layers)?;
-    let mounts = volumes::plan(request, &mut layers)?;
-    for entry in &entries {
-        place(entry, &tree, &root, &layers).map_err(of_image)?;
-    }
-    layers.mount()?.map_err(|reason| Error::BadImage {
-        image: request.image.reference.clone(),
-        reason,
+    let entries = layer::list(&image.dir).map_err(of_image)?;
+    check_site_dirs(&entries, request)?;
+    let mut layer = Layer::new(&image, &entries, layer_mount);
+    give_files(request, &mut layer).map_err(|error| match error {
+        // The layer is full: the image is not at fault.
+        Error::Step { ref source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => error,
+        other => of_image(other),
     })?;
+    for name in HOST_DIRS {
+        let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
+        if !entries.iter().any(is_dir) {
+            layer.dir(&format!("/{name}"))?;
+        }
+    }
+    let mounts = volumes::plan(request, &mut layer)?;
+    let scratch = scratch(request, &image)?;
+    let root = layer.mount(scratch.as_ref())?;
+    mnt::attach(&root, &image.dir)?;
+    if scratch.is_none() {
+        layer::expose(&image, &root, &layer, &entries).map_err(of_image)?;
+    }
     host_dirs(&root)?;
-    volumes::attach(&mounts, &root, request)?;
+    volumes::attach(&mounts, &root, &layer, request)?;
 
-    mount_setattr(&root, SAFE_RO, Propagation::Private, false).step("make read-only", "/")?;
-    let device = mnt::device_of(&root)?;
     enter(&root)?;
-    Ok(Root { device, namespace })
+    Ok(Root { mount: root })
+}
+
+/// Makes the scratch space that the user asks for.
+fn scratch(request: &RootRequest<'_>, image: &ImageTree) -> Result<Option<Scratch>> {
+    let Some(Writable { path }) = &request.writable else {
+        return Ok(None);
+    };
+    let scratch = Scratch::new(request.config.root.writable_tmpfs_size_mib, &image.dir)?;
+    if let Some(path) = path {
+        scratch.give(path, request.user, image)?;
+    }
+    Ok(Some(scratch))
 }
 
 /// Makes `root` the root of the process and of its namespace; the host's tree goes.
@@ -139,126 +163,47 @@ fn enter(root: &OwnedFd) -> Result<()> {
     chdir("/").step("change to", "/")
 }
 
-fn attach_below(base: &OwnedFd, name: &str, mount: OwnedFd) -> Result<OwnedFd> {
-    make_dir(base, name)?;
-    mnt::attach_at(&mount, base, name.as_bytes())?;
-    Ok(mount)
-}
-
-/// An entry of the image's top level.
-struct Entry {
-    name: Vec<u8>,
-    stat: Stat,
-}
-
-/// Lists the image's top level, without what the host provides.
-fn top_level(image: &ImageTree, reference: &str) -> Result<Vec<Entry>> {
-    let bad = |reason: String| Error::BadImage {
-        image: reference.to_owned(),
-        reason,
+/// Makes sure that the site's directories are directories, or missing.
+fn check_site_dirs(entries: &[Entry], request: &RootRequest<'_>) -> Result<()> {
+    let wrong = |entry: &&Entry| {
+        let is_sites = SITE_DIRS.iter().any(|dir| dir.as_bytes() == entry.name);
+        is_sites && entry.kind != FileType::Directory
     };
-    let mut entries = Vec::new();
-    // A mount's own descriptor is an O_PATH one and cannot be listed.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat(&image.dir, ".", flags, Mode::empty()).step("open", "image")?;
-    for entry in rustix::fs::Dir::new(dir).step("list", "image")? {
-        let entry = entry.step("list", "image")?;
-        let name = entry.file_name().to_bytes();
-        if [b".".as_slice(), b".."].contains(&name)
-            || HOST_DIRS.iter().any(|dir| dir.as_bytes() == name)
-        {
-            continue;
-        }
-        let nofollow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        let stat = rustix::fs::statat(&image.dir, name, nofollow).step("examine", "image")?;
-        // The site writes there; a link would lead it elsewhere.
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if [b"etc".as_slice(), b"var", b"opt"].contains(&name) && !is_dir {
-            let name = String::from_utf8_lossy(name);
-            return Err(bad(format!("its '/{name}' is not a directory")));
-        }
-        entries.push(Entry {
-            name: name.to_vec(),
-            stat,
-        });
-        if entries.len() > TOP_LEVEL_LIMIT {
-            return Err(bad(format!(
-                "its top level has more than {TOP_LEVEL_LIMIT} entries"
-            )));
-        }
+    match entries.iter().find(wrong) {
+        None => Ok(()),
+        Some(entry) => Err(Error::BadImage {
+            image: request.image.reference.clone(),
+            reason: format!("its '/{}' is not a directory", sanitize::bytes(&entry.name)),
+        }),
     }
-    Ok(entries)
-}
-
-/// Makes one top-level entry of the image appear in the root. Devices, pipes and sockets do not.
-fn place(entry: &Entry, image: &ImageTree, root: &OwnedFd, layers: &Layers<'_>) -> Result<()> {
-    let Entry { name, stat } = entry;
-    let shown = String::from_utf8_lossy(name).into_owned();
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {
-            rustix::fs::mkdirat(root, name.as_slice(), Mode::from_raw_mode(0o755))
-                .or_else(|e| {
-                    if e == rustix::io::Errno::EXIST {
-                        Ok(())
-                    } else {
-                        Err(e)
-                    }
-                })
-                .step("create directory", &*shown)?;
-            if !layers.covers(&format!("/{shown}")) {
-                let clone = mnt::clone_at(&image.dir, name, false)?;
-                mnt::attach_at(&clone, root, name)?;
-            }
-        }
-        FileType::RegularFile => {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = rustix::fs::openat(root, name.as_slice(), flags, Mode::empty())
-                .step("create", &*shown)?;
-            copy_attributes(&file, stat)?;
-            let clone = mnt::clone_at(&image.dir, name, false)?;
-            mnt::attach_at(&clone, root, name)?;
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(&image.dir, name.as_slice(), Vec::new())
-                .step("read link", &*shown)?;
-            rustix::fs::symlinkat(&target, root, name.as_slice()).step("link", &*shown)?;
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// Writes the account files, the host list and what tools expect to find.
-fn give_files(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<()> {
-    let give = |dir: &OwnedFd, files: Vec<GivenFile>| {
-        files
-            .iter()
-            .try_for_each(|file| write_given(dir, file.name, &file.bytes, file.mode))
-    };
-    let etc = layers.top_level("etc")?;
-    give(&etc, etc::etc_files(request.user))?;
-    rustix::fs::symlinkat("/proc/mounts", &etc, "mtab").step("link", "mtab")?;
-    let var = layers.top_level("var")?;
+fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     let config = ShifterConfig {
         identifier: request.image.id.as_str(),
         user: &request.user.name,
         vol_map: &request.volumes.signature(),
         modules: &request.modules.join(","),
     };
-    give(&var, etc::var_files(request.hosts, &config))?;
-    make_public_dir(&var, "tmp").map(drop)
+    layer.dir("/etc")?;
+    layer.dir("/var")?;
+    layer.dir_unless_image_has("/var/tmp")?;
+    let mut files = etc::etc_files(request.user);
+    files.extend(etc::var_files(request.hosts, &config));
+    for file in files {
+        layer.file(file.path, &file.bytes, file.mode)?;
+    }
+    layer.link("/etc/mtab", "/proc/mounts")
 }
 
 /// Attaches what the host provides in every container.
 fn host_dirs(root: &OwnedFd) -> Result<()> {
     for name in HOST_DIRS {
         let source = format!("/{name}");
-        let fd = volumes::open_host(&source).step("open", &*source)?;
-        // A clone keeps hidepid; a new proc mount would not. Not a directory that merely lies there.
-        let magic = rustix::fs::fstatfs(&fd).step("examine", &*source)?.f_type;
-        let inode = rustix::fs::fstat(&fd).step("examine", &*source)?.st_ino;
-        if name == "proc" && (magic, inode) != (libc::PROC_SUPER_MAGIC, PROC_ROOT_INODE) {
-            return Err(std::io::Error::from_raw_os_error(libc::ENODEV)).step("find", "/proc");
+        let clone = mnt::clone_path(&source, true)?;
+        if name == "proc" {
+            check_is_proc(&clone)?;
         }
         let flags = match name {
             // Not nodev: /dev/null is a device.
@@ -266,14 +211,24 @@ fn host_dirs(root: &OwnedFd) -> Result<()> {
             "tmp" => SAFE,
             _ => SAFE | MountAttrFlags::MOUNT_ATTR_NOEXEC,
         };
-        let clone = mnt::clone(&fd, true)?;
         mnt::restrict(&clone, flags, Propagation::Private)?;
-        make_public_dir(root, name)?;
         mnt::attach_at(&clone, root, name.as_bytes())?;
     }
-    let source = volumes::open_host("/var/tmp").step("open", "/var/tmp")?;
-    let clone = mnt::clone(&source, true)?;
+    let clone = mnt::clone_path("/var/tmp", true)?;
     mnt::restrict(&clone, SAFE, Propagation::Private)?;
-    let target = mnt::open_inside(root, "/var/tmp", OFlags::PATH).step("open", "/var/tmp")?;
-    mnt::attach(&clone, target.as_fd())
+    // The layer has both directories, so no link of the image's is on the way.
+    mnt::attach_at(&clone, root, b"var/tmp")
+}
+
+/// Makes sure that a mount is the kernel's proc and not something that merely lies there.
+///
+/// A clone of the host's keeps hidepid; a new proc mount would not.
+fn check_is_proc(mount: &OwnedFd) -> Result<()> {
+    let magic = rustix::fs::fstatfs(mount).step("examine", "/proc")?.f_type;
+    let inode = rustix::fs::fstat(mount).step("examine", "/proc")?.st_ino;
+    if (magic, inode) == (libc::PROC_SUPER_MAGIC, PROC_ROOT_INODE) {
+        Ok(())
+    } else {
+        Err(std::io::Error::from_raw_os_error(libc::ENODEV)).step("find", "/proc")
+    }
 }

@@ -31,7 +31,6 @@ use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest};
-use crate::state::RunDir;
 use crate::{lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -101,7 +100,8 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
     let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     let request = Request::judge(options, &environment, &config)?;
 
-    let entered = enter(&config, &caller, &request)?;
+    let is_plausible = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
+    let entered = enter(&config, &caller, &request, is_plausible)?;
     drop_privileges(&callers, &caller)?;
     if let Some(prepared) = &entered.joined {
         prepared.still_lets_in()?;
@@ -219,8 +219,13 @@ impl Request {
 }
 
 /// Joins the job's root if there is one that matches, else builds a private one.
-fn enter(config: &Config, caller: &Caller, request: &Request) -> Result<Entered> {
-    let job = caller::job_of_process(caller.uid);
+fn enter(
+    config: &Config,
+    caller: &Caller,
+    request: &Request,
+    is_in_a_job: bool,
+) -> Result<Entered> {
+    let job = caller::job_of_process(caller.uid, is_in_a_job);
     let prepared = match job {
         Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
         None => None,
@@ -286,7 +291,6 @@ fn build(
             slots: 1,
         }],
     };
-    let run = RunDir::open_for_hints();
     let request = RootRequest {
         config,
         image: &image,
@@ -294,9 +298,10 @@ fn build(
         volumes: &volumes,
         modules: &modules,
         hosts: &hosts,
+        writable: None,
         is_pinned: false,
     };
-    root::build(&request, run.as_ref())?;
+    root::build(&request, None)?;
     Ok(Entered {
         id: image.id.to_string(),
         reference: image.reference,

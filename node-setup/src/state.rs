@@ -281,7 +281,7 @@ pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// Reads an open file of the tree.
 pub fn read_open(file: &File, name: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(8 << 10);
     file.take(FILE_LIMIT)
         .read_to_end(&mut bytes)
         .step("read", name)?;

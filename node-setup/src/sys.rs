@@ -58,6 +58,28 @@ pub fn mount_setattr(
     })
 }
 
+/// Makes every mount of the process's namespace a slave of what it is a copy of: nothing that is
+/// mounted here leaves.
+pub fn enslave_mounts() -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: 0,
+        propagation: libc::MS_SLAVE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a static string, `attr` lives across the call and its size is its own.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+}
+
 /// Gives the process a mount namespace of its own.
 pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: CLONE_NEWNS does not touch the descriptor table, and this crate has no threads.
@@ -74,6 +96,40 @@ pub fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
         libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_MNTNS_ID, &raw mut id)
     }))?;
     Ok(id)
+}
+
+/// Returns the supplementary groups of the thread.
+pub fn groups() -> io::Result<Vec<Gid>> {
+    const USUAL: usize = 64;
+    let mut few = [0; USUAL];
+    // SAFETY: the kernel writes at most as many ids as the array has.
+    let count = unsafe { libc::getgroups(USUAL as c_int, few.as_mut_ptr()) };
+    match usize::try_from(count) {
+        Ok(count) => Ok(few
+            .iter()
+            .take(count)
+            .map(|gid| Gid::from_raw(*gid))
+            .collect()),
+        Err(_) => Ok(rustix::process::getgroups()?),
+    }
+}
+
+/// Returns the real, effective and saved uid.
+pub fn user_ids() -> [u32; 3] {
+    let mut ids = [0; 3];
+    let [real, effective, saved] = &mut ids;
+    // SAFETY: the kernel writes three integers, which cannot fail.
+    unsafe { libc::getresuid(real, effective, saved) };
+    ids
+}
+
+/// Returns the real, effective and saved gid.
+pub fn group_ids() -> [u32; 3] {
+    let mut ids = [0; 3];
+    let [real, effective, saved] = &mut ids;
+    // SAFETY: the kernel writes three integers, which cannot fail.
+    unsafe { libc::getresgid(real, effective, saved) };
+    ids
 }
 
 /// Changes the identity with which files are looked up, for this thread, and returns the one

@@ -4,17 +4,18 @@
 //! It must lie, links resolved, within a site mount; the kernel has checked by then that the
 //! user may read it.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use shifter_core::sanitize;
-use shifter_core::volmap::{self, Volume, contains};
+use shifter_core::volmap::{self, Volume, VolumeFlags, contains};
 
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
-use crate::layers::{Kind, Layers};
+use crate::layer::{Kind, Layer};
 use crate::mnt::{self, SAFE};
 use crate::root::RootRequest;
 use crate::sys::Propagation;
@@ -27,13 +28,10 @@ const SCRATCH: [&str; 2] = ["/tmp", "/var/tmp"];
 
 const UDI_IMAGE: &str = "/opt/udiImage";
 
-/// A mount to be made.
+/// A mount that is made and has its flags, but is attached nowhere yet.
 pub struct Planned {
     target: String,
-    source: OwnedFd,
-    recursive: bool,
-    attributes: MountAttrFlags,
-    propagation: Propagation,
+    mount: OwnedFd,
     /// The volume as the user typed it; none for the site's.
     volume: Option<Volume>,
 }
@@ -43,26 +41,29 @@ pub struct Planned {
 /// # Errors
 /// [`Error::Volume`] where the user asks for something that is not there or not allowed;
 /// [`Error::Step`] where a site mount is missing on this node.
-pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Planned>> {
+pub fn plan(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
-    let site = SiteView::of(&mounts);
-    for volume in request.volumes.entries() {
-        mounts.push(user_volume(volume, &site, request)?);
+    if !request.volumes.is_empty() {
+        let site = SiteView::of(request)?;
+        for volume in request.volumes.entries() {
+            mounts.push(user_volume(volume, &site, request)?);
+        }
     }
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
         // What could contain it is attached before it.
+        let outer = mounts.iter().take(at);
         if built_in
-            || mounts[..at]
-                .iter()
+            || outer
+                .into_iter()
                 .any(|outer| contains(&outer.target, &mount.target))
         {
             continue; // Its mount point is in what the outer mount brings.
         }
-        let stat = rustix::fs::fstat(&mount.source).step("examine", &*mount.target)?;
+        let stat = rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?;
         let kind = Kind::of(&stat).unwrap_or(Kind::File);
-        if let Err(refusal) = layers.mount_point(&mount.target, kind)? {
+        if let Err(refusal) = layer.mount_point(&mount.target, kind)? {
             return Err(match &mount.volume {
                 Some(volume) => refused(volume, refusal, None),
                 None => Error::BadImage {
@@ -76,9 +77,19 @@ pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Pl
 }
 
 /// Attaches what was planned to the finished root, outer targets before inner ones.
-pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> Result<()> {
-    let root_path = mnt::path_of(root.as_fd());
+pub fn attach(
+    mounts: &[Planned],
+    root: &OwnedFd,
+    layer: &Layer<'_>,
+    request: &RootRequest<'_>,
+) -> Result<()> {
+    let root_path = OnceCell::new();
     for mount in mounts {
+        if mount.volume.is_none() && layer.has_top_level_dir(&mount.target) {
+            let name = mount.target.trim_start_matches('/');
+            mnt::attach_at(&mount.mount, root, name.as_bytes())?;
+            continue;
+        }
         let open = || mnt::open_inside(root, &mount.target, OFlags::PATH);
         let target = match &mount.volume {
             // The mount point was found in the image or made: a link of the image's leads away.
@@ -88,15 +99,14 @@ pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> 
                 let user = request.user;
                 let target = as_user(user.uid, user.gid, &user.gids(), open)?;
                 let target = target.map_err(|error| missing_target(volume, error))?;
+                let root_path = root_path.get_or_init(|| mnt::path_of(root.as_fd()));
                 let path = mnt::path_of(target.as_fd());
-                judge_resolved(volume, path.strip_prefix(&root_path).unwrap_or("/"), mounts)?;
-                same_kind(volume, &mount.source, &target)?;
+                judge_resolved(volume, path.strip_prefix(root_path).unwrap_or("/"), mounts)?;
+                same_kind(volume, &mount.mount, &target)?;
                 target
             }
         };
-        let clone = mnt::clone(&mount.source, mount.recursive)?;
-        mnt::restrict(&clone, mount.attributes, mount.propagation)?;
-        mnt::attach(&clone, &target).map_err(|error| match (&mount.volume, error) {
+        mnt::attach(&mount.mount, &target).map_err(|error| match (&mount.volume, error) {
             // Somebody removed the target since.
             (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
             (_, error) => error,
@@ -113,49 +123,50 @@ fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error 
     }
 }
 
-/// Opens a file or directory of the host to be cloned; directories trigger automounts.
-pub fn open_host(path: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    match rustix::fs::open(path, flags | OFlags::DIRECTORY, Mode::empty()) {
-        Err(Errno::NOTDIR) => rustix::fs::open(path, flags, Mode::empty()),
-        other => other,
-    }
+/// The flags of a site mount.
+fn site_flags(flags: &VolumeFlags) -> MountAttrFlags {
+    if flags.ro { mnt::SAFE_RO } else { SAFE }
 }
 
 fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let mut mounts = Vec::new();
     for volume in request.config.site_mounts().entries() {
-        let flags = &volume.flags;
-        let source = open_host(&volume.from).step("open site mount", &*volume.from)?;
-        let read_only = if flags.ro {
-            MountAttrFlags::MOUNT_ATTR_RDONLY
+        let Volume { from, to, flags } = volume;
+        let mount = mnt::clone_path(from, flags.rec).map_err(|error| of_site(error, from))?;
+        let propagation = if flags.slave {
+            Propagation::Slave
         } else {
-            SAFE
+            Propagation::Private
         };
+        mnt::restrict(&mount, site_flags(flags), propagation)?;
         mounts.push(Planned {
-            target: volume.to.clone(),
-            source,
-            recursive: flags.rec,
-            attributes: SAFE | read_only,
-            propagation: if flags.slave {
-                Propagation::Slave
-            } else {
-                Propagation::Private
-            },
+            target: to.clone(),
+            mount,
             volume: None,
         });
     }
     if let Some(path) = &request.config.root.udi_image {
+        let mount = mnt::clone_path(&path.to_string_lossy(), false)?;
+        mnt::restrict(&mount, mnt::SAFE_RO, Propagation::Private)?;
         mounts.push(Planned {
             target: UDI_IMAGE.to_owned(),
-            source: open_host(&path.to_string_lossy()).step("open", path)?,
-            recursive: false,
-            attributes: mnt::SAFE_RO,
-            propagation: Propagation::Private,
+            mount,
             volume: None,
         });
     }
     Ok(mounts)
+}
+
+/// Says that it is one of the site's mounts that is missing.
+fn of_site(error: Error, path: &str) -> Error {
+    match error {
+        Error::Step { source, .. } => Error::Step {
+            step: "open site mount",
+            object: path.to_owned(),
+            source,
+        },
+        other => other,
+    }
 }
 
 /// The site mounts as users' sources are judged by them.
@@ -165,18 +176,15 @@ struct SiteView {
 }
 
 impl SiteView {
-    fn of(mounts: &[Planned]) -> Self {
-        let of = |mount: &Planned| {
-            let host = mnt::path_of(mount.source.as_fd());
-            (mount.target.clone(), host, mount.attributes)
-        };
-        let mut dirs: Vec<_> = mounts
-            .iter()
-            .filter(|mount| mount.target != UDI_IMAGE)
-            .map(of)
-            .collect();
+    fn of(request: &RootRequest<'_>) -> Result<Self> {
+        let mut dirs = Vec::new();
+        for Volume { from, to, flags } in request.config.site_mounts().entries() {
+            let fd = rustix::fs::open(&**from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .step("open site mount", &**from)?;
+            dirs.push((to.clone(), mnt::path_of(fd.as_fd()), site_flags(flags)));
+        }
         dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));
-        Self { dirs }
+        Ok(Self { dirs })
     }
 
     /// Translates a path of the container, where users know the site mounts, to the host's.
@@ -255,12 +263,11 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
     } else {
         SAFE
     };
+    let mount = mnt::clone(&source, true)?;
+    mnt::restrict(&mount, site_flags | read_only, Propagation::Private)?;
     Ok(Planned {
         target: volume.to.clone(),
-        source,
-        recursive: true,
-        attributes: site_flags | read_only,
-        propagation: Propagation::Private,
+        mount,
         volume: Some(volume.clone()),
     })
 }

@@ -95,10 +95,10 @@ fn privileged_no_image_and_no_volume_takes_a_node_out_of_service() -> Result<()>
             ],
             3,
         ),
-        (&["/scratch/alice:/to-proc/y"], 4),
-        (&["/scratch/alice:/to-tmp/y"], 4),
-        (&["/scratch/alice:/to-hosts/y"], 4),
-        (&["/scratch/alice:/to-odd/y"], 4),
+        (&["/scratch/alice:/to-proc/y"], 3),
+        (&["/scratch/alice:/to-tmp/y"], 3),
+        (&["/scratch/alice:/to-hosts/y"], 3),
+        (&["/scratch/alice:/to-odd/y"], 3),
     ] {
         let output = site.set_up(&with_volumes(&id, volumes))?;
         ensure_refused(&output, code, "cannot ").map_err(|e| e.context(volumes.join(" ")))?;

@@ -1,0 +1,402 @@
+//! The layer over an image: what a root needs that the image does not have.
+//!
+//! An image is read-only, so files and mount points that it lacks are made on a tmpfs that is
+//! laid over the whole image. The overlay has no upper directory unless the user asked for
+//! scratch space: nothing is ever copied up. Directories with programs in them are then covered
+//! by clones of the image's own ([`expose`]), so that there is no overlay between a program and
+//! its libraries.
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use rustix::thread::{Gid, Uid};
+
+use crate::error::{Context, Error, Result};
+use crate::image::ImageTree;
+use crate::mnt;
+use crate::scratch::Scratch;
+
+/// Why a mount point cannot be made.
+pub type Refusal = String;
+
+/// Entries that a directory may have whose children are cloned one by one.
+const LIST_LIMIT: usize = 1000;
+
+/// Directories that may be cloned over the overlay; what is beyond is merely slower.
+const CLONE_LIMIT: usize = 256;
+
+/// Top-level directories in which nobody keeps programs, or which the host provides.
+const QUIET: [&str; 14] = [
+    "boot",
+    "dev",
+    "etc",
+    "home",
+    "lost+found",
+    "media",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "srv",
+    "sys",
+    "tmp",
+    "var",
+];
+
+/// What a mount point must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Dir,
+    /// A file.
+    File,
+}
+
+impl Kind {
+    /// Tells which of the two an open file is, if either.
+    pub fn of(stat: &Stat) -> Option<Self> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Some(Kind::Dir),
+            FileType::RegularFile => Some(Kind::File),
+            _ => None,
+        }
+    }
+}
+
+/// The layer while it is being filled. Nobody else has seen its tmpfs yet, so that paths in it
+/// name what was made there and nothing else.
+pub struct Layer<'a> {
+    image: &'a ImageTree,
+    /// The image's top level.
+    top: &'a [Entry],
+    dir: OwnedFd,
+    /// Directories of the layer, as absolute paths.
+    dirs: BTreeSet<String>,
+}
+
+impl<'a> Layer<'a> {
+    /// Starts an empty layer on `dir`, the root of a tmpfs, over an image with `top` in its top
+    /// level.
+    pub fn new(image: &'a ImageTree, top: &'a [Entry], dir: OwnedFd) -> Self {
+        Self {
+            image,
+            top,
+            dir,
+            dirs: BTreeSet::from(["/".to_owned()]),
+        }
+    }
+
+    /// Makes sure that the layer has a directory: like the image's where that has it.
+    pub fn dir(&mut self, path: &str) -> Result<()> {
+        if self.dirs.contains(path) {
+            return Ok(());
+        }
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        self.dir(if parent.is_empty() { "/" } else { parent })?;
+        let stat = match self.top_level(path) {
+            Some(None) => Err(Errno::NOENT),
+            _ => self.image.stat(path),
+        };
+        match stat {
+            Ok(stat) if Kind::of(&stat) == Some(Kind::Dir) => {
+                self.make_dir(path, Mode::from_raw_mode(stat.st_mode & 0o777))?;
+                copy_attributes(&self.dir, below(path), &stat)
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
+                self.make_dir(path, Mode::from_raw_mode(0o755))
+            }
+            Err(error) => Err(error).step("examine", path),
+        }
+    }
+
+    /// The same where the image has something else there than a directory; for a path whose
+    /// parent the layer has, so that no link is on the way.
+    pub fn dir_unless_image_has(&mut self, path: &str) -> Result<()> {
+        let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        match stat {
+            Ok(stat) if Kind::of(&stat) == Some(Kind::Dir) => Ok(()),
+            _ => self.dir(path),
+        }
+    }
+
+    /// What the image has at a path of its top level; nothing for paths below that.
+    fn top_level(&self, path: &str) -> Option<Option<FileType>> {
+        let name = path.strip_prefix('/').filter(|name| !name.contains('/'))?;
+        let mut entries = self.top.iter();
+        let found = entries.find(|entry| entry.name == name.as_bytes());
+        Some(found.map(|entry| entry.kind))
+    }
+
+    /// True if the root has a directory of this name in its top level, and no link.
+    pub fn has_top_level_dir(&self, path: &str) -> bool {
+        match self.top_level(path) {
+            Some(Some(FileType::Directory)) => true,
+            Some(_) => self.has(path),
+            None => false,
+        }
+    }
+
+    fn make_dir(&mut self, path: &str, mode: Mode) -> Result<()> {
+        rustix::fs::mkdirat(&self.dir, below(path), mode).step("create directory", path)?;
+        self.dirs.insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Writes a small file into a directory that the layer has.
+    pub fn file(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        if bytes.is_empty() {
+            let kind = FileType::RegularFile;
+            return rustix::fs::mknodat(&self.dir, below(path), kind, mode, 0).step("create", path);
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, below(path), flags, mode).step("create", path)?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = rustix::io::write(&file, rest).step("write", path)?;
+            rest = rest.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Makes a symbolic link in a directory that the layer has.
+    pub fn link(&self, path: &str, target: &str) -> Result<()> {
+        rustix::fs::symlinkat(target, &self.dir, below(path)).step("link", path)
+    }
+
+    /// Makes sure that `path` can be mounted on, for a target that no other mount contains.
+    /// Returns a refusal where the image has something else there.
+    pub fn mount_point(
+        &mut self,
+        path: &str,
+        kind: Kind,
+    ) -> Result<std::result::Result<(), Refusal>> {
+        // The usual cases, without asking the kernel.
+        match self.top_level(path) {
+            Some(Some(FileType::Directory)) if kind == Kind::Dir => return Ok(Ok(())),
+            Some(None) if kind == Kind::Dir => return self.dir(path).map(Ok),
+            _ => {}
+        }
+        let mut existing = path;
+        let (place, canonical) = loop {
+            match self.image.open(existing) {
+                Ok(found) => break found,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Ok(Err(format!("the image has no such place ({error})"))),
+            }
+            existing = match existing.rsplit_once('/') {
+                Some(("", _)) | None => "/",
+                Some((parent, _)) => parent,
+            };
+        };
+        let stat = rustix::fs::fstat(&place).step("examine", existing)?;
+        let rest = path.get(existing.len()..).unwrap_or_default();
+        let missing: Vec<&str> = rest.split('/').filter(|n| !n.is_empty()).collect();
+        let Some((last, parents)) = missing.split_last() else {
+            let what = match kind {
+                Kind::Dir => "directory",
+                Kind::File => "file",
+            };
+            return Ok(if Kind::of(&stat) == Some(kind) {
+                Ok(())
+            } else {
+                Err(format!("the image's is not a {what}"))
+            });
+        };
+        if Kind::of(&stat) != Some(Kind::Dir) {
+            return Ok(Err(format!("the image's '{existing}' is not a directory")));
+        }
+        let first = parents.first().unwrap_or(last);
+        if rustix::fs::statat(&place, *first, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Ok(Err("the image has a link there that leads nowhere".into()));
+        }
+        let make = || {
+            let mut at = canonical;
+            for name in parents {
+                at = join(&at, name);
+                self.dir(&at)?;
+            }
+            at = join(&at, last);
+            match kind {
+                Kind::Dir => self.dir(&at),
+                Kind::File => {
+                    let parent = at.rsplit_once('/').map_or("/", |(parent, _)| parent);
+                    self.dir(if parent.is_empty() { "/" } else { parent })?;
+                    self.file(&at, b"", 0o644)
+                }
+            }
+        };
+        match make() {
+            Err(Error::Step { source, .. }) => match Errno::from_io_error(&source) {
+                // The same place by another way through the image's links.
+                Some(Errno::NOTDIR) => Ok(Err("another mount has a file there".into())),
+                Some(Errno::EXIST) => self.is_there(path, kind),
+                _ => Err(source).step("create", path),
+            },
+            made => made.map(Ok),
+        }
+    }
+
+    /// Judges a place in the layer that was there already.
+    fn is_there(&self, path: &str, kind: Kind) -> Result<std::result::Result<(), Refusal>> {
+        let stat = rustix::fs::statat(&self.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        Ok(match stat {
+            Ok(stat) if Kind::of(&stat) == Some(kind) => Ok(()),
+            _ => Err("another mount or the site has something else there".into()),
+        })
+    }
+
+    /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
+    pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
+        let lower = format!("{}:{}", magic(&self.dir), magic(&self.image.dir));
+        // Overlay attributes inside of the image (it is hostile data) must not lead the kernel
+        // elsewhere: no redirects, no metadata-only files.
+        let mut options = vec![
+            ("source", Some("shifter")),
+            ("lowerdir", Some(&*lower)),
+            ("redirect_dir", Some("nofollow")),
+            ("metacopy", Some("off")),
+        ];
+        let Some(Scratch { upper, work, .. }) = scratch else {
+            return mnt::make("overlay", &options, mnt::SAFE_RO);
+        };
+        let (upper, work) = (magic(upper), magic(work));
+        options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
+        mnt::make("overlay", &options, mnt::SAFE)
+    }
+
+    /// True if the layer has this directory of the image's.
+    fn has(&self, path: &str) -> bool {
+        self.dirs.contains(path)
+    }
+}
+
+/// An entry of a directory of the image.
+pub struct Entry {
+    /// The name.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: FileType,
+}
+
+/// Lists an open directory of the image.
+///
+/// # Errors
+/// Also where it has more entries than any sensible image has there.
+pub fn list(dir: &OwnedFd) -> Result<Vec<Entry>> {
+    // A mount's own descriptor is an O_PATH one and cannot be listed.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = rustix::fs::openat(dir, c".", flags, Mode::empty()).step("open", "image")?;
+    let mut entries = Vec::new();
+    for entry in rustix::fs::Dir::new(open).step("list", "image")? {
+        let entry = entry.step("list", "image")?;
+        let name: &CStr = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+                FileType::from_raw_mode(stat.step("examine", "image")?.st_mode)
+            }
+            kind => kind,
+        };
+        let name = name.to_bytes().to_vec();
+        entries.push(Entry { name, kind });
+        if entries.len() > LIST_LIMIT {
+            return Err(std::io::Error::from_raw_os_error(libc::EFBIG)).step("list", "image");
+        }
+    }
+    Ok(entries)
+}
+
+/// Covers the directories of the root that may hold programs by the image's own, as far as the
+/// layer has nothing in them.
+pub fn expose(
+    image: &ImageTree,
+    root: &OwnedFd,
+    layer: &Layer<'_>,
+    entries: &[Entry],
+) -> Result<()> {
+    let mut budget = CLONE_LIMIT;
+    let is_quiet = |name: &[u8]| QUIET.iter().any(|quiet| quiet.as_bytes() == name);
+    for Entry { name, kind } in entries {
+        if *kind == FileType::Directory && !is_quiet(name) {
+            expose_entry(&image.dir, root, layer, "", name, &mut budget)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for the entry `name` of the directory at `path`, open in image and root.
+fn expose_entry(
+    image: &OwnedFd,
+    root: &OwnedFd,
+    layer: &Layer<'_>,
+    path: &str,
+    name: &[u8],
+    budget: &mut usize,
+) -> Result<()> {
+    let Some(left) = budget.checked_sub(1) else {
+        return Ok(());
+    };
+    *budget = left;
+    // A name that is not text is none of the layer's, which come from options.
+    let path = std::str::from_utf8(name).map(|name| format!("{path}/{name}"));
+    let Some(path) = path.ok().filter(|path| layer.has(path)) else {
+        let clone = mnt::clone_at(image, name, false)?;
+        return mnt::attach_at(&clone, root, name);
+    };
+    let open = |dir: &OwnedFd| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(dir, name, flags, Mode::empty())
+    };
+    // Where the layer has a directory of its own instead, there is nothing to clone.
+    let (Ok(image), Ok(root)) = (open(image), open(root)) else {
+        return Ok(());
+    };
+    for Entry { name, kind } in list(&image)? {
+        if kind == FileType::Directory {
+            expose_entry(&image, &root, layer, &path, &name, budget)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a directory below `dir` the owner and mode of another.
+pub fn copy_attributes(dir: impl AsFd, path: &str, stat: &Stat) -> Result<()> {
+    let dir = dir.as_fd();
+    if (stat.st_uid, stat.st_gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(dir, path, Some(uid), Some(gid), nofollow)
+            .step("set the owner of", path)?;
+    }
+    // The bits that our own mode mask has taken away.
+    if stat.st_mode & 0o022 != 0 || stat.st_mode & 0o1000 != 0 {
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o1777);
+        rustix::fs::chmodat(dir, path, mode, AtFlags::empty()).step("set the mode of", path)?;
+    }
+    Ok(())
+}
+
+/// Appends a name to an absolute path.
+pub fn join(path: &str, name: &str) -> String {
+    format!("{}/{name}", path.trim_end_matches('/'))
+}
+
+/// Makes an absolute path one that is looked up from a directory.
+fn below(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        relative => relative,
+    }
+}
+
+/// Names an open directory for an option of a file system.
+fn magic(dir: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
