@@ -268,6 +268,11 @@ impl<'a> Layer<'a> {
         mnt::make("overlay", &options, mnt::SAFE)
     }
 
+    /// True if the image itself has something at a path.
+    pub fn covers_image_at(&self, path: &str) -> bool {
+        self.image.stat(path).is_ok()
+    }
+
     /// True if the layer has this directory of the image's.
     fn has(&self, path: &str) -> bool {
         self.dirs.contains(path)

@@ -10,6 +10,7 @@ use shifter_core::env::{self, Pair};
 use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
+use crate::root::Writable;
 
 /// Words that are commands of the image manager.
 const IMAGE_COMMANDS: [&str; 4] = ["pull", "images", "rmi", "lookup"];
@@ -32,8 +33,10 @@ pub enum Action {
 pub struct RunOptions {
     /// `--image`.
     pub image: Option<String>,
-    /// `--volume`, repeated.
+    /// `--volume` and `--mount`, repeated, both as volumes.
     pub volumes: Vec<String>,
+    /// `--writable-tmpfs`: none, or with the directory that becomes the user's.
+    pub writable: Option<Writable>,
     /// `--module`, split at commas.
     pub modules: Option<Vec<String>>,
     /// `--env`, repeated.
@@ -64,6 +67,10 @@ Run a command in a container, as yourself. Inside a job that was submitted with
   -i, --image=[TYPE:]IMAGE    image: docker:ubuntu:24.04, id:<64 digits>
   -V, --volume=FROM:TO[:ro]   make FROM, below a directory of the site, appear
                               as TO; may be repeated
+      --mount=type=bind,src=FROM,dst=TO[,readonly]
+                              the same, as written for Docker
+      --writable-tmpfs[=DIR]  let the command write over the image, in memory;
+                              DIR becomes yours
   -m, --module=NAME[,NAME]    use the site's modules of these names; 'none': none
   -e, --env=NAME=VALUE        set a variable; may be repeated
       --env-file=FILE         set the variables in FILE, one NAME=VALUE a line
@@ -138,6 +145,11 @@ fn parse_option(
     match name.as_str() {
         "-i" | "--image" => options.image = Some(text(value()?, &name)?),
         "-V" | "--volume" => options.volumes.push(text(value()?, &name)?),
+        "--mount" => options.volumes.push(bind_mount(&text(value()?, &name)?)?),
+        "--writable-tmpfs" => {
+            let path = inline.map(|path| text(path, &name)).transpose()?;
+            options.writable = Some(Writable { path });
+        }
         "-m" | "--module" => options.modules = Some(module_list(&text(value()?, &name)?)),
         "-e" | "--env" => {
             let value = value()?;
@@ -158,6 +170,46 @@ fn parse_option(
         _ => return Err(unknown(word)),
     }
     Ok(())
+}
+
+/// Turns Docker's way to write a bind mount into a volume.
+fn bind_mount(value: &str) -> Result<String> {
+    let (mut kind, mut from, mut to, mut read_only) = (None, None, None, false);
+    for field in value.split(',') {
+        let (key, value) = field.split_once('=').unwrap_or((field, ""));
+        match key {
+            "type" => kind = Some(value),
+            "src" | "source" => from = Some(value),
+            "dst" | "destination" | "target" => to = Some(value),
+            "readonly" | "ro" => match value {
+                "" | "true" | "1" => read_only = true,
+                "false" | "0" => read_only = false,
+                _ => return Err(usage(&format!("'{key}' of '--mount' is true or false"))),
+            },
+            _ => {
+                let key = sanitize::text(key);
+                return Err(usage(&format!("'--mount' has no key '{key}'")));
+            }
+        }
+    }
+    if kind != Some("bind") {
+        return Err(usage("'--mount' needs 'type=bind'"));
+    }
+    let (Some(from), Some(to)) = (from, to) else {
+        return Err(usage("'--mount' needs 'src=' and 'dst='"));
+    };
+    // The separators of a volume map, which it could not tell from its own.
+    if let Some(path) = [from, to]
+        .into_iter()
+        .find(|path| path.contains([':', ';', '"']))
+    {
+        let path = sanitize::text(path);
+        return Err(usage(&format!(
+            "'{path}' of '--mount' contains one of ':;\"'"
+        )));
+    }
+    let flag = if read_only { ":ro" } else { "" };
+    Ok(format!("{from}:{to}{flag}"))
 }
 
 /// Splits a list of modules; `none` and an empty list are none.
@@ -227,6 +279,19 @@ mod tests {
             Some(vec!["a".into(), "b".into()])
         );
         assert_eq!(run("-e A=b=c -e D= ls").env.len(), 2);
+        let mounts = run(
+            "--mount=type=bind,src=/a,dst=/b --mount type=bind,source=/c,target=/d,readonly -V/e:/f",
+        );
+        assert_eq!(mounts.volumes, ["/a:/b", "/c:/d:ro", "/e:/f"]);
+        assert_eq!(
+            run("--writable-tmpfs ls").writable,
+            Some(Writable { path: None })
+        );
+        let path = Some("/x".to_owned());
+        assert_eq!(
+            run("--writable-tmpfs=/x ls").writable,
+            Some(Writable { path })
+        );
     }
 
     #[test]
@@ -240,6 +305,12 @@ mod tests {
             "run",
             "--verbose=1",
             "--clearenv=x",
+            "--mount=src=/a,dst=/b",
+            "--mount=type=bind,src=/a",
+            "--mount=type=volume,src=/a,dst=/b",
+            "--mount=type=bind,src=/a:x,dst=/b",
+            "--mount=type=bind,src=/a,dst=/b,bind-propagation=shared",
+            "--mount=type=bind,src=/a,dst=/b,readonly=maybe",
         ] {
             let words = line.split(' ').map(OsString::from).collect();
             assert!(matches!(parse(words), Err(Error::Usage(_))), "{line}");

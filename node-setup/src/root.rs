@@ -129,7 +129,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         }
     }
     let mounts = volumes::plan(request, &mut layer)?;
-    let scratch = scratch(request, &image)?;
+    let scratch = scratch(request, &image, &mounts)?;
     let root = layer.mount(scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     if scratch.is_none() {
@@ -143,12 +143,22 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
 }
 
 /// Makes the scratch space that the user asks for.
-fn scratch(request: &RootRequest<'_>, image: &ImageTree) -> Result<Option<Scratch>> {
+fn scratch(
+    request: &RootRequest<'_>,
+    image: &ImageTree,
+    mounts: &[volumes::Planned],
+) -> Result<Option<Scratch>> {
     let Some(Writable { path }) = &request.writable else {
         return Ok(None);
     };
     let scratch = Scratch::new(request.config.root.writable_tmpfs_size_mib, &image.dir)?;
     if let Some(path) = path {
+        if volumes::cover(mounts, path) {
+            return Err(Error::Denied {
+                what: format!("'{path}' cannot be made writable: it lies in another mount"),
+                hint: None,
+            });
+        }
         scratch.give(path, request.user, image)?;
     }
     Ok(Some(scratch))

@@ -20,7 +20,7 @@ use shifter_core::layout::Program;
 use shifter_core::manifest::ResolvedImage;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
-use shifter_core::volmap::{Origin, VolumeMap};
+use shifter_core::volmap::{self, Origin, VolumeMap};
 
 use crate::caller::{self, Caller};
 use crate::drop::{become_caller, become_user};
@@ -30,7 +30,7 @@ use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
-use crate::root::{self, RootRequest};
+use crate::root::{self, RootRequest, Writable};
 use crate::{lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -146,6 +146,7 @@ struct Request {
     image: Option<ImageRef>,
     volumes: Option<VolumeMap>,
     modules: Option<Vec<String>>,
+    writable: Option<Writable>,
 }
 
 impl Request {
@@ -194,6 +195,11 @@ impl Request {
             image,
             volumes,
             modules,
+            writable: options
+                .writable
+                .as_ref()
+                .map(|w| judge_writable(w, config))
+                .transpose()?,
         })
     }
 
@@ -211,11 +217,27 @@ impl Request {
             .is_none_or(|map| Some(map.signature()) == signature);
         image
             && volumes
+            && self.writable.is_none()
             && self
                 .modules
                 .as_ref()
                 .is_none_or(|names| *names == manifest.modules)
     }
+}
+
+/// Judges whether and where the user may write over the image.
+fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
+    if config.root.writable_tmpfs_size_mib == 0 {
+        return Err(Error::Denied {
+            what: "this site does not let users write over an image".into(),
+            hint: Some("use a volume, or /tmp"),
+        });
+    }
+    let path = match &writable.path {
+        None => None,
+        Some(path) => Some(volmap::user_target(path).map_err(Error::Volumes)?),
+    };
+    Ok(Writable { path })
 }
 
 /// Joins the job's root if there is one that matches, else builds a private one.
@@ -298,7 +320,7 @@ fn build(
         volumes: &volumes,
         modules: &modules,
         hosts: &hosts,
-        writable: None,
+        writable: request.writable.clone(),
         is_pinned: false,
     };
     root::build(&request, None)?;

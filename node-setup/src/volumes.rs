@@ -76,6 +76,12 @@ pub fn plan(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<Vec<Plan
     Ok(mounts)
 }
 
+/// True if a path of the container lies in one of the mounts, or in what the host provides.
+pub fn cover(mounts: &[Planned], path: &str) -> bool {
+    let mut targets = mounts.iter().map(|mount| mount.target.as_str());
+    targets.any(|target| contains(target, path)) || BUILT_IN.iter().any(|dir| contains(dir, path))
+}
+
 /// Attaches what was planned to the finished root, outer targets before inner ones.
 pub fn attach(
     mounts: &[Planned],
@@ -101,7 +107,12 @@ pub fn attach(
                 let target = target.map_err(|error| missing_target(volume, error))?;
                 let root_path = root_path.get_or_init(|| mnt::path_of(root.as_fd()));
                 let path = mnt::path_of(target.as_fd());
-                judge_resolved(volume, path.strip_prefix(root_path).unwrap_or("/"), mounts)?;
+                let path = path.strip_prefix(root_path).unwrap_or("/");
+                judge_resolved(volume, path, mounts)?;
+                if contains("/etc", path) && layer.covers_image_at(path) {
+                    let reason = format!("the image has its own '{}'", sanitize::text(path));
+                    return Err(refused(volume, reason, None));
+                }
                 same_kind(volume, &mount.mount, &target)?;
                 target
             }

@@ -214,13 +214,18 @@ pub fn parse_size(text: &str) -> Result<u64, &'static str> {
 /// Judges where a user may place a volume; for a path that was resolved inside the image, so that
 /// no symbolic link of the image leads to where the user could not have pointed.
 pub fn judge_user_target(path: &str) -> Result<(), VolumeError> {
+    user_target(path).map(drop)
+}
+
+/// Returns a path in its normal form if a user may place a volume there.
+pub fn user_target(path: &str) -> Result<String, VolumeError> {
     path::clean(path, &[])
         .map_err(|fault| EntryFault::Path {
             side: Side::To,
             path: path.to_owned(),
             fault,
         })
-        .and_then(|clean| policy::judge_target(&clean, Origin::User))
+        .and_then(|clean| policy::judge_target(&clean, Origin::User).map(|()| clean))
         .map_err(|fault| VolumeError::Target {
             path: path.to_owned(),
             fault,

@@ -5,13 +5,29 @@ use super::{EntryFault, Origin};
 
 /// Nothing of a user's may appear at or below these: programs of the site and of the image trust
 /// what they find there.
-const USER_REFUSED_BELOW: [&str; 6] = ["/etc", "/var", "/opt/udiImage", "/proc", "/dev", "/sys"];
+const USER_REFUSED_BELOW: [&str; 5] = ["/var", "/opt/udiImage", "/proc", "/dev", "/sys"];
+
+/// What Shifter and the site place in /etc. What the image has there is judged by whoever knows
+/// the image.
+const USER_REFUSED_BELOW_ETC: [&str; 11] = [
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/mtab",
+    "/etc/ssh",
+    "/etc/udiImage",
+];
 
 /// Exceptions from the list above.
 const USER_ALLOWED_BELOW: [&str; 1] = ["/var/tmp"];
 
 /// A user's volume here would hide the whole directory; below it is fine.
-const USER_REFUSED_EXACTLY: [&str; 2] = ["/", "/opt"];
+const USER_REFUSED_EXACTLY: [&str; 3] = ["/", "/opt", "/etc"];
 
 /// Shifter itself writes these. `/` is here because nothing could be seen beside it.
 const SITE_REFUSED_EXACTLY: [&str; 7] = [
@@ -41,6 +57,7 @@ pub(super) fn judge_target(to: &str, origin: Origin) -> Result<(), EntryFault> {
     if origin == Origin::User && !excepted {
         let below = USER_REFUSED_BELOW
             .into_iter()
+            .chain(USER_REFUSED_BELOW_ETC)
             .find(|refused| contains(refused, to));
         if let Some(below) = below {
             return Err(EntryFault::TargetBelow {

@@ -134,6 +134,7 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
     ])
     .ok()?;
     symlink("/scratch/bob/private", "/scratch/alice/to-bob")?;
+    Call::new(["install", "-o", "alice", "/dev/null", "/scratch/alice/f"]).ok()?;
     symlink("/etc", "/scratch/alice/to-etc")?;
     symlink("/proc/self/root/etc", "/scratch/alice/to-proc")?;
     let table = [
@@ -153,11 +154,21 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         ("/scratch/bob/private:/x", 3, "Permission denied"),
         ("/scratch/nosuch:/x", 3, "No such file"),
         ("/scratch/alice:/data", 3, "leads to '/etc'"),
-        ("/scratch/alice:/data/sub", 3, ""),
+        (
+            "/scratch/alice/f:/data/marker",
+            3,
+            "image has its own '/etc/marker'",
+        ),
+        (
+            "/scratch/alice/f:/etc/marker",
+            3,
+            "image has its own '/etc/marker'",
+        ),
         ("/scratch/alice:/dangling/x", 3, "leads nowhere"),
         ("/scratch/alice:/scratch", 3, "hide the site's '/scratch'"),
         ("/scratch/alice:/etc/passwd/x", 3, "/etc"),
         ("/scratch/alice:/etc/marker", 3, "/etc"),
+        ("/scratch/alice:/etc/hosts", 3, "/etc/hosts"),
         ("/scratch/alice:/bin/busybox", 3, ""),
         ("/scratch/alice:/x:perNodeCache=size=1G", 3, "perNodeCache"),
     ];
@@ -168,6 +179,8 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
     for volume in [
         "/scratch/bob/proj:/x",
         "/scratch/alice:/mnt/deep/er",
+        "/scratch/alice:/etc/mine/deep/er",
+        "/scratch/alice:/data/sub",
         "/tmp:/x",
         "/scratch/alice:/scratch/bob/proj",
     ] {
