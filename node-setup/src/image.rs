@@ -277,13 +277,33 @@ pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
     path: OnceCell<String>,
+    reference: String,
 }
 
 impl ImageTree {
-    /// Wraps the attached mount.
-    pub fn new(dir: OwnedFd) -> Self {
-        let path = OnceCell::new();
-        Self { dir, path }
+    /// Wraps the attached mount of the image that the user named so.
+    pub fn new(dir: OwnedFd, reference: &str) -> Self {
+        Self {
+            dir,
+            path: OnceCell::new(),
+            reference: reference.to_owned(),
+        }
+    }
+
+    /// Makes a step that failed in the image's own files the image's fault: what the kernel cannot
+    /// read of it takes no node out of service.
+    pub fn blame(&self, error: Error) -> Error {
+        match error {
+            Error::Step {
+                step,
+                object,
+                source,
+            } => Error::BadImage {
+                image: self.reference.clone(),
+                reason: format!("cannot {step} its '{}': {source}", sanitize::text(&object)),
+            },
+            other => other,
+        }
     }
 
     /// Opens `path` inside the image, links followed and never left; returns it with its

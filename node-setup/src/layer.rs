@@ -108,7 +108,10 @@ impl<'a> Layer<'a> {
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
                 self.make_dir(path, Mode::from_raw_mode(0o755))
             }
-            Err(error) => Err(error).step("examine", path),
+            Err(error) => {
+                let failed: Result<()> = Err(error).step("examine", path);
+                failed.map_err(|error| self.image.blame(error))
+            }
         }
     }
 

@@ -100,28 +100,12 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     mnt::attach(&image_mount, &layer_mount)?;
-    let image = ImageTree::new(image_mount);
+    let image = ImageTree::new(image_mount, &request.image.reference);
 
-    // What the kernel cannot read of an image is the image's fault, not the node's.
-    let of_image = |error| match error {
-        Error::Step {
-            step,
-            object,
-            source,
-        } => Error::BadImage {
-            image: request.image.reference.clone(),
-            reason: format!("cannot {step} its '{}': {source}", sanitize::text(&object)),
-        },
-        other => other,
-    };
-    let entries = layer::list(&image.dir).map_err(of_image)?;
+    let entries = layer::list(&image.dir).map_err(|error| image.blame(error))?;
     check_site_dirs(&entries, request)?;
     let mut layer = Layer::new(&image, &entries, layer_mount);
-    give_files(request, &mut layer).map_err(|error| match error {
-        // The layer is full: the image is not at fault.
-        Error::Step { ref source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => error,
-        other => of_image(other),
-    })?;
+    give_files(request, &mut layer)?;
     for name in HOST_DIRS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
         if !entries.iter().any(is_dir) {
@@ -133,7 +117,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let root = layer.mount(scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     if scratch.is_none() {
-        layer::expose(&image, &root, &layer, &entries).map_err(of_image)?;
+        layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
     }
     host_dirs(&root)?;
     volumes::attach(&mounts, &root, &layer, request)?;

@@ -79,7 +79,8 @@ impl Scratch {
             upper = open_dir(&upper, *name)?;
         }
         match image.open(path) {
-            Ok((dir, _)) => give_below(path, &dir, &upper, user, 0, &mut given),
+            Ok((dir, _)) => give_below(path, &dir, &upper, user, 0, &mut given)
+                .map_err(|error| image.blame(error)),
             Err(_) => Ok(()),
         }
     }
