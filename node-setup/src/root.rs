@@ -83,6 +83,7 @@ pub struct Root {
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let image_mount = request.image.mount(run)?;
+    volumes::trigger(request)?;
 
     if request.is_pinned {
         namespace::unshare_newer()?;

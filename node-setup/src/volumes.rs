@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use shifter_core::identity::Identity;
 use shifter_core::sanitize;
 use shifter_core::volmap::{self, Volume, VolumeFlags, contains};
 
@@ -34,6 +35,20 @@ pub struct Planned {
     mount: OwnedFd,
     /// The volume as the user typed it; none for the site's.
     volume: Option<Volume>,
+}
+
+/// Opens every source of the user's on the host, before the namespace is unshared, and lets go of
+/// it: an automount must be triggered where its daemon sees it, and be there when the namespace is
+/// copied. What cannot be opened is refused by [`plan`].
+pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
+    if request.volumes.is_empty() {
+        return Ok(());
+    }
+    let site = SiteView::of(request)?;
+    for volume in request.volumes.entries() {
+        let _ = open_source(volume, &site, request.user)?;
+    }
+    Ok(())
 }
 
 /// Opens every source and makes sure that every target can be mounted on.
@@ -241,20 +256,7 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
             hint,
         ));
     }
-    let user = request.user;
-    let host_path = site.host_path(&volume.from);
-    let open = || {
-        // For reading, not O_PATH: the user must be able to read it, and automounts must trigger.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        rustix::fs::openat2(
-            CWD,
-            &*host_path,
-            flags,
-            Mode::empty(),
-            ResolveFlags::NO_MAGICLINKS,
-        )
-    };
-    let opened = as_user(user.uid, user.gid, &user.gids(), open)?;
+    let opened = open_source(volume, site, request.user)?;
     let source = opened.map_err(|error| {
         let reason = std::io::Error::from(error).to_string();
         refused(volume, reason, (error == Errno::NOENT).then(|| site.hint()))
@@ -280,6 +282,21 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         target: volume.to.clone(),
         mount,
         volume: Some(volume.clone()),
+    })
+}
+
+/// Opens a source as the user.
+fn open_source(
+    volume: &Volume,
+    site: &SiteView,
+    user: &Identity,
+) -> Result<rustix::io::Result<OwnedFd>> {
+    let host_path = site.host_path(&volume.from);
+    as_user(user.uid, user.gid, &user.gids(), || {
+        // For reading, not O_PATH: the user must be able to read it, and automounts must trigger.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let resolve = ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(CWD, &*host_path, flags, Mode::empty(), resolve)
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::product::STORE;
+use shifter_tests::product::{CONFIG, STORE};
 use shifter_tests::world::User::{Alice, Bob};
 
 use super::{Site, image_id, manifest};
@@ -337,5 +337,48 @@ fn privileged_strays_are_ended_and_strangers_are_not() -> Result<()> {
     ensure!(stranger.try_wait()?.is_none(), "a stranger was ended");
     stranger.kill()?;
     stranger.wait()?;
+    site.clean.ensure_restored(None)
+}
+
+/// A volume from an automounted directory: the host's daemon mounts it when the user asks, whether
+/// the host's mounts are shared, as systemd has them, or private.
+#[test]
+fn privileged_sources_are_automounted() -> Result<()> {
+    let site = Site::prepare()?;
+    let usual = fs::read_to_string(CONFIG)?;
+    let with_net = usual.replace(
+        "['/scratch', '/home']",
+        "['/scratch', '/net:/net:rec:slave']",
+    );
+    site.product.configure_with(&with_net)?;
+    Call::shell(
+        "mkdir -p /net /srv/auto; echo automounted >/srv/auto/file; chown -R alice /srv/auto
+        echo 'data -fstype=bind :/srv/auto' >/etc/auto.test
+        echo '/net /etc/auto.test' >/etc/auto.master.test",
+    )
+    .ok()?;
+    for propagation in ["private", "shared"] {
+        let start = format!(
+            "mount --make-r{propagation} /; setsid automount -f -p /run/automount.pid /etc/auto.master.test >/dev/null 2>&1 & \
+            for i in $(seq 100); do grep -q ' /net .* autofs ' /proc/self/mountinfo && exit 0; sleep 0.05; done; exit 1"
+        );
+        Call::shell(&start).ok()?;
+        let seen = site.script(&["--volume=/net/data:/mnt"], "cat /mnt/file");
+        let direct = (propagation == "shared").then(|| site.script(&[], "cat /net/data/file"));
+        Call::shell(
+            "kill $(cat /run/automount.pid)
+            for i in $(seq 100); do grep -q ' /net .* autofs ' /proc/self/mountinfo || exit 0; sleep 0.05; done; exit 1",
+        )
+        .ok()?;
+        ensure!(seen? == "automounted\n");
+        ensure!(
+            direct
+                .transpose()?
+                .is_none_or(|seen| seen == "automounted\n")
+        );
+    }
+    Call::shell("mount --make-rprivate /").ok()?;
+    site.product.configure("")?;
+    site.tear_down("0")?.success()?;
     site.clean.ensure_restored(None)
 }
