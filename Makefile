@@ -23,8 +23,8 @@ PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all install sample-image testbed demo cluster cluster-stop test test-long check \
-	rpm-check bench
+.PHONY: all install sample-image test-kernel testbed demo cluster cluster-stop test test-long \
+	check rpm-check bench
 .NOTPARALLEL:
 
 # Each with its own features: what runs with privilege is never built together with what speaks
@@ -61,6 +61,10 @@ bootstrap-%:
 sample-image:
 	tests/sample-image.sh
 
+# For the tests alone, and never installed.
+test-kernel:
+	tests/kernel.sh fetch
+
 testbed:
 	$(CARGO) build --locked -p shifter-tests --bin testbed
 
@@ -77,11 +81,11 @@ cluster: bootstrap-demo all testbed sample-image
 cluster-stop:
 	@tests/cluster.sh stop
 
-test: bootstrap-test all sample-image
+test: bootstrap-test all sample-image test-kernel
 	tests/fuzz.sh 20
 	tests/run.sh
 
-test-long: bootstrap-test all sample-image
+test-long: bootstrap-test all sample-image test-kernel
 	tests/long.sh $(SLICE)
 
 check: bootstrap-check

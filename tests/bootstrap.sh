@@ -12,7 +12,9 @@ packages=(
 case ${1:-test} in
 demo) ;;
 test | check)
-    packages+=(autofs busybox-static file gdb groff-base python3-minimal rpm strace umoci) ;;&
+    packages+=(autofs busybox-static file gdb groff-base python3-minimal rpm strace umoci)
+    # Another kernel than this machine's, in a virtual machine.
+    packages+=(cpio kmod qemu-system-x86) ;;&
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;

@@ -88,6 +88,15 @@ files_are_short() {
     [ -z "$long" ] || { echo "  longer than 600 lines: $long"; return 1; }
 }
 
+# bash reads one script a call.
+shell_scripts() {
+    local script status=0
+    for script in tests/*.sh tests/kernel/*.sh .ci/run; do
+        bash -n "$script" || status=1
+    done
+    return $status
+}
+
 check fmt cargo fmt --all --check
 check clippy cargo clippy --workspace --all-targets --locked -q -- -D warnings
 check doc env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked -q
@@ -99,7 +108,7 @@ check fuzz-targets fuzz_targets
 check supply-chain supply_chain
 check file-length files_are_short
 check manual docs/man/check.sh
-check shell bash -n tests/*.sh .ci/run
+check shell shell_scripts
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

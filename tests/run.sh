@@ -32,7 +32,7 @@ else
     # Without nextest there is one world for all tests of a program, in which they take turns.
     long=${long:+--include-ignored}
     cargo test "${targets[@]}" --no-fail-fast -q -- $long "$@" \
-        --skip privileged_ --skip cluster_ --skip install_ --skip bench_ || status=$?
+        --skip privileged_ --skip cluster_ --skip install_ --skip kernel_ --skip bench_ || status=$?
     env "$runner=$world" cargo test --locked --workspace --exclude shifter-tests --lib --test '*' \
         --no-fail-fast -q -- $long privileged_ --test-threads 1 || status=$?
     env "$runner=$world" cargo test --locked -p shifter-tests --test suite -q -- \

@@ -85,6 +85,16 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// A kernel module that the site wants cannot be had.
+    #[error("cannot load kernel module '{}': {}", sanitize::text(.name), sanitize::text(.reason))]
+    KernelModule {
+        /// The module as configured.
+        name: String,
+        /// Why, and where it was looked for.
+        reason: String,
+        /// The way out.
+        hint: String,
+    },
     /// The user is not known to the name service, or it did not answer in time.
     #[error("cannot find the account of uid {uid}: {reason}")]
     Account {
@@ -132,7 +142,7 @@ impl Error {
             | Error::Volume { .. }
             | Error::Denied { .. } => ExitCode::Denied,
             Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
-            Error::Store(_) | Error::Step { .. } => ExitCode::Mount,
+            Error::Store(_) | Error::KernelModule { .. } | Error::Step { .. } => ExitCode::Mount,
             Error::Privilege(_) => ExitCode::Privilege,
             Error::Config(_)
             | Error::Untrusted(_)
@@ -152,6 +162,7 @@ impl Error {
                 (!image.starts_with("id:")).then_some(pull)
             }
             Error::Volume { hint, .. } => hint.clone(),
+            Error::KernelModule { hint, .. } => Some(sanitize::text(hint)),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
             Error::Config(error) => error.hint(),
             Error::Volumes(error) => error.hint(),
@@ -160,6 +171,14 @@ impl Error {
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
                 Some("Linux 5.14 or newer is needed".to_owned())
             }
+            Error::Step {
+                step: "open file system",
+                object,
+                source,
+            } if source.raw_os_error() == Some(libc::ENODEV) => Some(format!(
+                "this node's kernel lacks '{}': the site can list it in kernel.preload",
+                sanitize::text(object)
+            )),
             _ => None,
         }
     }

@@ -16,7 +16,7 @@ use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks};
-use crate::{loopdev, mnt, modules, namespace, prepared};
+use crate::{kmod, loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -36,6 +36,7 @@ struct Journal {
 /// Every failure leaves nothing behind; [`Error::exit_code`] tells the user's mistakes from the
 /// node's failures.
 pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
+    kmod::preload(&config.kernel)?;
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
     let host = namespace::own()?;

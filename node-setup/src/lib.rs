@@ -9,6 +9,7 @@ pub mod etc;
 pub mod fsuser;
 pub mod image;
 pub mod job;
+pub mod kmod;
 pub mod launch;
 pub mod layer;
 pub mod lookup;

@@ -250,6 +250,28 @@ pub fn loop_configure(device: impl AsFd, file: impl AsFd) -> io::Result<()> {
     }))
 }
 
+/// Loads a module from its file, which the kernel decompresses where that is asked for
+/// (MODULE_INIT_COMPRESSED_FILE, Linux 5.17).
+///
+/// finit_module(2): the kernel reads what was opened, whatever happens to the path meanwhile.
+pub fn finit_module(file: impl AsFd, parameters: &CStr, is_compressed: bool) -> io::Result<()> {
+    const MODULE_INIT_COMPRESSED_FILE: c_int = 4;
+    let flags = if is_compressed {
+        MODULE_INIT_COMPRESSED_FILE
+    } else {
+        0
+    };
+    // SAFETY: the kernel reads the string, which ends with NUL and lives across the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_finit_module,
+            file.as_fd().as_raw_fd(),
+            parameters.as_ptr(),
+            flags,
+        )
+    })
+}
+
 /// Blocks every signal and returns the mask that was in force.
 pub fn block_signals() -> io::Result<SignalMask> {
     let mut all = SignalMask::empty();

@@ -1,8 +1,9 @@
 //! The product, installed and configured as at a site, under a real Slurm cluster and registry.
 //!
 //! Names: `cluster_*` need the cluster, `privileged_*` and `install_*` the installed programs alone,
-//! `bench_*` test the bench itself. All run as root in `tests/world.sh`; with cargo-nextest each in a
-//! world of its own, otherwise one after the other in one.
+//! `kernel_*` another kernel in an emulated machine, `bench_*` test the bench itself. All run as root
+//! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the other
+//! in one.
 
 mod bench;
 mod containers;
@@ -11,6 +12,7 @@ mod faults;
 mod images;
 mod install;
 mod jobs;
+mod kernel;
 mod long;
 mod mistakes;
 mod node;

@@ -22,6 +22,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(&'static str, String)> {
         commands(config),
         caches(config),
         modules(config),
+        kernel(config),
         (config.hooks.timeout_secs == 0)
             .then(|| ("timeout_secs", "a hook needs some time".to_owned())),
     ];
@@ -197,4 +198,14 @@ fn modules(config: &Config) -> Fault {
     let unknown = |name: &&String| !config.module.contains_key(*name);
     let name = config.default_modules.iter().find(unknown)?;
     Some(("default_modules", format!("there is no module '{name}'")))
+}
+
+fn kernel(config: &Config) -> Fault {
+    let is_module = |name: &str| {
+        let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        !name.is_empty() && name.bytes().all(well_formed)
+    };
+    let wrong = config.kernel.preload.iter().find(|name| !is_module(name))?;
+    let fault = format!("'{wrong}': a kernel module's name is letters, digits, '_' and '-'");
+    Some(("preload", fault))
 }

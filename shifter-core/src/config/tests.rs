@@ -61,6 +61,11 @@ fn errors_name_line_key_and_text() {
             "[env]",
         ),
         ("[hooks]\npre_mount = ['x']", ":2: pre_mount: 'x'", ""),
+        (
+            "[kernel]\npreload = ['loop', '../x']",
+            ":2: preload: '../x': a kernel module's name",
+            "preload",
+        ),
         ("[module.none]", ":1: module: 'none'", ""),
         ("[module.a]\ncdi = ['gpu']", ":2: cdi: 'gpu'", ""),
         ("default_modules = ['a']", ":1: default_modules: ", ""),

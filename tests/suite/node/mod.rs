@@ -19,6 +19,7 @@ use crate::bench::turn;
 mod attack;
 mod join;
 mod kill;
+mod preload;
 mod refuse;
 mod roots;
 mod writable;
