@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what this machine lacks for a purpose: tests/bootstrap.sh demo|test|check
+# Installs what this machine lacks for a purpose: tests/bootstrap.sh demo|test|bench|check
 # Debian packages, for which it needs root and otherwise uses sudo, and Rust. Starts no daemon.
 set -euo pipefail
 
@@ -11,8 +11,11 @@ packages=(
 )
 case ${1:-test} in
 demo) ;;
-test | check)
+test | bench | check)
     packages+=(busybox-static file gdb groff-base python3-minimal rpm strace umoci) ;;&
+bench)
+    # What the figures stand beside; ids for rootless podman need uidmap.
+    packages+=(bubblewrap charliecloud-runtime crun podman uidmap) ;;
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;
