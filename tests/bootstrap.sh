@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what this machine lacks for a purpose: tests/bootstrap.sh demo|test|check
+# Installs what this machine lacks for a purpose: tests/bootstrap.sh demo|test|bench|check
 # Debian packages, for which it needs root and otherwise uses sudo, and Rust. Starts no daemon.
 set -euo pipefail
 
@@ -11,10 +11,13 @@ packages=(
 )
 case ${1:-test} in
 demo) ;;
-test | check)
+test | bench | check)
     packages+=(autofs busybox-static file gdb groff-base python3-minimal rpm strace umoci)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
+bench)
+    # What the figures stand beside; ids for rootless podman need uidmap.
+    packages+=(bubblewrap charliecloud-runtime crun podman uidmap) ;;
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;

@@ -9,6 +9,7 @@ mod bench;
 mod containers;
 mod failures;
 mod faults;
+mod figures;
 mod images;
 mod install;
 mod jobs;

@@ -1,0 +1,277 @@
+//! Taking turns, and the table: medians beside goals.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shifter_tests::report;
+
+/// Rounds before those that count: caches fill, peers are proved to work.
+const WARM_UP: usize = 2;
+
+/// What a figure should be.
+#[derive(Clone, Copy)]
+pub enum Goal {
+    /// Something to compare with.
+    None,
+    /// At most so many times the median of the case of that name.
+    Times(f64, &'static str),
+    /// At most so much more or less than the case of that name.
+    Within(f64, &'static str),
+    /// At most so much.
+    Most(f64),
+}
+
+/// Something to be measured.
+pub struct Case<'a> {
+    name: String,
+    goal: Goal,
+    measure: Box<dyn FnMut() -> Result<f64> + 'a>,
+}
+
+impl<'a> Case<'a> {
+    /// Makes a case that returns a figure.
+    pub fn figure(name: impl Into<String>, measure: impl FnMut() -> Result<f64> + 'a) -> Self {
+        Self {
+            name: name.into(),
+            goal: Goal::None,
+            measure: Box::new(measure),
+        }
+    }
+
+    /// Makes a case that returns a time, which is shown in milliseconds.
+    pub fn timed(name: impl Into<String>, mut time: impl FnMut() -> Result<Duration> + 'a) -> Self {
+        Self::figure(name, move || Ok(time()?.as_secs_f64() * 1e3))
+    }
+
+    /// Says what the figure should be.
+    pub fn goal(self, goal: Goal) -> Self {
+        Self { goal, ..self }
+    }
+}
+
+/// What came of a case.
+pub struct Row {
+    name: String,
+    goal: Goal,
+    /// In order of size.
+    figures: Vec<f64>,
+    /// Median and minimum of the case that the goal names.
+    other: Option<(f64, f64)>,
+    /// The title of the table it is in.
+    title: String,
+}
+
+/// What stands above a table.
+#[derive(Clone, Copy)]
+pub struct Heading<'a> {
+    /// What is measured.
+    pub title: &'a str,
+    /// The unit of the figures.
+    pub unit: &'a str,
+    /// The case beside which all others are shown.
+    pub base: &'a str,
+}
+
+/// Measures all cases in turns, prints them, and returns those that have goals.
+pub fn compare(heading: Heading<'_>, mut cases: Vec<Case<'_>>, rounds: usize) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = cases
+        .iter()
+        .map(|case| Row {
+            name: case.name.clone(),
+            goal: case.goal,
+            figures: Vec::new(),
+            other: None,
+            title: String::new(),
+        })
+        .collect();
+    for round in 0..rounds + WARM_UP {
+        let mut turns: Vec<_> = cases.iter_mut().zip(&mut rows).collect();
+        // Forth and back, so that no case always comes after the same other one.
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (case, row) in turns {
+            let figure = (case.measure)().with_context(|| case.name.clone())?;
+            if round >= WARM_UP {
+                row.figures.push(figure);
+            }
+        }
+    }
+    Ok(finish(heading, rows))
+}
+
+/// Makes a row of figures that were taken elsewhere.
+pub fn row(name: &str, goal: Goal, figures: Vec<f64>) -> Row {
+    Row {
+        name: name.to_owned(),
+        goal,
+        figures,
+        other: None,
+        title: String::new(),
+    }
+}
+
+/// Prints rows as a table, and returns those that have goals.
+pub fn finish(heading: Heading<'_>, mut rows: Vec<Row>) -> Vec<Row> {
+    relate(&mut rows);
+    let base = rows.iter().find(|row| row.name == heading.base);
+    let base = base.map_or(f64::NAN, Row::median);
+    let unit = heading.unit;
+    report::line(&format!(
+        "
+{}
+",
+        heading.title
+    ));
+    if base.is_finite() {
+        report::line(&format!("× is beside '{}'", heading.base));
+    }
+    report::line(&columns([
+        "case",
+        &format!("median {unit}"),
+        "min",
+        "p90",
+        "×",
+        "goal",
+        "verdict",
+    ]));
+    for row in &rows {
+        report::line(&row.text(base));
+    }
+    rows.retain(|row| !matches!(row.goal, Goal::None));
+    for row in &mut rows {
+        row.title = heading.title.to_owned();
+    }
+    rows
+}
+
+/// Puts the figures of each row in order and beside it what its goal names.
+fn relate(rows: &mut [Row]) {
+    for row in &mut *rows {
+        row.figures.sort_by(f64::total_cmp);
+    }
+    for at in 0..rows.len() {
+        if let Goal::Times(_, name) | Goal::Within(_, name) = rows[at].goal {
+            let other = rows.iter().find(|row| row.name == name);
+            rows[at].other = other.map(|row| (row.median(), row.at(0.0)));
+        }
+    }
+}
+
+fn columns([name, median, min, p90, times, goal, verdict]: [&str; 7]) -> String {
+    let line =
+        format!("{name:<52} {median:>10} {min:>8} {p90:>8} {times:>6}  {goal:<36} {verdict}");
+    line.trim_end().to_owned()
+}
+
+/// Prints the goals again, and how many were missed.
+pub fn verdicts(rows: &[Row]) {
+    report::line("\nAll goals");
+    let mut title = "";
+    for row in rows {
+        if row.title != title {
+            title = &row.title;
+            report::line(&format!("\n{title}"));
+        }
+        report::line(&row.text(f64::NAN));
+    }
+    let missed = rows.iter().filter(|row| !row.is_met()).count();
+    report::line(&format!("\n{missed} of {} goals missed", rows.len()));
+}
+
+impl Row {
+    fn median(&self) -> f64 {
+        self.at(0.5)
+    }
+
+    fn at(&self, part: f64) -> f64 {
+        let at = (self.figures.len() as f64 * part) as usize;
+        self.figures.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    /// A goal whose other case could not be measured is not met.
+    fn is_met(&self) -> bool {
+        let median = self.median();
+        match (self.goal, self.other) {
+            (Goal::None, _) => true,
+            (Goal::Times(most, _), Some((other, _))) => median <= most * other,
+            (Goal::Within(most, _), Some((other, _))) => (median - other).abs() <= most,
+            (Goal::Most(most), _) => median <= most,
+            (Goal::Times(..) | Goal::Within(..), None) => false,
+        }
+    }
+
+    fn text(&self, base: f64) -> String {
+        let median = self.median();
+        let goal = match self.goal {
+            Goal::None => String::new(),
+            Goal::Times(most, name) => format!("≤ {most} × {name}"),
+            Goal::Within(most, name) => format!("± {most} of {name}"),
+            Goal::Most(most) => format!("≤ {most}"),
+        };
+        // Noise only ever adds: minima are what a busy machine disturbs least.
+        let found = match (self.goal, self.other) {
+            (Goal::Times(..), Some((other, least))) => {
+                let best = self.at(0.0) / least;
+                format!("{:.2} ×, minima {best:.2} ×", median / other)
+            }
+            (Goal::Within(..), Some((other, _))) => format!("{:+.2}", median - other),
+            (Goal::Times(..) | Goal::Within(..), None) => "nothing to compare with".into(),
+            (Goal::None | Goal::Most(_), _) => String::new(),
+        };
+        let verdict = match (self.goal, self.is_met()) {
+            (Goal::None, _) => "",
+            (_, true) => "met   ",
+            (_, false) => "MISSED",
+        };
+        let ratio = median / base;
+        columns([
+            &self.name,
+            &format!("{median:.2}"),
+            &format!("{:.2}", self.at(0.0)),
+            &format!("{:.2}", self.at(0.9)),
+            &if ratio.is_finite() {
+                format!("{ratio:.2}")
+            } else {
+                String::new()
+            },
+            &goal,
+            &format!("{verdict} {found}"),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(goal: Goal, other: Option<f64>, figures: &[f64]) -> bool {
+        let mut rows = vec![row("x", goal, figures.to_vec())];
+        rows.extend(other.map(|other| row("y", Goal::None, vec![other])));
+        relate(&mut rows);
+        rows[0].is_met()
+    }
+
+    #[test]
+    fn goals_are_judged_by_the_median() {
+        let figures = [9.0, 1.0, 2.0];
+        assert!(judged(Goal::Most(2.0), None, &figures));
+        assert!(!judged(Goal::Most(1.9), None, &figures));
+        assert!(judged(Goal::Times(1.1, "y"), Some(2.0), &figures));
+        assert!(!judged(Goal::Times(1.1, "y"), Some(1.8), &figures));
+        assert!(judged(Goal::Within(1.0, "y"), Some(3.0), &figures));
+        assert!(!judged(Goal::Within(1.0, "y"), Some(3.1), &figures));
+    }
+
+    #[test]
+    fn goal_beside_something_unmeasured_is_missed() {
+        assert!(!judged(Goal::Times(1.1, "y"), None, &[1.0]));
+        assert!(!judged(Goal::Within(1.0, "y"), None, &[1.0]));
+    }
+
+    #[test]
+    fn percentiles_of_few_figures_are_figures() {
+        let few = row("x", Goal::None, vec![1.0]);
+        assert_eq!((few.at(0.0), few.median(), few.at(0.9)), (1.0, 1.0, 1.0));
+    }
+}
