@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use super::{Config, Module, NodeCache, site_map};
+use crate::reference::is_plain_name;
 use crate::volmap;
 
 /// Image types that exist everywhere.
-const BUILT_IN_TYPES: [&str; 4] = ["docker", "id", "local", "custom"];
+const BUILT_IN_TYPES: [&str; 5] = ["docker", "id", "local", "file", "custom"];
 
 /// The largest size of a tmpfs, in MiB.
 const TMPFS_LIMIT: u32 = 65536;
@@ -100,15 +101,9 @@ fn types(config: &Config) -> Fault {
     })
 }
 
-/// Names of trees, modules and the like: safe as a part of a path and in every option.
-fn is_name(name: &str) -> bool {
-    let well_formed = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
-    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(well_formed)
-}
-
 fn trees(config: &Config) -> Fault {
     config.store.trees.iter().find_map(|(name, path)| {
-        if is_name(name) {
+        if is_plain_name(name) {
             absolute("trees", path)
         } else {
             let fault = "a name is letters, digits and '._+-'";
@@ -167,7 +162,7 @@ fn modules(config: &Config) -> Fault {
             cdi,
             ..
         } = module;
-        if !is_name(name) || name == "none" {
+        if !is_plain_name(name) || name == "none" {
             let fault = "a name is letters, digits and '._+-', and not 'none'";
             return Some(("module", format!("'{name}': {fault}")));
         }

@@ -18,7 +18,7 @@ pub struct Config {
     pub prefix: PathBuf,
     /// Image type of a reference that names none.
     pub default_image_type: String,
-    /// Image types that this site defines beside docker, id, local and custom.
+    /// Image types that this site defines beside docker, id, local, file and custom.
     pub image_types: Vec<String>,
     /// The image store.
     pub store: Store,
