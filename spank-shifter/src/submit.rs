@@ -87,6 +87,9 @@ pub enum SubmitError {
     /// Only the user has the image, and nodes do not read users' stores for jobs.
     #[error("cannot use image '{}' for a job: it is in your own store only", sanitize::text(.0))]
     UsersOwn(String),
+    /// Files and directories of the host are not pinned by an id, and not judged for a job.
+    #[error("cannot use image '{}' for a job: it is in no image store", sanitize::text(.0))]
+    NotStored(String),
 }
 
 impl SubmitError {
@@ -107,6 +110,10 @@ impl SubmitError {
                     "shifter pull --store=site {}",
                     sanitize::text(name)
                 ))
+            }
+            Self::NotStored(image) => {
+                let image = sanitize::text(image);
+                Some(format!("in the job: srun shifter --image={image} COMMAND"))
             }
             _ => None,
         }
@@ -131,6 +138,9 @@ impl Request {
                 source,
             }
         })?;
+        if !image.image_type().is_stored() {
+            return Err(SubmitError::NotStored(image.canonical()));
+        }
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
         let modules = pins::parse_modules(raw.modules.iter().map(String::as_str))?;
         node_setup::modules::check(config, &modules)?;
@@ -322,6 +332,12 @@ mod tests {
             ),
             (check("", &[], &["mpi"]), "without --image|"),
             (check("a b", &[], &[]), "cannot understand image 'a b'"),
+            (
+                check("./x.sqsh", &[], &[]),
+                "'file:./x.sqsh' for a job: it is in no image store|hint: in the job: srun shifter",
+            ),
+            (check("local:/a", &[], &[]), "'local:/a' for a job"),
+            (check("local:sl6", &[], &[]), "'local:sl6' for a job"),
             (check("x", &["/a:/etc"], &[]), "'/etc'"),
             (check("x", &["/a"], &[]), "hint: "),
             (check("x", &["/a:/c", "/b:/c"], &[]), "target '/c'"),
