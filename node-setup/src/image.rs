@@ -22,7 +22,7 @@ use crate::caller::Caller;
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::state::RunDir;
-use crate::{loopdev, mnt};
+use crate::{host_image, loopdev, mnt, superblock};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -44,16 +44,36 @@ pub struct Store {
 /// An image, opened and verified.
 #[derive(Debug)]
 pub struct Image {
-    /// The id.
-    pub id: ImageId,
+    /// The id; of an image that is in no store, its reference.
+    pub id: String,
     /// How the user named it.
     pub reference: String,
     /// Its metadata.
     pub meta: ImageMeta,
     /// The metadata as stored.
     pub meta_bytes: Vec<u8>,
-    file: OwnedFd,
-    is_shared: bool,
+    pub(crate) source: Source,
+}
+
+/// Where an image's files come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file of the site's store: all users share its superblock.
+    SiteFile(OwnedFd),
+    /// A file that the user may have written.
+    UserFile(OwnedFd),
+    /// A directory.
+    Tree(OwnedFd),
+    /// A mount that was made without privilege, in the user's own namespaces.
+    Mounted(OwnedFd),
+}
+
+/// What a reference leads to.
+pub enum Found {
+    /// An image to be mounted.
+    Image(Box<Image>),
+    /// An image that is the user's own, which only a process without privilege may mount.
+    OnlyRootless,
 }
 
 impl Store {
@@ -117,14 +137,16 @@ impl Store {
         let file = self
             .regular(&store::image_file(id), name)?
             .ok_or_else(missing)?;
-        let is_shared = self.reader.is_none();
+        let source = match self.reader {
+            None => Source::SiteFile(file),
+            Some(_) => Source::UserFile(file),
+        };
         Ok(Image {
-            id: id.clone(),
+            id: id.to_string(),
             reference: name.to_owned(),
             meta,
             meta_bytes,
-            file,
-            is_shared,
+            source,
         })
     }
 
@@ -172,55 +194,108 @@ impl Store {
     }
 }
 
-/// Finds the image that a user asks for by reference: in the site store, else, where the site
-/// allows it, in the user's own.
+/// Finds the image that a user asks for by reference: a file or directory of the host, or an image
+/// in the site store, else, where the site allows it, in the user's own.
 pub fn open_for_user(
     config: &Config,
     reference: &ImageRef,
     caller: &Caller,
     home: &str,
-) -> Result<Image> {
-    if *reference.image_type() == ImageType::Local {
-        let what = format!(
-            "images of type '{}' cannot be run",
-            reference.image_type().as_str()
-        );
-        return Err(Error::Denied { what, hint: None });
-    }
+    is_rootless: bool,
+) -> Result<Found> {
     let name = reference.canonical();
+    let policy = config.store.user_images;
+    let is_left = policy == UserImages::Fuse && !is_rootless;
+    match reference.image_type() {
+        ImageType::Local => return host_image::tree(config, reference, caller).map(Found::of),
+        ImageType::File if policy == UserImages::No => {
+            let what = format!(
+                "image '{}' is no image of the site's",
+                sanitize::text(&name)
+            );
+            return Err(not_run(what));
+        }
+        ImageType::File if is_left => return Ok(Found::OnlyRootless),
+        ImageType::File => return host_image::file(reference, caller).map(Found::of),
+        _ => {}
+    }
     let open = |store: &Store| {
         let id = store.resolve(reference)?;
         store.image(&id, &name, caller.uid, &caller.gids())
     };
-    let missing = match open(&Store::site(config)?) {
+    let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
-        other => return other,
+        Err(Error::Step { source, .. })
+            if is_rootless && source.raw_os_error() == Some(libc::EACCES) =>
+        {
+            Error::NoImage(name.clone())
+        }
+        other => return other.map(Found::of),
     };
     let Some(store) = Store::of_user(caller, home)? else {
         return Err(missing);
     };
     match open(&store) {
         Err(Error::NoImage(_)) => Err(missing),
-        Ok(_) if config.store.user_images != UserImages::Kernel => Err(Error::Denied {
-            what: format!(
-                "image '{}' is in your own store, from which this site runs none",
-                sanitize::text(&name)
-            ),
-            hint: Some("pull it into the site store"),
-        }),
-        other => other,
+        Ok(_) if policy == UserImages::No => {
+            let what = format!("image '{}' is in your own store", sanitize::text(&name));
+            Err(not_run(what))
+        }
+        Ok(_) if is_left => Ok(Found::OnlyRootless),
+        Ok(image) => {
+            image.check_superblock()?;
+            Ok(Found::of(image))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn not_run(what: String) -> Error {
+    Error::Denied {
+        what: format!("{what}, and this site runs none of users' own"),
+        hint: Some("pull it into the site store"),
+    }
+}
+
+impl Found {
+    fn of(image: Image) -> Self {
+        Self::Image(Box::new(image))
     }
 }
 
 impl Image {
+    /// True if the container is made without any privilege.
+    pub fn is_rootless(&self) -> bool {
+        matches!(self.source, Source::Mounted(_))
+    }
+
+    /// Refuses a user's file that no writer of squashfs makes, before anything is tried with it.
+    pub(crate) fn check_superblock(&self) -> Result<()> {
+        let Source::UserFile(file) = &self.source else {
+            return Ok(());
+        };
+        superblock::check(file).map_err(|reason| Error::BadImage {
+            image: self.reference.clone(),
+            reason,
+        })
+    }
+
     /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
     /// device and superblock with every other container of it on this node.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
-        let hints = match run {
-            Some(run) if self.is_shared => Some(run.subdir("images")?),
-            _ => None,
-        };
-        let device = loopdev::attach(&self.file, hints.as_ref())?;
+        match &self.source {
+            Source::SiteFile(file) => {
+                let hints = run.map(|run| run.subdir("images")).transpose()?;
+                self.mount_file(file, hints.as_ref())
+            }
+            Source::UserFile(file) => self.mount_file(file, None),
+            Source::Tree(dir) => host_image::clone_tree(dir, false),
+            Source::Mounted(mount) => mount.try_clone().step("open", "image"),
+        }
+    }
+
+    fn mount_file(&self, file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<OwnedFd> {
+        let device = loopdev::attach(file, hints)?;
         let options = [("source", Some(&*device.path())), ("ro", None)];
         let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
         mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
@@ -260,14 +335,20 @@ fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
 pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
+    /// True if what is mounted in it comes along, because the kernel keeps it together.
+    pub is_whole: bool,
     path: String,
 }
 
 impl ImageTree {
     /// Wraps the attached mount.
-    pub fn new(dir: OwnedFd) -> Self {
+    pub fn new(dir: OwnedFd, is_whole: bool) -> Self {
         let path = mnt::path_of(dir.as_fd());
-        Self { dir, path }
+        Self {
+            dir,
+            is_whole,
+            path,
+        }
     }
 
     /// Opens `path` inside the image, links followed and never left; returns it with its

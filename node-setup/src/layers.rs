@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use rustix::thread::{Gid, Uid};
 use shifter_core::sanitize;
 
@@ -206,7 +207,11 @@ impl<'a> Layers<'a> {
 pub fn copy_attributes(fd: impl AsFd, stat: &Stat) -> Result<()> {
     let fd = fd.as_fd();
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::fchown(fd, Some(uid), Some(gid)).step("set the owner of", "directory")?;
+    match rustix::fs::fchown(fd, Some(uid), Some(gid)) {
+        // In a user's own namespace there is nobody else to own anything.
+        Err(_) if !geteuid().is_root() => {}
+        done => done.step("set the owner of", "directory")?,
+    }
     // Setuid, setgid and sticky bits mean nothing on a read-only mount with nosuid.
     let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
     rustix::fs::fchmod(fd, mode).step("set the mode of", "directory")

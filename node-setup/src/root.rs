@@ -29,7 +29,7 @@ use crate::layers::{Layers, copy_attributes, make_public_dir, write_given};
 use crate::mnt::{self, SAFE, SAFE_RO};
 use crate::state::{RunDir, make_dir};
 use crate::sys::{self, Propagation, mount_setattr};
-use crate::{namespace, state, volumes};
+use crate::{namespace, rootless, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -91,9 +91,15 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         ("size", Some(&*size)),
     ];
     let base = mnt::make("tmpfs", &options, SAFE)?;
-    state::make_place()?;
-    mnt::attach_at(&base, CWD, RUN_DIR.as_bytes())?;
-    let tree = ImageTree::new(attach_below(&base, "image", image_mount)?);
+    let is_rootless = request.image.is_rootless();
+    let base_place = if is_rootless {
+        rootless::place()?
+    } else {
+        state::make_place()?;
+        RUN_DIR
+    };
+    mnt::attach_at(&base, CWD, base_place.as_bytes())?;
+    let tree = ImageTree::new(attach_below(&base, "image", image_mount)?, is_rootless);
     let root_dir = make_public_dir(&base, "root")?;
     let root = mnt::clone(&root_dir, false)?;
     mnt::attach(&root, &root_dir)?;
@@ -206,7 +212,7 @@ fn place(entry: &Entry, image: &ImageTree, root: &OwnedFd, layers: &Layers<'_>) 
                 })
                 .step("create directory", &*shown)?;
             if !layers.covers(&format!("/{shown}")) {
-                let clone = mnt::clone_at(&image.dir, name, false)?;
+                let clone = mnt::clone_at(&image.dir, name, image.is_whole)?;
                 mnt::attach_at(&clone, root, name)?;
             }
         }
@@ -215,7 +221,7 @@ fn place(entry: &Entry, image: &ImageTree, root: &OwnedFd, layers: &Layers<'_>) 
             let file = rustix::fs::openat(root, name.as_slice(), flags, Mode::empty())
                 .step("create", &*shown)?;
             copy_attributes(&file, stat)?;
-            let clone = mnt::clone_at(&image.dir, name, false)?;
+            let clone = mnt::clone_at(&image.dir, name, image.is_whole)?;
             mnt::attach_at(&clone, root, name)?;
         }
         FileType::Symlink => {
@@ -240,7 +246,7 @@ fn give_files(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<()> 
     rustix::fs::symlinkat("/proc/mounts", &etc, "mtab").step("link", "mtab")?;
     let var = layers.top_level("var")?;
     let config = ShifterConfig {
-        identifier: request.image.id.as_str(),
+        identifier: &request.image.id,
         user: &request.user.name,
         vol_map: &request.volumes.signature(),
         modules: &request.modules.join(","),

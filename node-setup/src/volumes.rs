@@ -124,9 +124,15 @@ pub fn open_host(path: &str) -> rustix::io::Result<OwnedFd> {
 
 fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let mut mounts = Vec::new();
+    // In a user's own namespace the kernel keeps together what is mounted in each other.
+    let is_rootless = request.image.is_rootless();
     for volume in request.config.site_mounts().entries() {
         let flags = &volume.flags;
-        let source = open_host(&volume.from).step("open site mount", &*volume.from)?;
+        let source = match open_host(&volume.from) {
+            // Without privilege a container has what its user can reach.
+            Err(Errno::ACCESS) if is_rootless => continue,
+            opened => opened.step("open site mount", &*volume.from)?,
+        };
         let read_only = if flags.ro {
             MountAttrFlags::MOUNT_ATTR_RDONLY
         } else {
@@ -135,7 +141,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
         mounts.push(Planned {
             target: volume.to.clone(),
             source,
-            recursive: flags.rec,
+            recursive: flags.rec || is_rootless,
             attributes: SAFE | read_only,
             propagation: if flags.slave {
                 Propagation::Slave
@@ -149,7 +155,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
         mounts.push(Planned {
             target: UDI_IMAGE.to_owned(),
             source: open_host(&path.to_string_lossy()).step("open", path)?,
-            recursive: false,
+            recursive: is_rootless,
             attributes: mnt::SAFE_RO,
             propagation: Propagation::Private,
             volume: None,
