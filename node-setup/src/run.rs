@@ -252,8 +252,12 @@ impl Request {
             let volumes = job.volumes.iter();
             words.extend(volumes.map(|volume| format!("--volume={volume}").into()));
         }
-        if self.modules.is_none() && !job.modules.is_empty() {
-            words.push(format!("--module={}", job.modules.join(",")).into());
+        if self.modules.is_none() {
+            let modules = match job.modules.as_slice() {
+                [] => "none".to_owned(),
+                names => names.join(","),
+            };
+            words.push(format!("--module={modules}").into());
         }
         words
     }
