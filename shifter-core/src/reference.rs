@@ -25,7 +25,7 @@ use std::fmt;
 pub use error::RefError;
 
 use self::host::{DOCKER_HUB, is_host};
-use crate::ids::ImageId;
+use crate::ids::{ImageId, is_tree_name};
 use crate::volmap::path;
 
 /// Bytes that host and path of a reference may have together.
@@ -276,7 +276,7 @@ impl ImageRef {
     }
 
     fn local(text: &str) -> Result<ImageRef, RefError> {
-        if is_plain_name(text) {
+        if is_tree_name(text) {
             return Ok(Self::of_host(ImageType::Local, text.to_owned()));
         }
         let repository = path::clean(text, &[]).map_err(|fault| RefError::LocalPath {

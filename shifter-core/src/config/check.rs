@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Config, Module, NodeCache, site_map};
+use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
 
@@ -103,10 +104,10 @@ fn types(config: &Config) -> Fault {
 
 fn trees(config: &Config) -> Fault {
     config.store.trees.iter().find_map(|(name, path)| {
-        if is_plain_name(name) {
+        if is_tree_name(name) {
             absolute("trees", path)
         } else {
-            let fault = "a name is letters, digits and '._+-'";
+            let fault = "a name is at most 31 letters, digits and '._+-'";
             Some(("trees", format!("'{name}': {fault}")))
         }
     })

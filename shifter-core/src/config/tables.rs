@@ -59,7 +59,8 @@ pub struct Store {
     /// Directories of the host below which users may run a directory tree as an image
     /// (`local:/path`).
     pub local_dirs: Vec<PathBuf>,
-    /// Trees of the host that users run by a name (`local:NAME`), as with CHOS.
+    /// Trees of the host that users run by a name of at most 31 bytes (`local:NAME`), as with
+    /// CHOS.
     pub trees: BTreeMap<String, PathBuf>,
 }
 
