@@ -27,6 +27,9 @@ const DIR: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
+/// What is kept of such an image where that of others is kept: nothing but what must be there.
+const NO_META: &[u8] = b"FORMAT: none\n";
+
 /// Opens the squashfs file that a reference names.
 ///
 /// # Errors
@@ -80,13 +83,7 @@ pub fn tree(config: &Config, reference: &ImageRef, caller: &Caller) -> Result<Im
         reason,
     };
     if let Some(name) = reference.tree() {
-        let path = config.store.trees.get(name);
-        let path = path.ok_or_else(|| bad("the site has no tree of this name".into()))?;
-        let owners = [0, config.store.image_owner];
-        let path = trusted::audit(path, &owners).map_err(Error::Untrusted)?;
-        let flags = DIR | OFlags::NOFOLLOW;
-        let dir = rustix::fs::open(&path, flags, Mode::empty()).step("open tree", &path)?;
-        return Ok(of_host(reference.canonical(), Source::Tree(dir)));
+        return named_tree(config, name);
     }
     let path = reference.repository();
     let open = || rustix::fs::openat2(CWD, path, DIR, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
@@ -118,6 +115,24 @@ pub fn tree(config: &Config, reference: &ImageRef, caller: &Caller) -> Result<Im
     Ok(of_host(format!("local:{place}"), Source::Tree(dir)))
 }
 
+/// Opens the directory tree to which the site gave this name.
+///
+/// # Errors
+/// [`Error::BadImage`] if it gave it to none, [`Error::Untrusted`] if the tree is not what it must be.
+pub fn named_tree(config: &Config, name: &str) -> Result<Image> {
+    let reference = format!("local:{name}");
+    let path = config.store.trees.get(name);
+    let path = path.ok_or_else(|| Error::BadImage {
+        image: reference.clone(),
+        reason: "the site has no tree of this name".into(),
+    })?;
+    let owners = [0, config.store.image_owner];
+    let path = trusted::audit(path, &owners).map_err(Error::Untrusted)?;
+    let flags = DIR | OFlags::NOFOLLOW;
+    let dir = rustix::fs::open(&path, flags, Mode::empty()).step("open tree", &path)?;
+    Ok(of_host(reference, Source::Tree(dir)))
+}
+
 /// Clones the mount at a tree; the clone is attached nowhere yet.
 pub fn clone_tree(dir: &OwnedFd, recursive: bool) -> Result<OwnedFd> {
     let clone = mnt::clone(dir, recursive)?;
@@ -130,7 +145,7 @@ fn of_host(name: String, source: Source) -> Image {
         id: name.clone(),
         reference: name,
         meta: ImageMeta::default(),
-        meta_bytes: Vec::new(),
+        meta_bytes: NO_META.to_vec(),
         source,
     }
 }

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use shifter_core::config::{Config, UserImages};
 use shifter_core::ids::ImageId;
+use shifter_core::manifest::ResolvedImage;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
@@ -203,6 +204,9 @@ pub fn open_for_user(
     home: &str,
     is_rootless: bool,
 ) -> Result<Found> {
+    if let Some(tree) = reference.image_id().and_then(ImageId::tree) {
+        return host_image::named_tree(config, &tree).map(Found::of);
+    }
     let name = reference.canonical();
     let policy = config.store.user_images;
     let is_left = policy == UserImages::Fuse && !is_rootless;
@@ -248,6 +252,28 @@ pub fn open_for_user(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Opens the image that a job was given.
+///
+/// # Errors
+/// As for [`Store::image`] and [`host_image::named_tree`].
+pub fn open_for_job(
+    config: &Config,
+    image: &ResolvedImage,
+    uid: u32,
+    gids: &[u32],
+) -> Result<Image> {
+    match image.id.tree() {
+        Some(name) => host_image::named_tree(config, &name),
+        None => Store::site(config)?.image(&image.id, &image.reference, uid, gids),
+    }
+}
+
+/// Returns what a container calls the image of a job.
+pub fn id_in_job(image: &ResolvedImage) -> String {
+    let tree = image.id.tree().map(|name| format!("local:{name}"));
+    tree.unwrap_or_else(|| image.id.to_string())
 }
 
 fn not_run(what: String) -> Error {

@@ -20,7 +20,7 @@ use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::layout::Program;
-use shifter_core::manifest::{JobManifest, ResolvedImage};
+use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
 use shifter_core::volmap::{Origin, VolumeMap};
@@ -28,7 +28,7 @@ use shifter_core::volmap::{Origin, VolumeMap};
 use crate::caller::{self, Caller};
 use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
-use crate::image::{self, Found, Image, Store};
+use crate::image::{self, Found};
 use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
@@ -292,7 +292,7 @@ fn join(prepared: Prepared) -> Result<Entered> {
     })?;
     Ok(Entered {
         meta,
-        id: manifest.image.id.to_string(),
+        id: image::id_in_job(&manifest.image),
         reference,
         modules: manifest.modules.clone(),
         shell: manifest.user.shell.clone(),
@@ -318,7 +318,13 @@ fn build(
                 Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
             }
         }
-        None => jobs_image(config, caller, job.map(|job| &job.image))?,
+        None => {
+            let job = job.ok_or_else(|| {
+                let way = "name one with --image, or submit the job with --image";
+                Error::Usage(format!("no image: {way}"))
+            })?;
+            image::open_for_job(config, &job.image, caller.uid, &caller.gids())?
+        }
     };
     let modules = match &request.modules {
         Some(modules) => modules.clone(),
@@ -370,13 +376,4 @@ fn build(
         shell: user.shell,
         joined: None,
     })))
-}
-
-fn jobs_image(config: &Config, caller: &Caller, job: Option<&ResolvedImage>) -> Result<Image> {
-    let Some(image) = job else {
-        return Err(Error::Usage(
-            "no image: name one with --image, or submit the job with --image".into(),
-        ));
-    };
-    Store::site(config)?.image(&image.id, &image.reference, caller.uid, &caller.gids())
 }
