@@ -6,6 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use shifter_core::ids::ImageId;
 use shifter_tests::call::{Call, Output};
 use shifter_tests::product::STORE;
 use shifter_tests::world::User::{self, Alice, Bob};
@@ -217,7 +219,7 @@ fn privileged_trees_of_the_site_run_by_name() -> Result<()> {
         ensure_refused(&marker(program, user, "local:bad")?, 1, "not trusted")?;
         ensure_refused(&marker(program, user, "local:gone")?, 1, "/opt/chos/gone")?;
     }
-    // What a job is given is pinned by an id, which a directory has not.
+    // The image manager knows nothing of them.
     let lookup = site
         .product
         .shifterimg(["lookup", "local:sl6"])
@@ -228,6 +230,50 @@ fn privileged_trees_of_the_site_run_by_name() -> Result<()> {
         "{lookup}"
     );
     site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
+/// A job's image can be a tree of the site's: its id is the name, and the site's configuration on
+/// the node says where it is.
+#[test]
+fn privileged_trees_of_the_site_are_images_of_jobs() -> Result<()> {
+    let site = Site::prepare()?;
+    tree("/opt/chos/sl6", "root", "sl6")?;
+    site.configure_store("trees = { sl6 = '/opt/chos/sl6' }")?;
+    let id = ImageId::of_tree("sl6").context("an id")?.to_string();
+    let mut job = manifest("17");
+    job["image"] = json!({"id": id, "reference": "local:sl6"});
+    job["volumes"] = ["/scratch/alice:/a/b"].as_slice().into();
+    site.set_up(&job)?.success()?;
+    let step = Step::of(Alice, "17")?;
+    let show =
+        "cat /etc/marker; echo $SHIFTER_IMAGE $SHIFTER_IMAGEREQUEST; readlink /proc/self/ns/mnt";
+    let inside = |options: &str| -> Result<String> {
+        let script = format!("cd /scratch/alice; shifter {options} sh -c '{show}'");
+        Ok(step.run(Alice, &script)?.success()?.stdout)
+    };
+    let joined = inside("")?;
+    ensure!(joined.starts_with("sl6\nlocal:sl6 local:sl6\n"), "{joined}");
+    for same in ["--image=local:sl6", &format!("--image=id:{id}")] {
+        ensure!(inside(same)? == joined, "{same}");
+    }
+    let private = inside("--volume=/scratch:/other")?;
+    ensure!(
+        private.starts_with("sl6\nlocal:sl6 local:sl6\n") && private != joined,
+        "{private}"
+    );
+    site.tear_down("17")?.success()?;
+    drop(step);
+    // A tree that this node has not is the user's mistake; one that others can change is the node's.
+    for (name, code, words) in [
+        ("other", 4, "no tree of this name"),
+        ("bad", 1, "not trusted"),
+    ] {
+        site.configure_store("trees = { bad = '/scratch/alice' }")?;
+        let id = ImageId::of_tree(name).context("an id")?.to_string();
+        job["image"] = json!({"id": id, "reference": format!("local:{name}")});
+        ensure_refused(&site.set_up(&job)?, code, words)?;
+    }
     site.clean.ensure_restored(None)
 }
 
