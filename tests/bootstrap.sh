@@ -12,7 +12,8 @@ packages=(
 case ${1:-test} in
 demo) ;;
 test | bench | check)
-    packages+=(autofs busybox-static file gdb groff-base python3-minimal rpm strace umoci)
+    packages+=(autofs busybox-static file gdb groff-base procps python3-minimal rpm squashfuse)
+    packages+=(strace umoci)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)

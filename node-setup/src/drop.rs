@@ -20,7 +20,30 @@ const LAST_CAPABILITY: u32 = 63;
 /// [`Error::Privilege`] if any of it cannot be done or has not taken effect; the caller must
 /// end the process then.
 pub fn become_user(caller: &Caller) -> Result<()> {
-    let failed = |_| Error::Privilege("cannot give up privileges");
+    empty_bounding_set()?;
+    become_caller(caller)?;
+    forbid_new_privileges()
+}
+
+/// Gives up what a process has in a user namespace of its own, where it is the caller already and
+/// groups cannot be set.
+///
+/// # Errors
+/// As for [`become_user`].
+pub fn stay_user(caller: &Caller) -> Result<()> {
+    empty_bounding_set()?;
+    empty_sets()?;
+    forbid_new_privileges()?;
+    is_only(caller)
+        .then_some(())
+        .ok_or(Error::Privilege("privileges are still there"))
+}
+
+fn failed(_: rustix::io::Errno) -> Error {
+    Error::Privilege("cannot give up privileges")
+}
+
+fn empty_bounding_set() -> Result<()> {
     // The bounding set goes first: emptying it needs CAP_SETPCAP.
     for number in 0..=LAST_CAPABILITY {
         let Some(capability) = CapabilitySet::from_bits(1 << number) else {
@@ -33,7 +56,10 @@ pub fn become_user(caller: &Caller) -> Result<()> {
             Err(error) => return Err(failed(error)),
         }
     }
-    become_caller(caller)?;
+    Ok(())
+}
+
+fn forbid_new_privileges() -> Result<()> {
     set_no_new_privs(true).map_err(failed)?;
     no_new_privs()
         .unwrap_or(false)
@@ -47,7 +73,6 @@ pub fn become_user(caller: &Caller) -> Result<()> {
 /// # Errors
 /// As for [`become_user`].
 pub fn become_caller(caller: &Caller) -> Result<()> {
-    let failed = |_| Error::Privilege("cannot give up privileges");
     let groups: Vec<Gid> = caller
         .groups
         .iter()
@@ -57,29 +82,29 @@ pub fn become_caller(caller: &Caller) -> Result<()> {
     set_thread_groups(&groups).map_err(failed)?;
     set_thread_res_gid(gid, gid, gid).map_err(failed)?;
     set_thread_res_uid(uid, uid, uid).map_err(failed)?;
+    empty_sets()?;
+    let are_callers = |gid: &Gid| caller.groups.contains(&gid.as_raw());
+    let groups = sys::groups();
+    (is_only(caller) && groups.is_ok_and(|groups| groups.iter().all(are_callers)))
+        .then_some(())
+        .ok_or(Error::Privilege("privileges are still there"))
+}
+
+fn empty_sets() -> Result<()> {
     clear_ambient_capability_set().map_err(failed)?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, none).map_err(failed)?;
-    verify(caller)
-        .then_some(())
-        .ok_or(Error::Privilege("privileges are still there"))
+    set_capabilities(None, none).map_err(failed)
 }
 
-/// True if nothing is left, and root cannot be had back.
-fn verify(caller: &Caller) -> bool {
-    let groups = sys::groups();
+/// True if nothing beyond the caller's ids is left, and root cannot be had back.
+fn is_only(caller: &Caller) -> bool {
     let caps = capabilities(None);
     sys::user_ids() == [caller.uid; 3]
         && sys::group_ids() == [caller.gid; 3]
-        && groups.is_ok_and(|groups| {
-            groups
-                .iter()
-                .all(|gid| caller.groups.contains(&gid.as_raw()))
-        })
         && caps.is_ok_and(|c| (c.effective | c.permitted | c.inheritable).is_empty())
         && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err()
         && set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).is_err()

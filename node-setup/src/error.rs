@@ -21,6 +21,9 @@ pub enum Error {
     /// The process is not what it must be to go on.
     #[error("{0}")]
     Privilege(&'static str),
+    /// The machine lacks what a container without privilege needs.
+    #[error("cannot make a container without privilege: {0}")]
+    Rootless(String),
     /// The site's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -143,7 +146,7 @@ impl Error {
             | Error::Denied { .. } => ExitCode::Denied,
             Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
             Error::Store(_) | Error::KernelModule { .. } | Error::Step { .. } => ExitCode::Mount,
-            Error::Privilege(_) => ExitCode::Privilege,
+            Error::Privilege(_) | Error::Rootless(_) => ExitCode::Privilege,
             Error::Config(_)
             | Error::Untrusted(_)
             | Error::Account { .. }

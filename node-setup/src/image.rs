@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use shifter_core::config::{Config, UserImages};
 use shifter_core::ids::ImageId;
+use shifter_core::manifest::ResolvedImage;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
@@ -25,6 +26,7 @@ use crate::fsuser::as_user;
 use crate::loopdev::{self, LoopDevice};
 use crate::mnt;
 use crate::state::RunDir;
+use crate::{host_image, superblock};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -46,16 +48,36 @@ pub struct Store {
 /// An image, opened and verified.
 #[derive(Debug)]
 pub struct Image {
-    /// The id.
-    pub id: ImageId,
+    /// The id; of an image that is in no store, its reference.
+    pub id: String,
     /// How the user named it.
     pub reference: String,
     /// Its metadata.
     pub meta: ImageMeta,
     /// The metadata as stored.
     pub meta_bytes: Vec<u8>,
-    file: OwnedFd,
-    is_shared: bool,
+    pub(crate) source: Source,
+}
+
+/// Where an image's files come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file of the site's store: all users share its superblock.
+    SiteFile(OwnedFd),
+    /// A file that the user may have written.
+    UserFile(OwnedFd),
+    /// A directory.
+    Tree(OwnedFd),
+    /// A mount that was made without privilege, in the user's own namespaces.
+    Mounted(OwnedFd),
+}
+
+/// What a reference leads to.
+pub enum Found {
+    /// An image to be mounted.
+    Image(Box<Image>),
+    /// An image that is the user's own, which only a process without privilege may mount.
+    OnlyRootless,
 }
 
 impl Store {
@@ -119,14 +141,16 @@ impl Store {
         let file = self
             .regular(&store::image_file(id), name)?
             .ok_or_else(missing)?;
-        let is_shared = self.reader.is_none();
+        let source = match self.reader {
+            None => Source::SiteFile(file),
+            Some(_) => Source::UserFile(file),
+        };
         Ok(Image {
-            id: id.clone(),
+            id: id.to_string(),
             reference: name.to_owned(),
             meta,
             meta_bytes,
-            file,
-            is_shared,
+            source,
         })
     }
 
@@ -174,52 +198,130 @@ impl Store {
     }
 }
 
-/// Finds the image that a user asks for by reference: in the site store, else, where the site
-/// allows it, in the user's own.
+/// Finds the image that a user asks for by reference: a file or directory of the host, or an image
+/// in the site store, else, where the site allows it, in the user's own.
 pub fn open_for_user(
     config: &Config,
     reference: &ImageRef,
     caller: &Caller,
     home: &str,
-) -> Result<Image> {
-    if *reference.image_type() == ImageType::Local {
-        let what = format!(
-            "images of type '{}' cannot be run",
-            reference.image_type().as_str()
-        );
-        return Err(Error::Denied { what, hint: None });
+    is_rootless: bool,
+) -> Result<Found> {
+    if let Some(tree) = reference.image_id().and_then(ImageId::tree) {
+        return host_image::named_tree(config, &tree).map(Found::of);
     }
     let name = reference.canonical();
+    let policy = config.store.user_images;
+    let is_left = policy == UserImages::Fuse && !is_rootless;
+    match reference.image_type() {
+        ImageType::Local => return host_image::tree(config, reference, caller).map(Found::of),
+        ImageType::File if policy == UserImages::No => {
+            let what = format!(
+                "image '{}' is no image of the site's",
+                sanitize::text(&name)
+            );
+            return Err(not_run(what));
+        }
+        ImageType::File if is_left => return Ok(Found::OnlyRootless),
+        ImageType::File => return host_image::file(reference, caller).map(Found::of),
+        _ => {}
+    }
     let open = |store: &Store| {
         let id = store.resolve(reference)?;
         store.image(&id, &name, caller.uid, &caller.gids())
     };
-    let missing = match open(&Store::site(config)?) {
+    let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
-        other => return other,
+        Err(Error::Step { source, .. })
+            if is_rootless && source.raw_os_error() == Some(libc::EACCES) =>
+        {
+            Error::NoImage(name.clone())
+        }
+        other => return other.map(Found::of),
     };
     let Some(store) = Store::of_user(caller, home)? else {
         return Err(missing);
     };
     match open(&store) {
         Err(Error::NoImage(_)) => Err(missing),
-        Ok(_) if config.store.user_images != UserImages::Kernel => Err(Error::Denied {
-            what: format!(
-                "image '{}' is in your own store, from which this site runs none",
-                sanitize::text(&name)
-            ),
-            hint: Some("pull it into the site store"),
-        }),
-        other => other,
+        Ok(_) if policy == UserImages::No => {
+            let what = format!("image '{}' is in your own store", sanitize::text(&name));
+            Err(not_run(what))
+        }
+        Ok(_) if is_left => Ok(Found::OnlyRootless),
+        Ok(image) => {
+            image.check_superblock()?;
+            Ok(Found::of(image))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens the image that a job was given.
+///
+/// # Errors
+/// As for [`Store::image`] and [`host_image::named_tree`].
+pub fn open_for_job(
+    config: &Config,
+    image: &ResolvedImage,
+    uid: u32,
+    gids: &[u32],
+) -> Result<Image> {
+    match image.id.tree() {
+        Some(name) => host_image::named_tree(config, &name),
+        None => Store::site(config)?.image(&image.id, &image.reference, uid, gids),
+    }
+}
+
+/// Returns what a container calls the image of a job.
+pub fn id_in_job(image: &ResolvedImage) -> String {
+    let tree = image.id.tree().map(|name| format!("local:{name}"));
+    tree.unwrap_or_else(|| image.id.to_string())
+}
+
+fn not_run(what: String) -> Error {
+    Error::Denied {
+        what: format!("{what}, and this site runs none of users' own"),
+        hint: Some("pull it into the site store"),
+    }
+}
+
+impl Found {
+    fn of(image: Image) -> Self {
+        Self::Image(Box::new(image))
     }
 }
 
 impl Image {
+    /// True if the container is made without any privilege.
+    pub fn is_rootless(&self) -> bool {
+        matches!(self.source, Source::Mounted(_))
+    }
+
+    /// Refuses a user's file that no writer of squashfs makes, before anything is tried with it.
+    pub(crate) fn check_superblock(&self) -> Result<()> {
+        let Source::UserFile(file) = &self.source else {
+            return Ok(());
+        };
+        superblock::check(file).map_err(|reason| Error::BadImage {
+            image: self.reference.clone(),
+            reason,
+        })
+    }
+
     /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
     /// device and superblock with every other container of it on this node. `run` is the state of
     /// the node where the caller has it open.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
-        let device = self.device(run)?;
+        match &self.source {
+            Source::SiteFile(file) => self.mount_device(&site_device(file, run)?),
+            Source::UserFile(file) => self.mount_device(&loopdev::attach(file, None)?),
+            Source::Tree(dir) => host_image::clone_tree(dir, false),
+            Source::Mounted(mount) => mount.try_clone().step("open", "image"),
+        }
+    }
+
+    fn mount_device(&self, device: &LoopDevice) -> Result<OwnedFd> {
         let options = [("source", Some(&*device.path())), ("ro", None)];
         let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
         mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
@@ -234,21 +336,17 @@ impl Image {
     }
 }
 
-impl Image {
-    fn device(&self, run: Option<&RunDir>) -> Result<LoopDevice> {
-        if !self.is_shared {
-            return loopdev::attach(&self.file, None);
-        }
-        if let Some(run) = run {
-            return loopdev::attach(&self.file, Some(&run.subdir("images")?));
-        }
-        if let Some(device) = loopdev::recall_unlocked(&self.file)? {
-            return Ok(device);
-        }
-        let run = RunDir::open_for_hints();
-        let hints = run.as_ref().map(|run| run.subdir("images")).transpose()?;
-        loopdev::attach(&self.file, hints.as_ref())
+/// Attaches a file of the site's, or finds the device that has it.
+fn site_device(file: &OwnedFd, run: Option<&RunDir>) -> Result<LoopDevice> {
+    if let Some(run) = run {
+        return loopdev::attach(file, Some(&run.subdir("images")?));
     }
+    if let Some(device) = loopdev::recall_unlocked(file)? {
+        return Ok(device);
+    }
+    let run = RunDir::open_for_hints();
+    let hints = run.as_ref().map(|run| run.subdir("images")).transpose()?;
+    loopdev::attach(file, hints.as_ref())
 }
 
 fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
@@ -276,17 +374,20 @@ fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
 pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
+    /// True if what is mounted in it comes along, because the kernel keeps it together.
+    pub is_whole: bool,
     path: OnceCell<String>,
     reference: String,
 }
 
 impl ImageTree {
-    /// Wraps the attached mount of the image that the user named so.
-    pub fn new(dir: OwnedFd, reference: &str) -> Self {
+    /// Wraps the attached mount of an image.
+    pub fn new(dir: OwnedFd, image: &Image) -> Self {
         Self {
             dir,
+            is_whole: image.is_rootless(),
             path: OnceCell::new(),
-            reference: reference.to_owned(),
+            reference: image.reference.clone(),
         }
     }
 

@@ -11,12 +11,11 @@ use shifter_core::layout::{FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
 
 use crate::error::{Context, Error, Result};
-use crate::image::Store;
 use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks};
-use crate::{kmod, loopdev, mnt, modules, namespace, prepared};
+use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -63,9 +62,8 @@ fn make(
     state::remove_file(job.dir(), "failure")?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
-    let store = Store::site(config)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
-    let image = store.image(&manifest.image.id, &manifest.image.reference, uid, &gids)?;
+    let image = image::open_for_job(config, &manifest.image, uid, &gids)?;
     let request = RootRequest {
         config,
         image: &image,

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use rustix::thread::{Gid, Uid};
 
 use crate::error::{Context, Error, Result};
@@ -268,6 +269,10 @@ impl<'a> Layer<'a> {
         };
         let (upper, work) = (magic(upper), magic(work));
         options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
+        if self.image.is_whole {
+            // The overlay's notes would be attributes that only root may set.
+            options.push(("userxattr", None));
+        }
         mnt::make("overlay", &options, mnt::SAFE)
     }
 
@@ -355,7 +360,7 @@ fn expose_entry(
     // A name that is not text is none of the layer's, which come from options.
     let path = std::str::from_utf8(name).map(|name| format!("{path}/{name}"));
     let Some(path) = path.ok().filter(|path| layer.has(path)) else {
-        let clone = mnt::clone_at(image, name, false)?;
+        let clone = mnt::clone_at(image, name, layer.image.is_whole)?;
         return mnt::attach_at(&clone, root, name);
     };
     let open = |dir: &OwnedFd| {
@@ -380,8 +385,11 @@ pub fn copy_attributes(dir: impl AsFd, path: &str, stat: &Stat) -> Result<()> {
     if (stat.st_uid, stat.st_gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(dir, path, Some(uid), Some(gid), nofollow)
-            .step("set the owner of", path)?;
+        match rustix::fs::chownat(dir, path, Some(uid), Some(gid), nofollow) {
+            // In a user's own namespace there is nobody else to own anything.
+            Err(_) if !geteuid().is_root() => {}
+            done => done.step("set the owner of", path)?,
+        }
     }
     // The bits that our own mode mask has taken away.
     if stat.st_mode & 0o022 != 0 || stat.st_mode & 0o1000 != 0 {

@@ -57,6 +57,15 @@ pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd> {
     }
 }
 
+/// Opens a file or directory of the host to be cloned; directories trigger automounts.
+pub fn open_host(path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Err(Errno::NOTDIR) => rustix::fs::open(path, flags, Mode::empty()),
+        other => other,
+    }
+}
+
 /// Clones the mount at a path of the host's, links followed and automounts triggered.
 pub fn clone_path(path: &str, recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -49,6 +49,8 @@ pub struct RunOptions {
     pub entrypoint: Option<Option<OsString>>,
     /// `--workdir`: none, the image's, or this one.
     pub workdir: Option<Option<OsString>>,
+    /// `--rootless`.
+    pub rootless: bool,
     /// `--verbose`.
     pub verbose: bool,
     /// The command and its arguments.
@@ -64,7 +66,8 @@ Usage: shifter [OPTIONS] [--] [COMMAND [ARG]...]
 Run a command in a container, as yourself. Inside a job that was submitted with
 --image, without --image of its own, the command joins the job's container.
 
-  -i, --image=[TYPE:]IMAGE    image: docker:ubuntu:24.04, id:<64 digits>
+  -i, --image=[TYPE:]IMAGE    image: docker:ubuntu:24.04, id:<64 digits>,
+                              ./image.sqsh, local:/directory, local:NAME
   -V, --volume=FROM:TO[:ro]   make FROM, below a directory of the site, appear
                               as TO; may be repeated
       --mount=type=bind,src=FROM,dst=TO[,readonly]
@@ -77,6 +80,7 @@ Run a command in a container, as yourself. Inside a job that was submitted with
   -E, --clearenv              start from the image's environment, not from yours
       --entrypoint[=COMMAND]  run the image's entry point, or this one
   -w, --workdir[=DIR]         start in the image's working directory, or in DIR
+      --rootless              use no privilege, also where the site has given it
   -v, --verbose               say what is done
   -h, --help                  print this text
       --version               print the version
@@ -159,10 +163,11 @@ fn parse_option(
                 .push(pair.map_err(|error| usage(&error.to_string()))?);
         }
         "--env-file" => options.env_file = Some(value()?),
-        "-E" | "--clearenv" | "-v" | "--verbose" | "-n" if inline.is_some() => {
+        "-E" | "--clearenv" | "--rootless" | "-v" | "--verbose" | "-n" if inline.is_some() => {
             return Err(usage(&format!("option '{name}' takes no value")));
         }
         "-E" | "--clearenv" => options.clear_env = true,
+        "--rootless" => options.rootless = true,
         "-v" | "--verbose" => options.verbose = true,
         "-n" => {}
         "--entrypoint" | "--entry" => options.entrypoint = Some(inline),

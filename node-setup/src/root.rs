@@ -33,7 +33,7 @@ use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::{namespace, state, volumes};
+use crate::{namespace, rootless, state, volumes};
 
 /// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
 const PROC_ROOT_INODE: u64 = 1;
@@ -96,12 +96,14 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [("mode", Some("0755")), ("size", Some(&*size))];
     let layer_mount = mnt::make("tmpfs", &options, SAFE)?;
-    if mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes()).is_err() {
+    if request.image.is_rootless() {
+        mnt::attach_at(&layer_mount, CWD, rootless::place()?.as_bytes())?;
+    } else if mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes()).is_err() {
         state::make_place()?;
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     mnt::attach(&image_mount, &layer_mount)?;
-    let image = ImageTree::new(image_mount, &request.image.reference);
+    let image = ImageTree::new(image_mount, request.image);
 
     let entries = layer::list(&image.dir).map_err(|error| image.blame(error))?;
     check_site_dirs(&entries, request)?;
@@ -176,7 +178,7 @@ fn check_site_dirs(entries: &[Entry], request: &RootRequest<'_>) -> Result<()> {
 /// Writes the account files, the host list and what tools expect to find.
 fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     let config = ShifterConfig {
-        identifier: request.image.id.as_str(),
+        identifier: &request.image.id,
         user: &request.user.name,
         vol_map: &request.volumes.signature(),
         modules: &request.modules.join(","),

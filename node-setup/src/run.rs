@@ -5,6 +5,9 @@
 //!    ─▶ join the job's root, or judge and build one ─▶ drop everything, verified
 //!    ─▶ working directory, environment ─▶ exec
 //! ```
+//!
+//! Where there is no privilege, or an image must not have any, [`rootless`] takes the place of
+//! root: the same steps, in a user namespace.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -17,20 +20,21 @@ use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::layout::Program;
-use shifter_core::manifest::ResolvedImage;
+use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
 use shifter_core::volmap::{self, Origin, VolumeMap};
 
 use crate::caller::{self, Caller};
-use crate::drop::{become_caller, become_user};
+use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
-use crate::image::{self, Image, Store};
+use crate::image::{self, Found};
 use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
+use crate::rootless::{self, Footing};
 use crate::{lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -51,7 +55,7 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
 
 fn run(words: Vec<OsString>) -> Result<ExitCode> {
     process::fill_standard_descriptors()?;
-    match options::parse(words)? {
+    match options::parse(words.clone())? {
         Action::Help => Ok(out::answer(options::HELP)),
         Action::Version => Ok(out::answer(concat!(
             "shifter ",
@@ -59,7 +63,7 @@ fn run(words: Vec<OsString>) -> Result<ExitCode> {
             "\n"
         ))),
         Action::Images(words) => manage_images(&words).map(|never| match never {}),
-        Action::Run(options) => run_command(&options).map(|never| match never {}),
+        Action::Run(options) => run_command(&options, &words).map(|never| match never {}),
     }
 }
 
@@ -90,19 +94,39 @@ struct Entered {
     joined: Option<Prepared>,
 }
 
-fn run_command(options: &RunOptions) -> Result<Infallible> {
+/// What came of entering a container.
+enum Entry {
+    /// The process is in it.
+    Entered(Box<Entered>),
+    /// It is one to be built without privilege, with these options beside the caller's.
+    OnlyRootless(Vec<OsString>),
+}
+
+fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let start = Instant::now();
     let callers = process::take_over()?;
     let caller = Caller::identify()?;
     let directory = rustix::process::getcwd(Vec::new()).ok();
     let environment = launch::own_environment();
-    process::become_root()?;
-    let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
+    let footing = rootless::footing(options.rootless)?;
+    match footing {
+        Footing::Root => process::become_root()?,
+        // Nothing is left behind by whoever dies here, so signals need not wait.
+        Footing::User => callers.restore_signals()?,
+        Footing::TooHigh => return rootless::restart(&callers, &caller, words, Vec::new()),
+    }
+    let mut config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
+    if footing == Footing::User {
+        rootless::leave_out_roots(&mut config);
+    }
     let request = Request::judge(options, &environment, &config)?;
 
-    let is_plausible = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
-    let entered = enter(&config, &caller, &request, is_plausible)?;
-    drop_privileges(&callers, &caller)?;
+    let is_in_a_job = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
+    let entered = match enter(&config, &caller, &request, footing, is_in_a_job)? {
+        Entry::Entered(entered) => entered,
+        Entry::OnlyRootless(more) => return rootless::restart(&callers, &caller, words, more),
+    };
+    drop_privileges(&callers, &caller, footing)?;
     if let Some(prepared) = &entered.joined {
         prepared.still_lets_in()?;
     }
@@ -136,9 +160,12 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
 }
 
 /// The last line on which the process has any privilege.
-fn drop_privileges(callers: &CallersProcess, caller: &Caller) -> Result<()> {
+fn drop_privileges(callers: &CallersProcess, caller: &Caller, footing: Footing) -> Result<()> {
     callers.restore()?;
-    become_user(caller)
+    match footing {
+        Footing::User => stay_user(caller),
+        _ => become_user(caller),
+    }
 }
 
 /// What is asked for, after judgement: fields that are not given are none.
@@ -223,6 +250,24 @@ impl Request {
                 .as_ref()
                 .is_none_or(|names| *names == manifest.modules)
     }
+
+    /// Returns the options that ask for what is the job's and was not asked for.
+    fn words_of(&self, job: Option<&JobManifest>) -> Vec<OsString> {
+        let mut words = Vec::new();
+        let Some(job) = job else { return words };
+        if self.volumes.is_none() {
+            let volumes = job.volumes.iter();
+            words.extend(volumes.map(|volume| format!("--volume={volume}").into()));
+        }
+        if self.modules.is_none() {
+            let modules = match job.modules.as_slice() {
+                [] => "none".to_owned(),
+                names => names.join(","),
+            };
+            words.push(format!("--module={modules}").into());
+        }
+        words
+    }
 }
 
 /// Judges whether and where the user may write over the image.
@@ -245,16 +290,23 @@ fn enter(
     config: &Config,
     caller: &Caller,
     request: &Request,
+    footing: Footing,
     is_in_a_job: bool,
-) -> Result<Entered> {
+) -> Result<Entry> {
+    if footing == Footing::User {
+        // To join a job's root is root's.
+        return build(config, caller, request, None, footing);
+    }
     let job = caller::job_of_process(caller.uid, is_in_a_job);
     let prepared = match job {
         Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
         None => None,
     };
     match prepared {
-        Some(prepared) if request.is_met_by(&prepared) => join(prepared),
-        prepared => build(config, caller, request, prepared.as_ref()),
+        Some(prepared) if request.is_met_by(&prepared) => {
+            join(prepared).map(|entered| Entry::Entered(Box::new(entered)))
+        }
+        prepared => build(config, caller, request, prepared.as_ref(), footing),
     }
 }
 
@@ -268,7 +320,7 @@ fn join(prepared: Prepared) -> Result<Entered> {
     })?;
     Ok(Entered {
         meta,
-        id: manifest.image.id.to_string(),
+        id: image::id_in_job(&manifest.image),
         reference,
         modules: manifest.modules.clone(),
         shell: manifest.user.shell.clone(),
@@ -282,16 +334,26 @@ fn build(
     caller: &Caller,
     request: &Request,
     job: Option<&Prepared>,
-) -> Result<Entered> {
+    footing: Footing,
+) -> Result<Entry> {
     let job = job.map(|prepared| &prepared.manifest);
     let user = lookup::identity_with_groups(caller.uid, caller.gid, &caller.groups)?;
-    let image = open_image(
-        config,
-        caller,
-        request,
-        job.map(|job| &job.image),
-        &user.home,
-    )?;
+    let mut image = match &request.image {
+        Some(reference) => {
+            let is_rootless = footing == Footing::User;
+            match image::open_for_user(config, reference, caller, &user.home, is_rootless)? {
+                Found::Image(image) => *image,
+                Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
+            }
+        }
+        None => {
+            let job = job.ok_or_else(|| {
+                let way = "name one with --image, or submit the job with --image";
+                Error::Usage(format!("no image: {way}"))
+            })?;
+            image::open_for_job(config, &job.image, caller.uid, &caller.gids())?
+        }
+    };
     let modules = match &request.modules {
         Some(modules) => modules.clone(),
         None => job.map(|job| job.modules.clone()).unwrap_or_default(),
@@ -313,6 +375,10 @@ fn build(
             slots: 1,
         }],
     };
+    if footing == Footing::User {
+        rootless::check_modules(config, &modules)?;
+        rootless::prepare(&mut image, caller)?;
+    }
     let request = RootRequest {
         config,
         image: &image,
@@ -323,31 +389,16 @@ fn build(
         writable: request.writable.clone(),
         is_pinned: false,
     };
-    root::build(&request, None)?;
-    Ok(Entered {
-        id: image.id.to_string(),
+    root::build(&request, None).map_err(|error| match footing {
+        Footing::User => rootless::explain(error),
+        _ => error,
+    })?;
+    Ok(Entry::Entered(Box::new(Entered {
+        id: image.id,
         reference: image.reference,
         meta: image.meta,
         modules,
         shell: user.shell,
         joined: None,
-    })
-}
-
-fn open_image(
-    config: &Config,
-    caller: &Caller,
-    request: &Request,
-    job: Option<&ResolvedImage>,
-    home: &str,
-) -> Result<Image> {
-    match (&request.image, job) {
-        (Some(reference), _) => image::open_for_user(config, reference, caller, home),
-        (None, Some(image)) => {
-            Store::site(config)?.image(&image.id, &image.reference, caller.uid, &caller.gids())
-        }
-        (None, None) => Err(Error::Usage(
-            "no image: name one with --image, or submit the job with --image".into(),
-        )),
-    }
+    })))
 }

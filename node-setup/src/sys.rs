@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
 use rustix::thread::{Gid, Uid};
 
 /// How mounts arriving elsewhere reach a mount.
@@ -84,6 +85,33 @@ pub fn enslave_mounts() -> io::Result<()> {
 pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: CLONE_NEWNS does not touch the descriptor table, and this crate has no threads.
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
+}
+
+/// Gives the process a user namespace of its own, in which it has every capability.
+pub fn unshare_users() -> io::Result<()> {
+    // SAFETY: CLONE_NEWUSER does not touch the descriptor table, and this crate has no threads.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUSER) }?)
+}
+
+/// Makes a copy of the process; returns nothing in the copy.
+pub fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: this crate has no threads, so no lock is held by somebody who is not copied.
+    let pid = unsafe { libc::fork() };
+    check(i64::from(pid))?;
+    Ok(Pid::from_raw(pid))
+}
+
+/// Ends a copy of the process without running what is to run when the process itself ends.
+pub fn exit(code: c_int) -> ! {
+    // SAFETY: ends the process and touches no memory of it.
+    unsafe { libc::_exit(code) }
+}
+
+/// Has every descriptor but 0, 1 and 2 closed when a program is started; Linux 5.11.
+pub fn close_on_exec() -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: plain integers; nothing is closed now, so no owner of a descriptor loses it.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, CLOSE_RANGE_CLOEXEC) })
 }
 
 /// Returns the id of an open mount namespace, by which the kernel tells which of two is newer;

@@ -156,9 +156,19 @@ fn site_flags(flags: &VolumeFlags) -> MountAttrFlags {
 
 fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let mut mounts = Vec::new();
+    // In a user's own namespace the kernel keeps together what is mounted in each other.
+    let is_rootless = request.image.is_rootless();
     for volume in request.config.site_mounts().entries() {
         let Volume { from, to, flags } = volume;
-        let mount = mnt::clone_path(from, flags.rec).map_err(|error| of_site(error, from))?;
+        let mount = match mnt::clone_path(from, flags.rec || is_rootless) {
+            // Without privilege a container has what its user can reach.
+            Err(Error::Step { source, .. })
+                if is_rootless && source.raw_os_error() == Some(libc::EACCES) =>
+            {
+                continue;
+            }
+            cloned => cloned.map_err(|error| of_site(error, from))?,
+        };
         let propagation = if flags.slave {
             Propagation::Slave
         } else {
@@ -172,7 +182,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
         });
     }
     if let Some(path) = &request.config.root.udi_image {
-        let mount = mnt::clone_path(&path.to_string_lossy(), false)?;
+        let mount = mnt::clone_path(&path.to_string_lossy(), is_rootless)?;
         mnt::restrict(&mount, mnt::SAFE_RO, Propagation::Private)?;
         mounts.push(Planned {
             target: UDI_IMAGE.to_owned(),
@@ -205,8 +215,10 @@ impl SiteView {
     fn of(request: &RootRequest<'_>) -> Result<Self> {
         let mut dirs = Vec::new();
         for Volume { from, to, flags } in request.config.site_mounts().entries() {
-            let fd = rustix::fs::open(&**from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                .step("open site mount", &**from)?;
+            let fd = match mnt::open_host(from) {
+                Err(Errno::ACCESS) if request.image.is_rootless() => continue,
+                opened => opened.step("open site mount", &**from)?,
+            };
             dirs.push((to.clone(), mnt::path_of(fd.as_fd()), site_flags(flags)));
         }
         dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::reference::is_plain_name;
+
 /// Says which identifier was refused, and why.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IdError {
@@ -21,7 +23,8 @@ pub enum IdError {
     },
 }
 
-/// An image's id: the SHA-256 of its configuration, 64 lower-case hexadecimal digits.
+/// An image's id: the SHA-256 of its configuration, 64 lower-case hexadecimal digits. Those of a
+/// tree of the site's, which has nothing to be hashed, are its name and zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageId(String);
@@ -37,10 +40,34 @@ impl ImageId {
         }
     }
 
+    /// Returns the id that stands for a tree of the site's; nothing if the text is no name of one.
+    pub fn of_tree(name: &str) -> Option<Self> {
+        if !is_tree_name(name) {
+            return None;
+        }
+        let digits: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+        Some(Self(format!("{digits:0<64}")))
+    }
+
+    /// Returns the name of the tree that the id stands for; nothing for an image of a store, as no
+    /// digest is text that ends in zeros.
+    pub fn tree(&self) -> Option<String> {
+        let digits = |at: usize| u8::from_str_radix(self.0.get(at..at + 2)?, 16).ok();
+        let bytes: Option<Vec<u8>> = (0..64).step_by(2).map(digits).collect();
+        let name = String::from_utf8(bytes?).ok()?;
+        let name = name.trim_end_matches('\0');
+        is_tree_name(name).then(|| name.to_owned())
+    }
+
     /// Returns the 64 digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// True for what may name a tree of the site's: an id has room for 31 bytes and a zero.
+pub(crate) fn is_tree_name(text: &str) -> bool {
+    text.len() < 32 && is_plain_name(text)
 }
 
 /// A batch system's job id (`17`, `1[2].server`) or a cluster's name; safe as a path component.
@@ -111,6 +138,21 @@ mod tests {
             &good.replace('0', "/"),
         ] {
             assert!(ImageId::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_of_trees() {
+        for name in ["sl6", "a", &"x".repeat(31)] {
+            let id = ImageId::of_tree(name).unwrap();
+            assert_eq!(id.tree().as_deref(), Some(name));
+            assert_eq!(ImageId::parse(id.as_str()), Ok(id));
+        }
+        for name in ["", "-a", "a/b", "a\0", &"x".repeat(32)] {
+            assert_eq!(ImageId::of_tree(name), None, "{name}");
+        }
+        for id in ["5".repeat(64), "0".repeat(64), format!("{:0<64}", "61002f")] {
+            assert_eq!(ImageId::parse(&id).unwrap().tree(), None, "{id}");
         }
     }
 

@@ -5,12 +5,14 @@
 //!                                               with the short names of Docker Hub
 //! id:      64 lower-case hexadecimal digits     an image by its id
 //! local:   /path                                a directory of the host
+//! local:   name                                 a directory that the site gave this name
+//! file:    /path, ./path, ../path               a squashfs file; the type may be left out
 //! custom:  path[:tag]                           what the site put into the store by hand; a type
 //!                                               that the site defines has the same form
 //! ```
 //!
 //! The canonical form names the type, the tag (unless a digest alone was given) and the registry
-//! (unless it is Docker Hub); host names are lower case. Parsing it gives the same reference
+//! (unless it is Docker Hub); host names are lower case; relative paths stay relative. Parsing it gives the same reference
 //! again, under any [`TypeRules`] that know the type. Nothing here asks a registry.
 
 mod error;
@@ -23,7 +25,7 @@ use std::fmt;
 pub use error::RefError;
 
 use self::host::{DOCKER_HUB, is_host};
-use crate::ids::ImageId;
+use crate::ids::{ImageId, is_tree_name};
 use crate::volmap::path;
 
 /// Bytes that host and path of a reference may have together.
@@ -41,8 +43,10 @@ pub enum ImageType {
     Docker,
     /// An image of the store, by its id.
     Id,
-    /// A directory of the host.
+    /// A directory of the host, by its path or by a name of the site's.
     Local,
+    /// A squashfs file, by its path.
+    File,
     /// An image that the site put into the store.
     Custom,
     /// An image of a type that the site defines.
@@ -56,9 +60,15 @@ impl ImageType {
             ImageType::Docker => "docker",
             ImageType::Id => "id",
             ImageType::Local => "local",
+            ImageType::File => "file",
             ImageType::Custom => "custom",
             ImageType::Site(name) => name,
         }
+    }
+
+    /// True for what lies in an image store, the site's or a user's own.
+    pub fn is_stored(&self) -> bool {
+        !matches!(self, ImageType::Local | ImageType::File)
     }
 
     fn find(name: &str, rules: &TypeRules<'_>) -> Option<ImageType> {
@@ -66,6 +76,7 @@ impl ImageType {
             ImageType::Docker,
             ImageType::Id,
             ImageType::Local,
+            ImageType::File,
             ImageType::Custom,
         ];
         built_in
@@ -93,7 +104,7 @@ impl fmt::Display for ImageType {
 pub struct TypeRules<'a> {
     /// The type of a reference that names none.
     pub default_type: &'a str,
-    /// Types beside docker, id, local and custom.
+    /// Types beside docker, id, local, file and custom.
     pub site_types: &'a [String],
 }
 
@@ -177,9 +188,13 @@ impl ImageRef {
                 )
             }
         };
+        let is_relative = rest.starts_with("./") || rest.starts_with("../");
         match image_type {
+            _ if !is_typed && is_relative => Self::file(rest),
             ImageType::Id => Self::id(rest),
             ImageType::Local => Self::local(rest),
+            ImageType::File => Self::file(rest),
+            _ if !is_typed && rest.starts_with('/') => Self::file(rest),
             _ if !is_typed && is_file_name(rest) => Err(RefError::FileName {
                 path: rest.to_owned(),
             }),
@@ -261,18 +276,38 @@ impl ImageRef {
     }
 
     fn local(text: &str) -> Result<ImageRef, RefError> {
+        if is_tree_name(text) {
+            return Ok(Self::of_host(ImageType::Local, text.to_owned()));
+        }
         let repository = path::clean(text, &[]).map_err(|fault| RefError::LocalPath {
             path: text.to_owned(),
             fault,
         })?;
-        Ok(ImageRef {
-            image_type: ImageType::Local,
+        Ok(Self::of_host(ImageType::Local, repository))
+    }
+
+    fn file(text: &str) -> Result<ImageRef, RefError> {
+        if text.is_empty() {
+            return Err(RefError::Empty);
+        }
+        let is_path = ["/", "./", "../"].iter().any(|way| text.starts_with(way));
+        if !is_path || text.len() > path::PATH_LIMIT {
+            return Err(RefError::FileName {
+                path: text.to_owned(),
+            });
+        }
+        Ok(Self::of_host(ImageType::File, text.to_owned()))
+    }
+
+    fn of_host(image_type: ImageType, repository: String) -> ImageRef {
+        ImageRef {
+            image_type,
             registry: None,
             repository,
             tag: None,
             digest: None,
             id: None,
-        })
+        }
     }
 
     /// Returns what kind of thing this names.
@@ -317,6 +352,12 @@ impl ImageRef {
     /// name or id.
     pub fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// Returns the name of a tree of the site's, for `local:name` only.
+    pub fn tree(&self) -> Option<&str> {
+        let is_name = self.image_type == ImageType::Local && !self.repository.starts_with('/');
+        is_name.then_some(&*self.repository)
     }
 
     /// Returns the tag; `latest` where neither a tag nor a digest was given.
@@ -369,6 +410,13 @@ fn is_file_name(text: &str) -> bool {
             .next()
             .is_some_and(|first| matches!(first, "." | ".."))
         || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
+}
+
+/// True for what may name a tree, a module and the like: safe as a part of a path and in every
+/// option.
+pub(crate) fn is_plain_name(text: &str) -> bool {
+    let well_formed = |b: u8| b.is_ascii_alphanumeric() || b"._+-".contains(&b);
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.bytes().all(well_formed)
 }
 
 /// Splits `path[:tag]`; no component of a path may contain a colon.

@@ -87,6 +87,12 @@ pub enum SubmitError {
     /// Only the user has the image, and nodes do not read users' stores for jobs.
     #[error("cannot use image '{}' for a job: it is in your own store only", sanitize::text(.0))]
     UsersOwn(String),
+    /// Files and directories that users name are not pinned by an id, and not judged for a job.
+    #[error("cannot use image '{}' for a job: it is in no image store", sanitize::text(.0))]
+    NotStored(String),
+    /// The site has no tree of this name.
+    #[error("cannot use image 'local:{}': the site has no tree of this name", sanitize::text(.0))]
+    NoTree(String),
 }
 
 impl SubmitError {
@@ -107,6 +113,10 @@ impl SubmitError {
                     "shifter pull --store=site {}",
                     sanitize::text(name)
                 ))
+            }
+            Self::NotStored(image) => {
+                let image = sanitize::text(image);
+                Some(format!("in the job: srun shifter --image={image} COMMAND"))
             }
             _ => None,
         }
@@ -131,6 +141,12 @@ impl Request {
                 source,
             }
         })?;
+        match image.tree() {
+            Some(name) if config.store.trees.contains_key(name) => {}
+            Some(name) => return Err(SubmitError::NoTree(name.to_owned())),
+            None if image.image_type().is_stored() => {}
+            None => return Err(SubmitError::NotStored(image.canonical())),
+        }
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
         let modules = pins::parse_modules(raw.modules.iter().map(String::as_str))?;
         node_setup::modules::check(config, &modules)?;
@@ -211,6 +227,9 @@ pub struct Tools<'a> {
 
 impl Tools<'_> {
     fn look_up(&self, image: &ImageRef) -> Result<Answer, SubmitError> {
+        if let Some(id) = image.tree().and_then(ImageId::of_tree) {
+            return Ok(Answer::Found(id));
+        }
         let reference = image.canonical();
         let mut command = self.command();
         command.args(["lookup", "--json", &reference]);
@@ -291,7 +310,8 @@ mod tests {
     use crate::pins::tests::sample;
     use crate::report;
 
-    const SITE: &str = "[module.mpi]\nconflicts = ['gpu']\n[module.gpu]\n";
+    const SITE: &str = "[module.mpi]\nconflicts = ['gpu']\n[module.gpu]\n\
+                        [store]\ntrees = { sl6 = '/chos/sl6' }\n";
 
     fn config(text: &str) -> Config {
         Config::parse(text, Path::new("/x")).unwrap()
@@ -322,6 +342,12 @@ mod tests {
             ),
             (check("", &[], &["mpi"]), "without --image|"),
             (check("a b", &[], &[]), "cannot understand image 'a b'"),
+            (
+                check("./x.sqsh", &[], &[]),
+                "'file:./x.sqsh' for a job: it is in no image store|hint: in the job: srun shifter",
+            ),
+            (check("local:/a", &[], &[]), "'local:/a' for a job"),
+            (check("local:sl7", &[], &[]), "no tree of this name"),
             (check("x", &["/a:/etc"], &[]), "'/etc'"),
             (check("x", &["/a"], &[]), "hint: "),
             (check("x", &["/a:/c", "/b:/c"], &[]), "target '/c'"),
@@ -340,6 +366,7 @@ mod tests {
             );
         }
         assert!(check("x", &["/a:/b", "/c:/d"], &["mpi"]).is_ok());
+        assert!(check("local:sl6", &[], &[]).is_ok());
     }
 
     #[test]

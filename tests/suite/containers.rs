@@ -2,7 +2,9 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use shifter_tests::call::Call;
 use shifter_tests::image::Recipe;
+use shifter_tests::product::CONFIG;
 use shifter_tests::world::User::{Alice, Shifter};
 
 use crate::bench::Bench;
@@ -127,5 +129,25 @@ fn cluster_environment_entrypoint_and_workdir_of_the_image() -> Result<()> {
             "{args:?}: {output}"
         );
     }
+    bench.ensure_clean()
+}
+
+/// A tree of the site's is set up for a job as an image is, and needs no look-up.
+#[test]
+fn cluster_a_tree_of_the_site_is_a_jobs_image() -> Result<()> {
+    let bench = Bench::start()?;
+    let make = "mkdir -p /opt/chos && cp -a /var/lib/shifter/layouts/a/tree /opt/chos/sl6 &&
+        echo sl6 >/opt/chos/sl6/etc/marker";
+    Call::shell(make).ok()?;
+    let text = std::fs::read_to_string(CONFIG)?;
+    let trees = "[store]\ntrees = { sl6 = '/opt/chos/sl6' }";
+    bench
+        .product
+        .configure_with(&text.replace("[store]", trees))?;
+    let show = "shifter sh -c 'cat /etc/marker; echo $SHIFTER_IMAGE'";
+    let options = ["--nodes=2", "--image=local:sl6"];
+    let call = bench.cluster.srun(Alice, options);
+    let output = call.args(["sh", "-c", show]).output()?.success()?;
+    ensure!(output.stdout == "sl6\nlocal:sl6\n".repeat(2), "{output}");
     bench.ensure_clean()
 }

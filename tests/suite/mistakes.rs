@@ -60,6 +60,11 @@ fn cluster_mistakes_are_refused_at_submission() -> Result<()> {
     )?;
     ensure_refused(&bench, &["--image="], "image")?;
     ensure_refused(&bench, &["--image=id:0123"], "0123")?;
+    for image in ["./image.sqsh", "local:/scratch/alice"] {
+        let option = format!("--image={image}");
+        ensure_refused(&bench, &[&option], "it is in no image store")?;
+    }
+    ensure_refused(&bench, &["--image=local:sl6"], "no tree of this name")?;
     for volume in [
         "/scratch/alice",
         "scratch:/mnt",

@@ -123,6 +123,16 @@ impl Session {
     fn find(&self, reference: &ImageRef) -> Result<StoredImage, Failure> {
         let context = format!("cannot find image '{reference}'");
         let fail = |error: StoreError| Failure::of_store(&context, &error);
+        if !reference.image_type().is_stored() {
+            return Err(Failure {
+                code: ExitCode::Denied,
+                message: format!("{context}: only images of a store can be looked up"),
+                hint: Some(format!(
+                    "shifter run {}",
+                    sanitize::text(&reference.canonical())
+                )),
+            });
+        }
         let viewer = viewer(&context)?;
         for store in self.stores().map_err(fail)? {
             let Some(found) = store.lookup(reference, &viewer).map_err(fail)? else {

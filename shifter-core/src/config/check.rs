@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use super::{Config, Module, NodeCache, site_map};
+use crate::ids::is_tree_name;
+use crate::reference::is_plain_name;
 use crate::volmap;
 
 /// Image types that exist everywhere.
-const BUILT_IN_TYPES: [&str; 4] = ["docker", "id", "local", "custom"];
+const BUILT_IN_TYPES: [&str; 5] = ["docker", "id", "local", "file", "custom"];
 
 /// The largest size of a tmpfs, in MiB.
 const TMPFS_LIMIT: u32 = 65536;
@@ -101,18 +103,12 @@ fn types(config: &Config) -> Fault {
     })
 }
 
-/// Names of trees, modules and the like: safe as a part of a path and in every option.
-fn is_name(name: &str) -> bool {
-    let well_formed = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
-    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(well_formed)
-}
-
 fn trees(config: &Config) -> Fault {
     config.store.trees.iter().find_map(|(name, path)| {
-        if is_name(name) {
+        if is_tree_name(name) {
             absolute("trees", path)
         } else {
-            let fault = "a name is letters, digits and '._+-'";
+            let fault = "a name is at most 31 letters, digits and '._+-'";
             Some(("trees", format!("'{name}': {fault}")))
         }
     })
@@ -168,7 +164,7 @@ fn modules(config: &Config) -> Fault {
             cdi,
             ..
         } = module;
-        if !is_name(name) || name == "none" {
+        if !is_plain_name(name) || name == "none" {
             let fault = "a name is letters, digits and '._+-', and not 'none'";
             return Some(("module", format!("'{name}': {fault}")));
         }

@@ -18,7 +18,7 @@ pub struct Config {
     pub prefix: PathBuf,
     /// Image type of a reference that names none.
     pub default_image_type: String,
-    /// Image types that this site defines beside docker, id, local and custom.
+    /// Image types that this site defines beside docker, id, local, file and custom.
     pub image_types: Vec<String>,
     /// The image store.
     pub store: Store,
@@ -59,7 +59,8 @@ pub struct Store {
     /// Directories of the host below which users may run a directory tree as an image
     /// (`local:/path`).
     pub local_dirs: Vec<PathBuf>,
-    /// Trees of the host that users run by a name (`local:NAME`), as with CHOS.
+    /// Trees of the host that users run by a name of at most 31 bytes (`local:NAME`), as with
+    /// CHOS.
     pub trees: BTreeMap<String, PathBuf>,
 }
 

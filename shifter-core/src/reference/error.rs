@@ -108,7 +108,11 @@ impl RefError {
             Self::UpperCase { path } => {
                 Some(format!("did you mean '{}'?", safe(&path.to_lowercase())))
             }
-            Self::FileName { path } if path.starts_with(['/', '.', '~']) => {
+            Self::FileName { path } if path.starts_with('~') => {
+                Some("write the path out: '~' means nothing here".into())
+            }
+            // A lone '.' or '..'.
+            Self::FileName { path } if path.starts_with('.') => {
                 Some("a directory of the host is named 'local:/path'".into())
             }
             Self::FileName { path } => Some(format!("did you mean './{}'?", safe(path))),
@@ -118,7 +122,9 @@ impl RefError {
             Self::Empty | Self::Path { .. } => Some(
                 "a reference is [host[:port]/]path[:tag][@digest], such as 'ubuntu:24.04'".into(),
             ),
-            Self::LocalPath { .. } => Some("write 'local:' and an absolute path".into()),
+            Self::LocalPath { .. } => Some(
+                "write 'local:' and an absolute path or the name of one of the site's trees".into(),
+            ),
             _ => None,
         }
     }

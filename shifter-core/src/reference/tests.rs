@@ -103,6 +103,12 @@ fn canonical_forms() {
         ("local:/images/a", "local:/images/a"),
         ("local://images/./a/", "local:/images/a"),
         ("local:/a:b@c", "local:/a:b@c"),
+        ("local:sl6", "local:sl6"),
+        ("local:CentOS_6.5+x", "local:CentOS_6.5+x"),
+        ("./a.sqsh", "file:./a.sqsh"),
+        ("../A:b@c", "file:../A:b@c"),
+        ("/images//a.squashfs", "file:/images//a.squashfs"),
+        ("file:/a/../b", "file:/a/../b"),
         ("custom:name", "custom:name:latest"),
         ("custom:a.b/name:1", "custom:a.b/name:1"),
         ("gitlab:group/name:1", "gitlab:group/name:1"),
@@ -148,6 +154,15 @@ fn parts() {
 
     let image = parse("local:/a/").unwrap();
     assert_eq!((image.repository(), image.registry()), ("/a", None));
+    assert_eq!(
+        (image.tree(), image.image_type().is_stored()),
+        (None, false)
+    );
+    assert_eq!(parse("local:sl6").unwrap().tree(), Some("sl6"));
+    let image = parse("./a").unwrap();
+    assert_eq!(image.image_type(), &ImageType::File);
+    assert_eq!((image.repository(), image.tree()), ("./a", None));
+    assert!(!image.image_type().is_stored());
 
     let image = parse("gitlab:g/n").unwrap();
     assert_eq!(image.image_type(), &ImageType::Site("gitlab".into()));
@@ -162,6 +177,8 @@ fn default_types() {
     let table = [
         (HEX, "id", format!("id:{HEX}")),
         ("/a/b", "local", "local:/a/b".to_owned()),
+        ("./a", "local", "file:./a".to_owned()),
+        ("/a/b", "custom", "file:/a/b".to_owned()),
         ("name:1", "custom", "custom:name:1".to_owned()),
         ("name:1", "gitlab", "gitlab:name:1".to_owned()),
         ("docker:name:1", "custom", "docker:name:1".to_owned()),
@@ -179,7 +196,7 @@ fn default_types() {
         Err(RefError::Type { name: "rkt".into() })
     );
     assert!(parse_as("ubuntu", "id").is_err());
-    assert!(parse_as("ubuntu", "local").is_err());
+    assert!(parse_as("ubuntu:1", "local").is_err());
 }
 
 #[test]
@@ -253,9 +270,6 @@ fn refused() {
         ("image.sqsh", "'image.sqsh' is the name of a file"),
         ("dir/image.squashfs", "is the name of a file"),
         ("IMAGE.SIF", "is the name of a file"),
-        ("./image.sqsh", "is the name of a file"),
-        ("../image", "is the name of a file"),
-        ("/images/a", "is the name of a file"),
         ("~/a", "is the name of a file"),
         (".", "is the name of a file"),
         (
@@ -294,7 +308,10 @@ fn refused() {
         (&format!("id:sha256:{HEX}"), "is not 64"),
         ("id:../../etc", "is not 64"),
         ("local:", "local image '': it is empty"),
-        ("local:a", "local image 'a': it is not absolute"),
+        ("local:a/b", "local image 'a/b': it is not absolute"),
+        ("local:-a", "local image '-a': it is not absolute"),
+        ("file:a.sqsh", "'a.sqsh' is the name of a file"),
+        ("file:", "the image reference is empty"),
         ("local:./a", "it is not absolute"),
         ("local:/a/../b", "it contains '..'"),
         ("custom:", "repository '' is not well-formed"),
@@ -343,9 +360,11 @@ fn hints_name_the_way_out() {
     let table = [
         ("Ubuntu:24.04", "did you mean 'ubuntu'?"),
         ("image.sqsh", "did you mean './image.sqsh'?"),
-        ("/images/a", "local:/path"),
+        ("file:image.sqsh", "did you mean './image.sqsh'?"),
+        ("..", "local:/path"),
+        ("~/a.sqsh", "write the path out"),
         ("https://x/y", "leave it out"),
-        ("local:a", "an absolute path"),
+        ("local:a/b", "an absolute path"),
         ("a//b", "such as 'ubuntu:24.04'"),
     ];
     for (text, hint) in table {
@@ -376,7 +395,7 @@ fn digests() {
 /// Every reference that parses must hold what the module promises.
 fn check(image: &ImageRef) {
     let canonical = image.canonical();
-    for default_type in ["docker", "id", "local", "custom"] {
+    for default_type in ["docker", "id", "local", "file", "custom"] {
         assert_eq!(
             parse_as(&canonical, default_type).as_ref(),
             Ok(image),
@@ -390,7 +409,8 @@ fn check(image: &ImageRef) {
         "{canonical}"
     );
     assert!(
-        !image.repository().split('/').any(|part| part == ".."),
+        image.image_type() == &ImageType::File
+            || !image.repository().split('/').any(|part| part == ".."),
         "{canonical}"
     );
     assert_eq!(

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use shifter_tests::call::{Call, Output};
 use shifter_tests::image::Recipe;
-use shifter_tests::product::{Product, STORE};
+use shifter_tests::product::{CONFIG, Product, STORE};
 use shifter_tests::snapshot::Snapshot;
 use shifter_tests::world::User;
 
@@ -19,8 +19,10 @@ use crate::bench::turn;
 mod attack;
 mod join;
 mod kill;
+mod kinds;
 mod preload;
 mod refuse;
+mod rootless;
 mod roots;
 mod writable;
 
@@ -145,4 +147,57 @@ pub fn ensure_refused(output: &Output, code: i32, words: &str) -> Result<()> {
         "nothing on stdout expected: {output}"
     );
     Ok(())
+}
+
+/// A FUSE device that users may open, in the place of this machine's while this lives.
+pub struct FuseDevice;
+
+impl FuseDevice {
+    /// Puts a device of this mode into place; `site` takes it for part of a clean node.
+    pub fn with_mode(site: &mut Site, mode: &str) -> Result<Self> {
+        let make = format!(
+            "rm -f /run/fuse; mknod /run/fuse c 10 229 && chmod {mode} /run/fuse &&
+            mount --bind /run/fuse /dev/fuse"
+        );
+        Call::shell(&make).ok()?;
+        site.clean = Snapshot::take(None)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for FuseDevice {
+    fn drop(&mut self) {
+        let _ = Call::new(["umount", "-l", "/dev/fuse"]).output();
+    }
+}
+
+/// Where a copy of `shifter` lies that is not setuid.
+pub const COPY: &str = "/opt/shifter/bin/shifter-copy";
+
+impl Site {
+    /// Configures the store with these lines beside the usual ones.
+    pub fn configure_store(&self, lines: &str) -> Result<()> {
+        self.product.configure("")?;
+        let text = fs::read_to_string(CONFIG)?;
+        self.product
+            .configure_with(&text.replace("[store]", &format!("[store]\n{lines}")))
+    }
+
+    /// Installs the copy that is not setuid.
+    pub fn copy(&self) -> Result<()> {
+        let program = self.product.path("bin/shifter");
+        Call::new(["install", "-m", "0755", &*program, COPY])
+            .ok()
+            .map(drop)
+    }
+}
+
+/// Makes a squashfs file of alice's from the image's tree, with `marker` in its /etc/marker.
+pub fn squashfs_file(path: &str, marker: &str) -> Result<()> {
+    let make = format!(
+        "rm -rf /tmp/kind {path}; cp -a /var/lib/shifter/layouts/tiny/tree /tmp/kind
+        echo {marker} >/tmp/kind/etc/marker
+        mksquashfs /tmp/kind {path} -noappend -no-progress -all-root -quiet && chown alice: {path}"
+    );
+    Call::shell(&make).ok().map(drop)
 }
