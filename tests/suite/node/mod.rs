@@ -21,6 +21,7 @@ mod join;
 mod kill;
 mod refuse;
 mod roots;
+mod tools;
 
 /// A site whose store holds one image, `tiny:latest`, and no batch system.
 pub struct Site {
