@@ -33,6 +33,7 @@ all:
 	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
+	$(BUILD) -p site-tools --bins
 
 # Static as the programs they stand beside.
 benches:
@@ -49,6 +50,8 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
 	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(PLAIN)/shifter-config $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(DESTDIR)$(SYSCONFDIR)/shifter

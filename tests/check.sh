@@ -32,6 +32,7 @@ shifter-core
 node-setup shifter-core
 spank-shifter shifter-core node-setup
 image-manager shifter-core
+site-tools shifter-core
 shifter-tests shifter-core
 shifter-benches shifter-tests
 END

@@ -59,11 +59,18 @@ compare "unsetupRoot: parser and help" "$(parsed node-setup/src/bin/unsetupRoot.
 compare "shifterimg: parser and help" "$(parsed image-manager/src/cli/args.rs)" \
     "$(help image-manager/src/cli/args.rs | options)" -h -q -V
 
+for tool in config_cli doctor/mod ps/mod; do
+    compare "site-tools/$tool: parser and help" "$(parsed "site-tools/src/$tool.rs")" \
+        "$(help "site-tools/src/$tool.rs" | options)"
+done
+
 # Everything that works is in the page, advertised or not.
 compare "shifter(1)" "$(parsed node-setup/src/options.rs)" "$(defined shifter.1)"
 compare "setupRoot(8)" "$(parsed node-setup/src/bin/setupRoot.rs)" "$(defined setupRoot.8)"
 compare "unsetupRoot(8)" "$(parsed node-setup/src/bin/unsetupRoot.rs)" "$(defined unsetupRoot.8)"
 compare "shifterimg(1)" "$(parsed image-manager/src/cli/args.rs)" "$(defined shifterimg.1)"
+compare "shifter-config(8)" "$(parsed site-tools/src/config_cli.rs)" "$(defined shifter-config.8)"
+compare "shifter-doctor(8)" "$(parsed site-tools/src/doctor/mod.rs)" "$(defined shifter-doctor.8)"
 compare "shifter-slurm(7)" "$(plugged spank-shifter/src/options.rs)" "$(defined shifter-slurm.7)"
 compare "shifter-slurm(7): variables" \
     "$(sed -nE 's/^(pub )?const [A-Z_]+: &str = "(SHIFTER_.*)";/\2/p' spank-shifter/src/pins.rs | sort)" \

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use shifter_core::env::{self, Pair};
+use shifter_core::layout::Program;
 use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
@@ -15,6 +16,9 @@ use crate::root::Writable;
 /// Words that are commands of the image manager.
 const IMAGE_COMMANDS: [&str; 4] = ["pull", "images", "rmi", "lookup"];
 
+/// Words that are programs of their own, which get the words after them.
+const TOOLS: [(&str, Program); 2] = [("ps", Program::Ps), ("doctor", Program::Doctor)];
+
 /// What the user wants done.
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -22,6 +26,8 @@ pub enum Action {
     Run(Box<RunOptions>),
     /// Hand the words to the image manager.
     Images(Vec<OsString>),
+    /// Hand the words to another program without privileges.
+    Tool(Program, Vec<OsString>),
     /// Explain the command line.
     Help,
     /// Say which version this is.
@@ -61,7 +67,7 @@ pub struct RunOptions {
 pub const HELP: &str = "\
 Usage: shifter [OPTIONS] [--] [COMMAND [ARG]...]
        shifter run [OPTIONS] IMAGE [COMMAND [ARG]...]
-       shifter pull|images|rmi|lookup ...
+       shifter pull|images|rmi|lookup|ps|doctor ...
 
 Run a command in a container, as yourself. Inside a job that was submitted with
 --image, without --image of its own, the command joins the job's container.
@@ -98,6 +104,9 @@ pub fn parse(words: Vec<OsString>) -> Result<Action> {
         .unwrap_or_default();
     if IMAGE_COMMANDS.contains(&first) {
         return Ok(Action::Images(words.collect()));
+    }
+    if let Some((_, program)) = TOOLS.into_iter().find(|(name, _)| *name == first) {
+        return Ok(Action::Tool(program, words.skip(1).collect()));
     }
     let image_is_word = first == "run";
     if image_is_word {
@@ -320,6 +329,15 @@ mod tests {
             let words = line.split(' ').map(OsString::from).collect();
             assert!(matches!(parse(words), Err(Error::Usage(_))), "{line}");
         }
+    }
+
+    #[test]
+    fn tools_get_the_words_after_theirs() {
+        let words = ["doctor", "--json"].map(OsString::from);
+        let expect = Action::Tool(Program::Doctor, vec!["--json".into()]);
+        assert_eq!(parse(words.into()).unwrap(), expect);
+        let words = ["--", "ps"].map(OsString::from);
+        assert!(matches!(parse(words.into()), Ok(Action::Run(_))));
     }
 
     #[test]

@@ -51,6 +51,10 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Judges a node: `shifter doctor`.
+    Doctor,
+    /// Lists containers: `shifter ps`.
+    Ps,
 }
 
 impl Program {
@@ -61,6 +65,8 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::Doctor => "lib/shifter/shifter-doctor",
+            Program::Ps => "lib/shifter/shifter-ps",
         })
     }
 }

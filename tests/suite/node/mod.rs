@@ -24,6 +24,7 @@ mod preload;
 mod refuse;
 mod rootless;
 mod roots;
+mod tools;
 mod writable;
 
 /// A site whose store holds one image, `tiny:latest`, and no batch system.

@@ -1,0 +1,175 @@
+//! Judging a configuration: is it one, may it be trusted, and is what it names there?
+//!
+//! Looks as whoever runs it. What only root can see is said to be so, and is no error.
+
+mod parts;
+
+use std::io;
+use std::path::Path;
+
+use shifter_core::config::{Config, ConfigError};
+
+use crate::finding::Finding;
+use crate::look;
+
+/// Bytes that a configuration may have, as for the programs that read it.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Judges a configuration file; returns the configuration too, if it is one.
+pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
+    const CHECK: &str = "configuration";
+    let shown = path.display();
+    let mut findings = Vec::new();
+    let bytes = match look::read(path, SIZE_LIMIT) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "copy share/shifter/shifter.toml there and adapt it; the sample's defaults work"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "every user's programs read it: chmod a+r, and a+x on the directories above"
+                }
+                _ => "see shifter.toml(5)",
+            };
+            let message = format!("cannot read '{shown}': {error}");
+            return (vec![Finding::error(CHECK, message, hint)], None);
+        }
+    };
+    if let Err((message, hint)) = look::trust(path, &[]) {
+        findings.push(Finding::error(CHECK, message, hint));
+    }
+    let Ok(text) = String::from_utf8(bytes) else {
+        let message = format!("'{shown}' is not UTF-8 text");
+        findings.push(Finding::error(CHECK, message, "see shifter.toml(5)"));
+        return (findings, None);
+    };
+    match Config::parse(&text, path) {
+        Ok(config) => {
+            if findings.is_empty() {
+                findings.push(Finding::ok(CHECK, format!("'{shown}' is well-formed")));
+            }
+            findings.extend(parts::judge(&config));
+            (findings, Some(config))
+        }
+        Err(error) => {
+            findings.push(Finding::error(CHECK, error.to_string(), hint(&error)));
+            (findings, None)
+        }
+    }
+}
+
+fn hint(error: &ConfigError) -> String {
+    let line = error.hint();
+    line.unwrap_or_else(|| "see shifter.toml(5)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::State;
+
+    /// Judges a text as if it were in a file, and returns `check: message (hint)` of what is wrong.
+    fn wrong(text: &[u8]) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shifter.toml");
+        std::fs::write(&path, text).unwrap();
+        let (findings, _) = file(&path);
+        let bad = findings.iter().filter(|f| f.state == State::Error);
+        bad.map(|f| {
+            let hint = f.hint.as_deref().unwrap_or_default();
+            format!("{}: {} ({hint})", f.check, f.message)
+        })
+        // The temporary directory is nobody's alone.
+        .filter(|line| !line.contains("shifter.toml' is not trusted") && !line.contains("'/tmp'"))
+        .collect()
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let table: [(&[u8], &str); 14] = [
+            (b"system = 'x'\nsistem = 'y'", ":2: unknown field `sistem`"),
+            (b"sistem = 'y'", "the line reads 'sistem = 'y''"),
+            (b"\xff", "is not UTF-8 text"),
+            (
+                b"[store]\npath = '/no/such'",
+                "store.path: cannot read '/no/such'",
+            ),
+            (
+                b"[root]\nudi_image = '/etc/passwd'",
+                "root.udi_image: '/etc/passwd' is not a directory",
+            ),
+            (
+                b"[root]\nsite_mounts = ['/no/such']",
+                "root.site_mounts: '/no/such'",
+            ),
+            (
+                b"[hooks]\npre_mount = ['/no/such']",
+                "hooks.pre_mount: cannot read",
+            ),
+            (
+                b"[hooks]\npost_mount = ['/etc/passwd']",
+                "hooks.post_mount: '/etc/passwd' is not executable",
+            ),
+            (
+                b"[store]\nsite_pull_command = ['/etc']",
+                "store.site_pull_command: '/etc' is not a file",
+            ),
+            (
+                b"[registry.x]\nca_file = '/etc/passwd'",
+                "registry.x.ca_file: '/etc/passwd' has no certificate",
+            ),
+            (
+                b"[module.a]\nlibraries = ['/usr/lib/no-such*']",
+                "module.a.libraries: nothing matches",
+            ),
+            (
+                b"[module.a]\ncopy_path = '/no/such'",
+                "module.a.copy_path: cannot read",
+            ),
+            (
+                b"[module.a]\nroot_hook = ['/no/such']",
+                "module.a.root_hook: cannot read",
+            ),
+            (
+                b"[per_node_cache.'/']\ndir = '/usr'",
+                "per_node_cache./.dir: '/usr' has mode 0755",
+            ),
+        ];
+        for (text, expect) in table {
+            let found = wrong(text);
+            assert!(
+                found.iter().any(|line| line.contains(expect)),
+                "{}: {found:#?}",
+                String::from_utf8_lossy(text)
+            );
+        }
+    }
+
+    #[test]
+    fn a_sound_configuration_has_no_error() {
+        let text = "[store]\npath = '/usr'\nsite_pull_command = ['/bin/sh']\n\
+                    [root]\nsite_mounts = ['/usr', '/tmp']\nudi_image = '/usr'\n\
+                    [module.a]\nlibraries = ['/bin/s*']\n\
+                    [module.b]\nroot_hook = ['/no/such']\nenabled = false\n\
+                    [hooks]\npost_mount = ['/bin/true']\n";
+        let found: Vec<String> = wrong(text.as_bytes());
+        // Without an image there is no index.
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(
+            found[0].starts_with("store.path: '/usr' has no index"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_and_a_directory() {
+        for (path, words) in [("/no/such", "No such file"), ("/etc", "regular file")] {
+            let (findings, config) = file(Path::new(path));
+            assert!(
+                config.is_none() && findings[0].message.contains(words),
+                "{findings:?}"
+            );
+        }
+    }
+}
