@@ -122,7 +122,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         reason,
     })?;
     host_dirs(&root)?;
-    volumes::attach(&mounts, &root, request)?;
+    volumes::attach(&mounts, &root, request, run)?;
 
     mount_setattr(&root, SAFE_RO, Propagation::Private, false).step("make read-only", "/")?;
     let device = mnt::device_of(&root)?;

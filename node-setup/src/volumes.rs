@@ -16,7 +16,9 @@ use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::layers::{Kind, Layers};
 use crate::mnt::{self, SAFE};
+use crate::node_cache::{self, Cache};
 use crate::root::RootRequest;
+use crate::state::RunDir;
 use crate::sys::Propagation;
 
 /// Directories of the host that every container has beside the site's own.
@@ -36,6 +38,8 @@ pub struct Planned {
     propagation: Propagation,
     /// The volume as the user typed it; none for the site's.
     volume: Option<Volume>,
+    /// The cache that is mounted instead of the source.
+    cache: Option<Cache>,
 }
 
 /// Opens every source and makes sure that every target can be mounted on.
@@ -76,7 +80,12 @@ pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Pl
 }
 
 /// Attaches what was planned to the finished root, outer targets before inner ones.
-pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> Result<()> {
+pub fn attach(
+    mounts: &[Planned],
+    root: &OwnedFd,
+    request: &RootRequest<'_>,
+    run: Option<&RunDir>,
+) -> Result<()> {
     let root_path = mnt::path_of(root.as_fd());
     for mount in mounts {
         let open = || mnt::open_inside(root, &mount.target, OFlags::PATH);
@@ -94,9 +103,13 @@ pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> 
                 target
             }
         };
-        let clone = mnt::clone(&mount.source, mount.recursive)?;
-        mnt::restrict(&clone, mount.attributes, mount.propagation)?;
-        mnt::attach(&clone, &target).map_err(|error| match (&mount.volume, error) {
+        let tree = match (&mount.cache, &mount.volume) {
+            // Not before now: every volume has been judged.
+            (Some(cache), Some(volume)) => cache.make(volume, request.user, run)?,
+            _ => mnt::clone(&mount.source, mount.recursive)?,
+        };
+        mnt::restrict(&tree, mount.attributes, mount.propagation)?;
+        mnt::attach(&tree, &target).map_err(|error| match (&mount.volume, error) {
             // Somebody removed the target since.
             (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
             (_, error) => error,
@@ -143,6 +156,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
                 Propagation::Private
             },
             volume: None,
+            cache: None,
         });
     }
     if let Some(path) = &request.config.root.udi_image {
@@ -153,6 +167,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
             attributes: mnt::SAFE_RO,
             propagation: Propagation::Private,
             volume: None,
+            cache: None,
         });
     }
     Ok(mounts)
@@ -214,14 +229,6 @@ impl SiteView {
 }
 
 fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> Result<Planned> {
-    if volume.flags.per_node_cache.is_some() {
-        let hint = Some("use a site mount or /tmp for temporary files".to_owned());
-        return Err(refused(
-            volume,
-            "perNodeCache is not available here".into(),
-            hint,
-        ));
-    }
     let user = request.user;
     let host_path = site.host_path(&volume.from);
     let open = || {
@@ -241,7 +248,8 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         refused(volume, reason, (error == Errno::NOENT).then(|| site.hint()))
     })?;
     // What the site shows read-only stays so.
-    let Some(site_flags) = site.flags(&mnt::path_of(source.as_fd())) else {
+    let path = mnt::path_of(source.as_fd());
+    let Some(site_flags) = site.flags(&path) else {
         let reason = "the source is not within a site mount".to_owned();
         return Err(refused(volume, reason, Some(site.hint())));
     };
@@ -250,18 +258,26 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         let reason = "the source is neither a directory nor a regular file".to_owned();
         return Err(refused(volume, reason, None));
     }
-    let read_only = if volume.flags.ro {
-        MountAttrFlags::MOUNT_ATTR_RDONLY
-    } else {
-        SAFE
+    let on_host = |path: &str| site.host_path(path);
+    let cache = volume
+        .flags
+        .per_node_cache
+        .map(|asked| node_cache::judge(volume, asked, (&stat, &path), on_host, request.config));
+    let cache = cache.transpose()?;
+    let attributes = match (&cache, volume.flags.ro) {
+        // It has nothing of what the site shows read-only.
+        (Some(_), _) => SAFE,
+        (None, true) => site_flags | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        (None, false) => site_flags,
     };
     Ok(Planned {
         target: volume.to.clone(),
         source,
         recursive: true,
-        attributes: site_flags | read_only,
+        attributes,
         propagation: Propagation::Private,
         volume: Some(volume.clone()),
+        cache,
     })
 }
 
@@ -311,7 +327,8 @@ fn missing_target(volume: &Volume, error: Errno) -> Error {
     refused(volume, reason, Some(hint))
 }
 
-fn refused(volume: &Volume, reason: String, hint: Option<String>) -> Error {
+/// Refuses a volume.
+pub fn refused(volume: &Volume, reason: String, hint: Option<String>) -> Error {
     Error::Volume {
         from: volume.from.clone(),
         to: volume.to.clone(),
