@@ -13,8 +13,8 @@ use super::BLOCK;
 
 const CHUNK: usize = 256 << 10;
 
-/// Bytes that a seed may have: ext4 of 16 TiB has 240 MB.
-const LIMIT: u64 = 512 << 20;
+/// Bytes that a seed may have: the largest file systems have 20 MB.
+const LIMIT: u64 = 64 << 20;
 
 /// The size of a file and its bytes that are not zero.
 #[derive(Debug, PartialEq, Eq)]
