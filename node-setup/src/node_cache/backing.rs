@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use shifter_core::trusted::{self, TrustError};
 
@@ -38,34 +38,19 @@ impl BackingDir {
     /// [`Error::Untrusted`] names the path and the rule that is broken, [`Error::Step`] what is
     /// not there: the node's failures, both.
     pub fn open(path: &Path, owner: u32) -> Result<Self> {
-        let untrusted = |rule: String| {
-            Error::Untrusted(TrustError::Untrusted {
-                path: path.to_owned(),
-                rule,
-            })
-        };
-        let look = || -> Result<(OwnedFd, rustix::fs::Stat)> {
+        let look = || -> Result<(OwnedFd, Stat)> {
             let real = trusted::audit(path, &[owner]).map_err(Error::Untrusted)?;
-            let link = path.symlink_metadata().step("examine", path)?;
-            if !link.is_dir() {
-                return Err(untrusted("it must be a directory and not a link".into()));
-            }
+            // Before it is opened, which may fail for the same reason and say less.
+            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+            let stat = rustix::fs::statat(CWD, path, nofollow).step("examine", path)?;
+            judge(path, &stat, owner)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let dir = rustix::fs::openat(CWD, &real, flags, Mode::empty()).step("open", path)?;
             let stat = rustix::fs::fstat(&dir).step("examine", path)?;
+            judge(path, &stat, owner)?;
             Ok((dir, stat))
         };
         let (dir, stat) = as_user(owner, 0, &[], look)??;
-        if stat.st_uid != owner {
-            let found = stat.st_uid;
-            let rule = format!("it belongs to uid {found} and must belong to uid {owner}");
-            return Err(untrusted(rule));
-        }
-        let mode = stat.st_mode & 0o7777;
-        if mode != 0o700 {
-            let rule = format!("its mode is {mode:04o} and must be 0700");
-            return Err(untrusted(rule));
-        }
         Ok(Self {
             dir,
             path: path.to_owned(),
@@ -134,11 +119,30 @@ impl BackingDir {
         } else {
             return Ok(());
         };
-        Err(Error::Untrusted(TrustError::Untrusted {
-            path: self.path.clone(),
-            rule: rule.to_owned(),
-        }))
+        Err(untrusted(&self.path, rule.to_owned()))
     }
+}
+
+/// Judges the directory itself; what is above it has been judged.
+fn judge(path: &Path, stat: &Stat, owner: u32) -> Result<()> {
+    let (found, mode) = (stat.st_uid, stat.st_mode & 0o7777);
+    let rule = if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        "it must be a directory and not a link".to_owned()
+    } else if found != owner {
+        format!("it belongs to uid {found} and must belong to uid {owner}")
+    } else if mode != 0o700 {
+        format!("its mode is {mode:04o} and must be 0700")
+    } else {
+        return Ok(());
+    };
+    Err(untrusted(path, rule))
+}
+
+fn untrusted(path: &Path, rule: String) -> Error {
+    Error::Untrusted(TrustError::Untrusted {
+        path: path.to_owned(),
+        rule,
+    })
 }
 
 /// Returns a word that nobody can guess.

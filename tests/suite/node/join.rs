@@ -10,10 +10,10 @@ use shifter_tests::world::User::{self, Alice, Bob};
 use super::{Site, ensure_refused, manifest};
 
 /// A cgroup as Slurm's daemon makes it for a step of a job.
-struct Step(PathBuf);
+pub(super) struct Step(PathBuf);
 
 impl Step {
-    fn of(user: User, job: &str) -> Result<Self> {
+    pub(super) fn of(user: User, job: &str) -> Result<Self> {
         let uid = user.uid();
         let dir = format!("/sys/fs/cgroup/freezer/slurm/uid_{uid}/job_{job}/step_0");
         fs::create_dir_all(&dir)?;
@@ -21,7 +21,7 @@ impl Step {
     }
 
     /// Runs a script as a user within the step.
-    fn run(&self, user: User, script: &str) -> Result<Output> {
+    pub(super) fn run(&self, user: User, script: &str) -> Result<Output> {
         let enter = format!("echo $$ >{}/cgroup.procs && exec \"$@\"", self.0.display());
         let (uid, gid) = (user.uid().to_string(), user.gid().to_string());
         let become_user = [

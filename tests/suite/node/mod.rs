@@ -19,6 +19,7 @@ use crate::bench::turn;
 mod attack;
 mod join;
 mod kill;
+mod node_cache;
 mod refuse;
 mod roots;
 
