@@ -95,3 +95,4 @@ bench: bootstrap-test all sample-image
 	$(BUILD) -p shifter-benches
 	tests/world.sh $(PLAIN)/shifter-benches starts 25
 	tests/world.sh $(PLAIN)/shifter-benches slurm 25
+	tests/world.sh $(PLAIN)/shifter-benches caches 5

@@ -3,6 +3,8 @@
 //! Cases take turns, round by round, so that what else the machine does hits all alike; medians
 //! are compared as ratios. Each case includes the fork and exec of its first program.
 
+mod node_cache;
+
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -25,7 +27,8 @@ fn main() -> Result<()> {
         ["chroot", dir, command] => chroot(dir, command),
         ["starts", rounds] => starts(rounds.parse()?),
         ["slurm", rounds] => slurm(rounds.parse()?),
-        _ => bail!("usage: bench starts|slurm ROUNDS"),
+        ["caches", rounds] => node_cache::run(rounds.parse()?),
+        _ => bail!("usage: bench starts|slurm|caches ROUNDS"),
     }
 }
 
