@@ -143,13 +143,13 @@ impl Cache {
         let device = loopdev::attach_writable(&file, BLOCK as u32)?;
         let path = device.path();
         let fs = self.fs.as_str();
-        let mut options = vec![("source", Some(path.as_str()))];
-        options.push(match self.fs {
+        let option = match self.fs {
             // All caches from one template have one id.
-            CacheFs::Xfs => ("nouuid", None),
+            CacheFs::Xfs => "nouuid",
             // The file is all zeroes already where mkfs wrote nothing.
-            CacheFs::Ext4 => ("noinit_itable", None),
-        });
+            CacheFs::Ext4 => "noinit_itable",
+        };
+        let options = [("source", Some(&*path)), (option, None)];
         let mount = mnt::make(fs, &options, SAFE)?;
         give_to(user, &mount)?;
         Ok(mount)

@@ -467,11 +467,12 @@ impl Squash {
     const DIR: &str = "/scratch/squash";
     const LOW: &str = "/var/lib/shifter/squash";
 
-    fn start() -> Result<Self> {
+    fn start(options: &[&str]) -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("suite/node/squash.py");
         Call::new(["mkdir", "-p", Self::DIR, Self::LOW]).ok()?;
         let server = Call::new(["/usr/bin/python3", &*script.to_string_lossy()])
             .args([Self::LOW, Self::DIR])
+            .args(options.iter().copied())
             .timeout(0)
             .start("/tmp/squash.log")?;
         let server = Self(server);
@@ -517,7 +518,7 @@ impl Drop for Squash {
 /// takes its name away before anything is in it.
 #[test]
 fn privileged_s42_root_squash_and_no_nameless_files() -> Result<()> {
-    let server = Squash::start()?;
+    let server = Squash::start(&[])?;
     let site = server.site()?;
     let listing = Call::new(["ls", "-A", &format!("{}/.caches", Squash::DIR)]).output()?;
     ensure!(listing.code != 0, "root is not squashed: {listing}");
@@ -585,7 +586,7 @@ fn privileged_s42_a_racing_user_never_opens_the_file() -> Result<()> {
         Some(_) => 5000,
         None => 25,
     };
-    let server = Squash::start()?;
+    let server = Squash::start(&[])?;
     let site = server.site()?;
     let racer = format!(
         "import glob, os
@@ -626,6 +627,23 @@ print('rounds', rounds)
     let rounds: u32 = rounds.context(output.to_string())?.parse()?;
     ensure!(rounds > starts, "{output}");
     site.tear_down("0")?.success()?;
+    site.clean.ensure_restored(None)?;
+    drop(server);
+    Ok(())
+}
+
+/// S42: where a removed file keeps a name, nobody can tell who finds it: that is no place for caches.
+#[test]
+fn privileged_s42_a_file_that_keeps_a_name_is_not_used() -> Result<()> {
+    let server = Squash::start(&["keep"])?;
+    let site = server.site()?;
+    let volume = "/scratch/squash/alice:/mnt:perNodeCache=size=1m,fs=ext4";
+    let output = site.set_up(&with_volumes("17", &[volume]))?;
+    ensure_refused(&output, 1, "still has a name after that was removed")?;
+    let low = format!("{}/.caches", Squash::LOW);
+    let left = Call::new(["find", &low, "-type", "f", "-printf", "%f %s\n"]).ok()?;
+    ensure!(left.starts_with(".nfs") && left.ends_with(" 0\n"), "{left}");
+    site.tear_down("17")?.success()?;
     site.clean.ensure_restored(None)?;
     drop(server);
     Ok(())

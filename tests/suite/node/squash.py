@@ -1,9 +1,10 @@
 #!/usr/bin/python3
-"""Shows a directory as a server that does not trust root does: squash.py LOW HIGH
+"""Shows a directory as a server that does not trust root does: squash.py LOW HIGH [keep]
 
 Whatever a caller names is opened and changed with the caller's uid and gid for files, and root
 counts as nobody, as with root_squash. Like many a parallel file system it knows no file without a
-name (O_TMPFILE), and a removed one lives on without a name while it is open.
+name (O_TMPFILE), and a removed one lives on without a name while it is open; with `keep` it gets
+another name instead, as with NFS.
 """
 import contextlib
 import ctypes
@@ -32,8 +33,9 @@ def caller(ctx):
 
 
 class Squash(llfuse.Operations):
-    def __init__(self, low):
+    def __init__(self, low, keeps_names):
         super().__init__()
+        self.keeps_names = keeps_names
         # An inode is known by a descriptor that stays right when names go.
         self.inodes = {llfuse.ROOT_INODE: os.open(low, os.O_PATH)}
         self.lookups = {llfuse.ROOT_INODE: 1}
@@ -95,7 +97,11 @@ class Squash(llfuse.Operations):
 
     def unlink(self, parent, name, ctx):
         with caller(ctx):
-            os.unlink(name, dir_fd=self.inodes[parent])
+            dir = self.inodes[parent]
+            if self.keeps_names:
+                os.rename(name, b".nfs" + name, src_dir_fd=dir, dst_dir_fd=dir)
+            else:
+                os.unlink(name, dir_fd=dir)
 
     def setattr(self, inode, attributes, fields, fh, ctx):
         if fields.update_size and fh is not None:
@@ -123,7 +129,7 @@ class Squash(llfuse.Operations):
 
 
 os.setgroups([])
-llfuse.init(Squash(sys.argv[1]), sys.argv[2], ["allow_other", "fsname=squash"])
+llfuse.init(Squash(sys.argv[1], "keep" in sys.argv), sys.argv[2], ["allow_other", "fsname=squash"])
 try:
     llfuse.main(workers=1)
 finally:
