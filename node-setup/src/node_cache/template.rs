@@ -24,14 +24,9 @@ const BYTES_LIMIT: u64 = 4 << 20;
 /// Returns the seed of a file system, from its template or else made anew.
 pub fn seed(run: Option<&RunDir>, fs: CacheFs, size: u64) -> Result<Seed> {
     let name = format!("{}-{size}", fs.as_str());
-    let dir = run.map(|run| run.subdir("templates")).transpose()?;
-    if let Some(dir) = &dir
-        && let Some(file) = state::open_file(dir, &name)?
-    {
-        let seed = Seed::read(&file).step("read", &*name)?;
-        if seed.size() == size {
-            return Ok(seed);
-        }
+    let dir = run.and_then(|run| run.subdir("templates").ok());
+    if let Some(seed) = dir.as_ref().and_then(|dir| recall(dir, &name, size)) {
+        return Ok(seed);
     }
     let file = mkfs::make(fs, size)?;
     let seed = Seed::read(&file).step("read", &*name)?;
@@ -42,6 +37,11 @@ pub fn seed(run: Option<&RunDir>, fs: CacheFs, size: u64) -> Result<Seed> {
         let _ = keep(dir, &name, &seed);
     }
     Ok(seed)
+}
+
+fn recall(dir: &OwnedFd, name: &str, size: u64) -> Option<Seed> {
+    let file = state::open_file(dir, name).ok()??;
+    Seed::read(&file).ok().filter(|seed| seed.size() == size)
 }
 
 /// Puts a template into the directory: all of it or, whatever happens, nothing.
@@ -55,6 +55,8 @@ fn keep(dir: &OwnedFd, name: &str, seed: &Seed) -> Result<()> {
     let file = rustix::fs::openat(dir, ".", flags, mode).step("create", name)?;
     let file = File::from(file);
     seed.write(&file).step("write", name)?;
+    // One that was not what it should be.
+    state::remove_file(dir, name)?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     match rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),

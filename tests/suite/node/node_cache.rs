@@ -447,6 +447,8 @@ fn privileged_templates_are_used_again_and_are_few() -> Result<()> {
     // One that is not whole does not count.
     Call::shell(": >/run/shifter/templates/ext4-1048576").ok()?;
     ensure!(set_up("5", "1m,fs=ext4")? == 1);
+    site.tear_down("5")?.success()?;
+    ensure!(set_up("5", "1m,fs=ext4")? == 0, "not replaced");
 
     for number in 0..20 {
         set_up("6", &format!("{}k,fs=ext4", 1100 + 4 * number))?;
