@@ -6,12 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race soak cancel crowd private properties fuzz)
+slices=(race cache soak cancel crowd private properties fuzz)
 
 run_slice() {
     case $1 in
     race) # a volume's source that changes between directory and links, 5,000 starts
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s36 ;;
+    cache) # a user who tries 5,000 times to open the file under a per-node cache
+        SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s42_a_racing ;;
     soak) # 500 jobs in a row: nothing left, slurmd's memory flat
         SHIFTER_LONG_TESTS=1 tests/run.sh cluster_fifty_jobs ;;
     cancel) # jobs cancelled at any moment of their lives

@@ -18,6 +18,7 @@ pub mod loopdev;
 pub mod mnt;
 pub mod modules;
 pub mod namespace;
+pub mod node_cache;
 pub mod options;
 pub mod out;
 pub mod prepared;

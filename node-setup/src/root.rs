@@ -123,7 +123,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
     }
     host_dirs(&root)?;
-    volumes::attach(&mounts, &root, &layer, request)?;
+    volumes::attach(&mounts, &root, &layer, request, run)?;
 
     enter(&root)?;
     Ok(Root { mount: root })

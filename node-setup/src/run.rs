@@ -35,6 +35,7 @@ use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
+use crate::state::RunDir;
 use crate::{lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -420,7 +421,14 @@ fn build(
         writable: request.writable.clone(),
         is_pinned: false,
     };
-    root::build(&request, None).map_err(|error| match footing {
+    // Where templates of caches are kept; before the namespace is unshared.
+    let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
+    let run = volumes
+        .entries()
+        .iter()
+        .any(has_cache)
+        .then(RunDir::open_for_hints);
+    root::build(&request, run.flatten().as_ref()).map_err(|error| match footing {
         Footing::User => rootless::explain(error),
         _ => error,
     })?;

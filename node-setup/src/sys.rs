@@ -208,6 +208,8 @@ pub struct LoopInfo {
 pub const LOOP_READ_ONLY: u32 = 1;
 /// LO_FLAGS_AUTOCLEAR.
 pub const LOOP_AUTOCLEAR: u32 = 4;
+/// LO_FLAGS_DIRECT_IO.
+pub const LOOP_DIRECT_IO: u32 = 16;
 
 #[repr(C)]
 struct LoopConfig {
@@ -256,14 +258,19 @@ pub fn loop_status(device: impl AsFd) -> io::Result<LoopInfo> {
     Ok(info)
 }
 
-/// Attaches `file`, read-only, to a loop device that frees itself when nobody has it open or
-/// mounted any more; EBUSY if somebody else was faster.
-pub fn loop_configure(device: impl AsFd, file: impl AsFd) -> io::Result<()> {
+/// Attaches `file` to a loop device with these flags and this sector size (0: the usual one);
+/// EBUSY if somebody else was faster.
+pub fn loop_configure(
+    device: impl AsFd,
+    file: impl AsFd,
+    flags: u32,
+    block_size: u32,
+) -> io::Result<()> {
     let config = LoopConfig {
         fd: file.as_fd().as_raw_fd().cast_unsigned(),
-        block_size: 0,
+        block_size,
         info: LoopInfo {
-            flags: LOOP_READ_ONLY | LOOP_AUTOCLEAR,
+            flags,
             ..LoopInfo::ZERO
         },
         reserved: [0; 8],

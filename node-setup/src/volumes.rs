@@ -18,7 +18,9 @@ use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::layer::{Kind, Layer};
 use crate::mnt::{self, SAFE};
+use crate::node_cache::{self, Cache};
 use crate::root::RootRequest;
+use crate::state::RunDir;
 use crate::sys::Propagation;
 
 /// Directories of the host that every container has beside the site's own.
@@ -35,6 +37,8 @@ pub struct Planned {
     mount: OwnedFd,
     /// The volume as the user typed it; none for the site's.
     volume: Option<Volume>,
+    /// The cache that is mounted instead of the source.
+    cache: Option<Cache>,
 }
 
 /// Opens every source of the user's on the host, before the namespace is unshared, and lets go of
@@ -103,6 +107,7 @@ pub fn attach(
     root: &OwnedFd,
     layer: &Layer<'_>,
     request: &RootRequest<'_>,
+    run: Option<&RunDir>,
 ) -> Result<()> {
     let root_path = OnceCell::new();
     for mount in mounts {
@@ -132,7 +137,18 @@ pub fn attach(
                 target
             }
         };
-        mnt::attach(&mount.mount, &target).map_err(|error| match (&mount.volume, error) {
+        let made = match (&mount.cache, &mount.volume) {
+            // Not before now: every volume has been judged.
+            (Some(cache), Some(volume)) => {
+                let made = cache.make(volume, request.user, run)?;
+                // It has nothing of what the site shows read-only.
+                mnt::restrict(&made, SAFE, Propagation::Private)?;
+                Some(made)
+            }
+            _ => None,
+        };
+        let tree = made.as_ref().unwrap_or(&mount.mount);
+        mnt::attach(tree, &target).map_err(|error| match (&mount.volume, error) {
             // Somebody removed the target since.
             (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
             (_, error) => error,
@@ -179,6 +195,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
             target: to.clone(),
             mount,
             volume: None,
+            cache: None,
         });
     }
     if let Some(path) = &request.config.root.udi_image {
@@ -188,6 +205,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
             target: UDI_IMAGE.to_owned(),
             mount,
             volume: None,
+            cache: None,
         });
     }
     Ok(mounts)
@@ -260,21 +278,14 @@ impl SiteView {
 }
 
 fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> Result<Planned> {
-    if volume.flags.per_node_cache.is_some() {
-        let hint = Some("use a site mount or /tmp for temporary files".to_owned());
-        return Err(refused(
-            volume,
-            "perNodeCache is not available here".into(),
-            hint,
-        ));
-    }
     let opened = open_source(volume, site, request.user)?;
     let source = opened.map_err(|error| {
         let reason = std::io::Error::from(error).to_string();
         refused(volume, reason, (error == Errno::NOENT).then(|| site.hint()))
     })?;
     // What the site shows read-only stays so.
-    let Some(site_flags) = site.flags(&mnt::path_of(source.as_fd())) else {
+    let path = mnt::path_of(source.as_fd());
+    let Some(site_flags) = site.flags(&path) else {
         let reason = "the source is not within a site mount".to_owned();
         return Err(refused(volume, reason, Some(site.hint())));
     };
@@ -283,17 +294,20 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         let reason = "the source is neither a directory nor a regular file".to_owned();
         return Err(refused(volume, reason, None));
     }
-    let read_only = if volume.flags.ro {
-        MountAttrFlags::MOUNT_ATTR_RDONLY
-    } else {
-        SAFE
-    };
+    let on_host = |path: &str| site.host_path(path);
+    let cache = volume
+        .flags
+        .per_node_cache
+        .map(|asked| node_cache::judge(volume, asked, (&stat, &path), on_host, request.config));
+    let cache = cache.transpose()?;
+    let read_only = if volume.flags.ro { mnt::SAFE_RO } else { SAFE };
     let mount = mnt::clone(&source, true)?;
     mnt::restrict(&mount, site_flags | read_only, Propagation::Private)?;
     Ok(Planned {
         target: volume.to.clone(),
         mount,
         volume: Some(volume.clone()),
+        cache,
     })
 }
 
@@ -358,7 +372,8 @@ fn missing_target(volume: &Volume, error: Errno) -> Error {
     refused(volume, reason, Some(hint))
 }
 
-fn refused(volume: &Volume, reason: String, hint: Option<String>) -> Error {
+/// Refuses a volume.
+pub fn refused(volume: &Volume, reason: String, hint: Option<String>) -> Error {
     Error::Volume {
         from: volume.from.clone(),
         to: volume.to.clone(),

@@ -3,6 +3,7 @@
 //! ```text
 //! /run/shifter/                          a private tmpfs, made by the first set-up
 //!   images/<device>-<inode>              hints: which loop device has which image file
+//!   templates/<fs>-<size>                what mkfs wrote into a per-node cache, for the next one
 //!   jobs/<job>/lock                      excludes set-up and teardown of one job
 //!   jobs/<job>/manifest                  the manifest its root was built from
 //!   jobs/<job>/tombstone                 teardown has begun: no root may appear any more

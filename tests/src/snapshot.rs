@@ -137,7 +137,14 @@ fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
 /// Returns this world's loop devices, each with its file: those backed by other file systems belong
 /// to other users of this machine.
 pub fn loop_devices() -> Result<Vec<String>> {
-    let dirs = ["/var/lib/shifter", "/scratch", "/home", "/tmp"];
+    let dirs = [
+        "/var/lib/shifter",
+        "/scratch",
+        "/scratch/disk",
+        "/scratch/squash",
+        "/home",
+        "/tmp",
+    ];
     let ours: BTreeSet<String> = dirs
         .iter()
         .filter_map(|dir| fs::metadata(dir).ok())
@@ -151,7 +158,8 @@ pub fn loop_devices() -> Result<Vec<String>> {
         let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) else {
             continue;
         };
-        if !dirs.iter().any(|dir| file.starts_with(dir)) {
+        // The file of a per-node cache was opened in a container's namespace.
+        if !dirs.iter().any(|dir| file.starts_with(dir)) && !file.starts_with("/.caches/") {
             continue;
         }
         let device = format!("/dev/{}", entry.file_name().display());

@@ -1,8 +1,10 @@
 //! What a task sees in its container.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use serde_json::json;
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
 use shifter_tests::image::Recipe;
 use shifter_tests::product::CONFIG;
 use shifter_tests::world::User::{Alice, Shifter};
@@ -150,4 +152,41 @@ fn cluster_a_tree_of_the_site_is_a_jobs_image() -> Result<()> {
     let output = call.args(["sh", "-c", show]).output()?.success()?;
     ensure!(output.stdout == "sl6\nlocal:sl6\n".repeat(2), "{output}");
     bench.ensure_clean()
+}
+
+/// A cache is each node's own, stays from step to step, and goes with the job, whose space the
+/// shared file system then has back.
+#[test]
+fn cluster_per_node_cache_lives_as_long_as_the_job() -> Result<()> {
+    let bench = Bench::start_with(|product, _| {
+        Call::new(["install", "-d", "-m", "0700", "/scratch/.caches"]).ok()?;
+        product.configure("[per_node_cache.'/scratch']\ndir = '/scratch/.caches'")
+    })?;
+    let used = || Call::new(["df", "--output=used", "/scratch"]).ok();
+    let before = used()?;
+    let options = [
+        "-N2",
+        "--ntasks-per-node=1",
+        &bench.a.option(),
+        "--volume=/scratch/alice:/mnt:perNodeCache=size=300m",
+    ];
+    let script = "srun shifter sh -c 'cd /mnt; hostname >$(hostname); head -c 8m /dev/zero >fill'
+        srun --label shifter sh -c 'cd /mnt; rm fill; ls; cat *; touch x-more'
+        srun --label shifter sh -c 'ls /mnt; grep -c \" /mnt xfs rw,nosuid,nodev\" /proc/mounts'
+        srun --label shifter stat -c %U:%a /mnt";
+    let (job, info) = bench.cluster.run(Alice, &options, script)?;
+    let output = job.output()?;
+    info.expect("COMPLETED", "0:0")?;
+    for (task, node) in [(0, "n1"), (1, "n2")] {
+        let label = format!("{task}: ");
+        let lines = output.lines().filter_map(|line| line.strip_prefix(&label));
+        let lines: Vec<&str> = lines.collect();
+        let expected = [node, node, node, "x-more", "1", "alice:700"];
+        ensure!(lines == expected, "{output}");
+    }
+    bench.ensure_clean()?;
+    fs::remove_file(format!("/scratch/alice/slurm-{}.out", job.id()))?;
+    wait_for("the space of the caches", 5, || {
+        Ok((used()? == before).then_some(()))
+    })
 }

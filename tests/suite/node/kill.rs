@@ -31,7 +31,7 @@ fn calls_of(call: &dyn Fn(&[&str]) -> Call) -> Result<BTreeMap<String, usize>> {
 }
 
 /// Kills the program before its every system call and lets `check` judge what is left.
-fn kill_everywhere(
+pub(super) fn kill_everywhere(
     call: &dyn Fn(&[&str]) -> Call,
     mut prepare: impl FnMut() -> Result<()>,
     mut check: impl FnMut(&str) -> Result<()>,

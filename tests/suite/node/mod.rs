@@ -20,6 +20,7 @@ mod attack;
 mod join;
 mod kill;
 mod kinds;
+mod node_cache;
 mod preload;
 mod refuse;
 mod rootless;

@@ -170,7 +170,11 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         ("/scratch/alice:/etc/marker", 3, "/etc"),
         ("/scratch/alice:/etc/hosts", 3, "/etc/hosts"),
         ("/scratch/alice:/bin/busybox", 3, ""),
-        ("/scratch/alice:/x:perNodeCache=size=1G", 3, "perNodeCache"),
+        (
+            "/scratch/alice:/x:perNodeCache=size=1G",
+            3,
+            "no per-node caches",
+        ),
     ];
     for (volume, code, words) in table {
         let output = site.shifter(&["--image=tiny", &format!("--volume={volume}"), "ls", "/x"])?;
