@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod elf;
 pub mod env;
 pub mod exit;
 pub mod hostlist;
