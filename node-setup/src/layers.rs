@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -157,21 +157,7 @@ impl<'a> Layers<'a> {
         self.layers
             .sort_by_key(|layer| layer.dir.matches('/').count());
         for layer in &self.layers {
-            let lower = format!(
-                "/proc/self/fd/{}:/proc/self/fd/{}",
-                layer.upper.as_raw_fd(),
-                layer.lower.as_raw_fd()
-            );
-            // The layers' own overlay attributes must not lead the kernel elsewhere
-            // (an image is hostile data): no redirects, no metadata-only files.
-            let options = [
-                ("source", Some("shifter")),
-                ("lowerdir", Some(&*lower)),
-                ("redirect_dir", Some("nofollow")),
-                ("metacopy", Some("off")),
-                ("index", Some("off")),
-            ];
-            let overlay = mnt::make("overlay", &options, mnt::SAFE_RO)?;
+            let overlay = mnt::overlay(&layer.upper, &layer.lower)?;
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             let target = match mnt::open_inside(self.root, &layer.dir, flags) {
                 Ok(target) => target,

@@ -41,6 +41,22 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
+/// Lays a directory over another one, for reading only; it is attached nowhere yet.
+pub fn overlay(upper: &OwnedFd, lower: &OwnedFd) -> Result<OwnedFd> {
+    let [upper, lower] = [upper, lower].map(rustix::fd::AsRawFd::as_raw_fd);
+    let layers = format!("/proc/self/fd/{upper}:/proc/self/fd/{lower}");
+    // The layers' own overlay attributes must not lead the kernel elsewhere
+    // (an image is hostile data): no redirects, no metadata-only files.
+    let options = [
+        ("source", Some("shifter")),
+        ("lowerdir", Some(&*layers)),
+        ("redirect_dir", Some("nofollow")),
+        ("metacopy", Some("off")),
+        ("index", Some("off")),
+    ];
+    make("overlay", &options, SAFE_RO)
+}
+
 /// Clones the mount at an open file or directory, with what is mounted below it if `recursive`.
 /// The clone keeps the flags of the original and is attached nowhere.
 pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd> {

@@ -24,12 +24,13 @@ use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::etc::{self, GivenFile, ShifterConfig};
+use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layers::{Layers, copy_attributes, make_public_dir, write_given};
 use crate::mnt::{self, SAFE, SAFE_RO};
 use crate::state::{RunDir, make_dir};
 use crate::sys::{self, Propagation, mount_setattr};
-use crate::{namespace, state, volumes};
+use crate::{hooks, modules, namespace, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -64,6 +65,8 @@ pub struct Root {
     pub device: (u32, u32),
     /// Its mount namespace.
     pub namespace: OwnedFd,
+    /// What was asked for and not done.
+    pub warnings: Vec<String>,
 }
 
 /// Builds the root. On success the process is in it, at "/"; on failure the process is in a
@@ -97,6 +100,13 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let root_dir = make_public_dir(&base, "root")?;
     let root = mnt::clone(&root_dir, false)?;
     mnt::attach(&root, &root_dir)?;
+    let site_hooks = &request.config.hooks;
+    hooks::run(
+        Stage::PreMount,
+        &site_hooks.pre_mount,
+        request,
+        root.as_fd(),
+    )?;
 
     // What the kernel cannot read of an image is the image's fault, not the node's.
     let of_image = |error| match error {
@@ -113,7 +123,8 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let entries = top_level(&tree, &request.image.reference).map_err(of_image)?;
     let mut layers = Layers::new(&tree, &root, make_dir(&base, "layers")?);
     give_files(request, &mut layers)?;
-    let mounts = volumes::plan(request, &mut layers)?;
+    let brought = modules::place::plan(request, make_public_dir(&base, "brought")?)?;
+    let mounts = volumes::plan(request, &mut layers, brought.mounts)?;
     for entry in &entries {
         place(entry, &tree, &root, &layers).map_err(of_image)?;
     }
@@ -123,11 +134,30 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     host_dirs(&root)?;
     volumes::attach(&mounts, &root, request)?;
+    hooks::run(
+        Stage::PostMount,
+        &site_hooks.post_mount,
+        request,
+        root.as_fd(),
+    )?;
+    let selected = modules::selected(request.config, request.modules)?;
+    for (name, module) in request.modules.iter().zip(selected) {
+        hooks::run(
+            Stage::Module(name),
+            &module.root_hook,
+            request,
+            root.as_fd(),
+        )?;
+    }
 
     mount_setattr(&root, SAFE_RO, Propagation::Private, false).step("make read-only", "/")?;
     let device = mnt::device_of(&root)?;
     enter(&root)?;
-    Ok(Root { device, namespace })
+    Ok(Root {
+        device,
+        namespace,
+        warnings: brought.warnings,
+    })
 }
 
 /// Makes `root` the root of the process and of its namespace; the host's tree goes.

@@ -32,7 +32,7 @@ use crate::prepared::Prepared;
 use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest};
 use crate::state::RunDir;
-use crate::{lookup, modules, out};
+use crate::{hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
 
@@ -123,6 +123,11 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
         out::complain(NAME, &crate::error::plain(warning));
     }
     let environment = launch::environment(&container, options, environment)?;
+    modules::compat::check(&config, &entered.modules, &environment)?;
+    let selected = modules::selected(&config, &entered.modules)?;
+    for (name, module) in entered.modules.iter().zip(selected) {
+        hooks::run_as_user(name, &module.user_hook, &environment, &config)?;
+    }
     let words = launch::command(&container, options);
     if options.verbose {
         let elapsed = start.elapsed().as_secs_f64() * 1e3;
@@ -265,9 +270,10 @@ fn build(
         job.map(|job| &job.image),
         &user.home,
     )?;
-    let modules = match &request.modules {
-        Some(modules) => modules.clone(),
-        None => job.map(|job| job.modules.clone()).unwrap_or_default(),
+    let modules = match (&request.modules, job) {
+        (Some(modules), _) => modules.clone(),
+        (None, Some(job)) => job.modules.clone(),
+        (None, None) => modules::requested(config, &[]),
     };
     modules::check(config, &modules)?;
     let volumes = match (&request.volumes, job) {
@@ -296,7 +302,10 @@ fn build(
         hosts: &hosts,
         is_pinned: false,
     };
-    root::build(&request, run.as_ref())?;
+    let root = root::build(&request, run.as_ref())?;
+    for warning in root.warnings {
+        out::complain(NAME, &warning);
+    }
     Ok(Entered {
         id: image.id.to_string(),
         reference: image.reference,

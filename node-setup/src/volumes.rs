@@ -9,13 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use shifter_core::config::Module;
 use shifter_core::sanitize;
-use shifter_core::volmap::{self, Volume, contains};
+use shifter_core::volmap::{self, Volume, VolumeMap, contains};
 
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::layers::{Kind, Layers};
 use crate::mnt::{self, SAFE};
+use crate::modules;
 use crate::root::RootRequest;
 use crate::sys::Propagation;
 
@@ -25,30 +27,68 @@ const BUILT_IN: [&str; 5] = ["/proc", "/sys", "/dev", "/tmp", "/var/tmp"];
 /// Of those, the ones from which users may mount.
 const SCRATCH: [&str; 2] = ["/tmp", "/var/tmp"];
 
-const UDI_IMAGE: &str = "/opt/udiImage";
-
 /// A mount to be made.
 pub struct Planned {
     target: String,
     source: OwnedFd,
-    recursive: bool,
+    /// A directory that is laid over the source.
+    upper: Option<OwnedFd>,
+    /// With what is mounted below the source.
+    pub recursive: bool,
     attributes: MountAttrFlags,
     propagation: Propagation,
     /// The volume as the user typed it; none for the site's.
     volume: Option<Volume>,
 }
 
-/// Opens every source and makes sure that every target can be mounted on.
+impl Planned {
+    /// A file or directory of the site's, which nobody can write here.
+    pub fn read_only(target: &str, source: OwnedFd) -> Self {
+        Self {
+            target: target.to_owned(),
+            source,
+            upper: None,
+            recursive: false,
+            attributes: mnt::SAFE_RO,
+            propagation: Propagation::Private,
+            volume: None,
+        }
+    }
+
+    /// A device node.
+    pub fn device(target: &str, source: OwnedFd) -> Self {
+        Self {
+            attributes: MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            ..Self::read_only(target, source)
+        }
+    }
+
+    /// The same with another directory over it.
+    pub fn under(self, upper: OwnedFd) -> Self {
+        Self {
+            upper: Some(upper),
+            ..self
+        }
+    }
+}
+
+/// Opens every source and makes sure that every target can be mounted on; `brought` is what
+/// modules bring, from which no volume can be taken.
 ///
 /// # Errors
 /// [`Error::Volume`] where the user asks for something that is not there or not allowed;
 /// [`Error::Step`] where a site mount is missing on this node.
-pub fn plan(request: &RootRequest<'_>, layers: &mut Layers<'_>) -> Result<Vec<Planned>> {
+pub fn plan(
+    request: &RootRequest<'_>,
+    layers: &mut Layers<'_>,
+    brought: Vec<Planned>,
+) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
     let site = SiteView::of(&mounts);
     for volume in request.volumes.entries() {
         mounts.push(user_volume(volume, &site, request)?);
     }
+    mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
@@ -94,7 +134,10 @@ pub fn attach(mounts: &[Planned], root: &OwnedFd, request: &RootRequest<'_>) -> 
                 target
             }
         };
-        let clone = mnt::clone(&mount.source, mount.recursive)?;
+        let clone = match &mount.upper {
+            None => mnt::clone(&mount.source, mount.recursive)?,
+            Some(upper) => mnt::overlay(upper, &mount.source)?,
+        };
         mnt::restrict(&clone, mount.attributes, mount.propagation)?;
         mnt::attach(&clone, &target).map_err(|error| match (&mount.volume, error) {
             // Somebody removed the target since.
@@ -124,7 +167,12 @@ pub fn open_host(path: &str) -> rustix::io::Result<OwnedFd> {
 
 fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let mut mounts = Vec::new();
-    for volume in request.config.site_mounts().entries() {
+    let modules = modules::selected(request.config, request.modules)?;
+    let maps = modules.into_iter().map(Module::site_mounts);
+    let maps: Vec<VolumeMap> = std::iter::once(request.config.site_mounts())
+        .chain(maps)
+        .collect();
+    for volume in maps.iter().flat_map(VolumeMap::entries) {
         let flags = &volume.flags;
         let source = open_host(&volume.from).step("open site mount", &*volume.from)?;
         let read_only = if flags.ro {
@@ -135,6 +183,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
         mounts.push(Planned {
             target: volume.to.clone(),
             source,
+            upper: None,
             recursive: flags.rec,
             attributes: SAFE | read_only,
             propagation: if flags.slave {
@@ -142,16 +191,6 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
             } else {
                 Propagation::Private
             },
-            volume: None,
-        });
-    }
-    if let Some(path) = &request.config.root.udi_image {
-        mounts.push(Planned {
-            target: UDI_IMAGE.to_owned(),
-            source: open_host(&path.to_string_lossy()).step("open", path)?,
-            recursive: false,
-            attributes: mnt::SAFE_RO,
-            propagation: Propagation::Private,
             volume: None,
         });
     }
@@ -170,11 +209,7 @@ impl SiteView {
             let host = mnt::path_of(mount.source.as_fd());
             (mount.target.clone(), host, mount.attributes)
         };
-        let mut dirs: Vec<_> = mounts
-            .iter()
-            .filter(|mount| mount.target != UDI_IMAGE)
-            .map(of)
-            .collect();
+        let mut dirs: Vec<_> = mounts.iter().map(of).collect();
         dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));
         Self { dirs }
     }
@@ -258,6 +293,7 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
     Ok(Planned {
         target: volume.to.clone(),
         source,
+        upper: None,
         recursive: true,
         attributes: site_flags | read_only,
         propagation: Propagation::Private,
