@@ -13,6 +13,7 @@ mod install;
 mod jobs;
 mod long;
 mod mistakes;
+mod modules;
 mod node;
 mod selftest;
 mod sharing;

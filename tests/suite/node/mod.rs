@@ -19,6 +19,8 @@ use crate::bench::turn;
 mod attack;
 mod join;
 mod kill;
+mod libraries;
+mod modules;
 mod refuse;
 mod roots;
 
