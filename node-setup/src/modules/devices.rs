@@ -94,12 +94,24 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Plans what a module's devices need. Returns a warning that names what is not done.
 ///
 /// # Errors
-/// [`Error::Module`] where the node does not have what a specification says.
+/// [`Error::Denied`] where the node has no such devices; [`Error::Module`] where it does not have
+/// what their specification says.
 pub fn bring(part: &mut Part<'_>, module: &Module, found: &Found) -> Result<Option<String>> {
     if module.cdi.is_empty() {
         return Ok(None);
     }
     let mut edits = found.specs.select(&module.cdi).map_err(|error| {
+        // A node that never had such devices is in order, and not to be taken out of service.
+        let is_elsewhere = |device: &String| !found.specs.have_kind_of(device);
+        if found.broken.is_empty() && module.cdi.iter().any(is_elsewhere) {
+            return Error::Denied {
+                what: format!(
+                    "module '{}' cannot be used on this node: {error}",
+                    part.name
+                ),
+                hint: Some("use nodes that have the device, or --module=none"),
+            };
+        }
         let broken = found.broken.iter().map(|why| format!("; {why}"));
         part.fault(format!("{error}{}", broken.collect::<String>()))
     })?;

@@ -153,6 +153,12 @@ impl Specs {
         self.found.push((rank, origin, spec));
     }
 
+    /// True if there is a specification of devices of the kind of this one.
+    pub fn have_kind_of(&self, device: &str) -> bool {
+        let (kind, _) = device.split_once('=').unwrap_or_default();
+        self.found.iter().any(|(_, _, spec)| spec.kind == kind)
+    }
+
     /// Returns what the devices, each `vendor/class=name`, need together: first what a
     /// specification has for all of its devices, then what it has for each.
     ///

@@ -170,6 +170,7 @@ fn a_later_directory_wins_and_equals_conflict() {
         select(&all, &["x"]).unwrap_err(),
         "device 'vendor.example/gpu=x' is in 'late' and in 'later'"
     );
+    assert!(both.have_kind_of("vendor.example/gpu=y") && !both.have_kind_of("vendor.example/g=x"));
     let missing = select(&both, &["y"]).unwrap_err();
     assert_eq!(
         missing,

@@ -454,6 +454,18 @@ fn privileged_devices_of_a_made_up_vendor() -> Result<()> {
         ensure_refused(&run("true")?, 5, words)?;
     }
     fs::remove_file("/run/cdi/vendor.json")?;
+    // A node without such devices is in order.
+    fs::remove_file("/etc/cdi/broken.yaml")?;
+    site.product.configure(&module("'other.example/gpu=all'"))?;
+    let output = run("true")?;
+    let words = "module 'gpu' cannot be used on this node: there is no specification of device 'other.example/gpu=all'";
+    ensure_refused(&output, 3, words)?;
+    ensure!(
+        output
+            .stderr
+            .contains("\nhint: use nodes that have the device"),
+        "{output}"
+    );
     let broken = [
         (
             "/opt/site/driver/fake-smi",
