@@ -74,7 +74,7 @@ const OWN_MPI: &str = "int MPI_Get_library_version(char *text, int *size) {
 #[test]
 fn privileged_the_hosts_mpich_takes_the_place_of_the_images() -> Result<()> {
     let site = Site::prepare()?;
-    image("mpi", '6', |tree| {
+    image("mpi", 'c', |tree| {
         let lib = with_c_library(tree)?;
         let own = lib.join("libmpich.so.12");
         library(&own, "libmpich.so.12", OWN_MPI, &[])?;
@@ -145,7 +145,7 @@ fn privileged_the_hosts_mpich_takes_the_place_of_the_images() -> Result<()> {
     );
     let mut job = manifest("17");
     job["modules"] = json!(["mpich"]);
-    job["image"] = json!({"id": "6".repeat(64), "reference": "docker:mpi:latest"});
+    job["image"] = json!({"id": "c".repeat(64), "reference": "docker:mpi:latest"});
     site.set_up(&job)?.success()?;
     let pin = "--mount=/run/shifter/jobs/17/roots/job/mnt";
     let call = [
@@ -216,9 +216,9 @@ fn privileged_libraries_that_do_not_fit_an_image_are_refused_with_the_reason() -
             &[&pal.to_string_lossy()],
         )
     };
-    image("glibc", '6', |tree| with_c_library(tree).map(drop))?;
-    image("open", '7', open)?;
-    image("both", '8', |tree| {
+    image("glibc", 'c', |tree| with_c_library(tree).map(drop))?;
+    image("open", 'd', open)?;
+    image("both", 'e', |tree| {
         open(tree)?;
         library(
             &tree.join("usr/local/lib/libmpi.so.12"),
@@ -227,7 +227,7 @@ fn privileged_libraries_that_do_not_fit_an_image_are_refused_with_the_reason() -
             &[],
         )
     })?;
-    image("musl", '9', |tree| {
+    image("musl", 'f', |tree| {
         fs::create_dir_all(tree.join("lib"))?;
         Ok(fs::write(tree.join("lib/ld-musl-x86_64.so.1"), "")?)
     })?;
@@ -375,7 +375,7 @@ fn privileged_devices_of_a_made_up_vendor() -> Result<()> {
     fs::write("/etc/cdi/vendor.yaml", VENDOR)?;
     fs::write("/etc/cdi/broken.yaml", "cdiVersion: &x 0.5.0\n")?;
     fs::write("/etc/cdi/README", "no specification")?;
-    image("gpu", '6', |tree| {
+    image("gpu", 'c', |tree| {
         with_c_library(tree)?;
         let link = format!("{}", real.display());
         compile(
@@ -424,7 +424,7 @@ fn privileged_devices_of_a_made_up_vendor() -> Result<()> {
     // In a job the same, but for the warning, which the node gets.
     let mut job = manifest("17");
     job["modules"] = json!(["gpu"]);
-    job["image"] = json!({"id": "6".repeat(64), "reference": "docker:gpu:latest"});
+    job["image"] = json!({"id": "c".repeat(64), "reference": "docker:gpu:latest"});
     let output = site.set_up(&job)?.success()?;
     ensure!(
         output.stderr.contains("left out: createContainer hook"),

@@ -500,11 +500,13 @@ fn privileged_setup_with_hooks_killed_before_each_system_call_leaves_nothing() -
                 .output()?;
             deaths += usize::from(output.code == 137);
             // A hook that is just dying keeps the namespace, and so the image, for a moment.
-            wait_for(&format!("a clean node after {name} {number}"), 5, || {
+            wait_for(&format!("the image's end after {name} {number}"), 5, || {
                 let output = site.tear_down("17")?;
                 ensure!(output.code == 0, "{name} {number}: {output}");
-                Ok(site.clean.ensure_restored(None).ok())
+                let hints = fs::read_dir("/run/shifter/images").map(Iterator::count);
+                Ok((hints.unwrap_or(0) == 0).then_some(()))
             })?;
+            site.clean.ensure_restored(None)?;
         }
     }
     ensure!(deaths > 12, "only {deaths} kills hit");
