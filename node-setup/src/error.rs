@@ -98,6 +98,22 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// A program of the site's that runs while a root is built did not succeed.
+    #[error("{hook} failed: {reason}")]
+    Hook {
+        /// Which one, and for what.
+        hook: String,
+        /// How it ended, and what it said last.
+        reason: String,
+    },
+    /// A module of the site's cannot be set up on this node.
+    #[error("cannot set up module '{module}': {reason}")]
+    Module {
+        /// The module.
+        module: String,
+        /// Why.
+        reason: String,
+    },
     /// The user is not known to the name service, or it did not answer in time.
     #[error("cannot find the account of uid {uid}: {reason}")]
     Account {
@@ -145,7 +161,11 @@ impl Error {
             | Error::Volume { .. }
             | Error::Denied { .. } => ExitCode::Denied,
             Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
-            Error::Store(_) | Error::KernelModule { .. } | Error::Step { .. } => ExitCode::Mount,
+            Error::Store(_)
+            | Error::KernelModule { .. }
+            | Error::Step { .. }
+            | Error::Hook { .. }
+            | Error::Module { .. } => ExitCode::Mount,
             Error::Privilege(_) | Error::Rootless(_) => ExitCode::Privilege,
             Error::Config(_)
             | Error::Untrusted(_)

@@ -29,17 +29,20 @@ struct Journal {
     device: (u32, u32),
 }
 
-/// Builds the root of a job and pins it.
+/// Builds the root of a job and pins it. Returns what was asked for and not done.
 ///
 /// # Errors
 /// Every failure leaves nothing behind; [`Error::exit_code`] tells the user's mistakes from the
 /// node's failures.
-pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<()> {
+pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<Vec<String>> {
     kmod::preload(&config.kernel)?;
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
     let host = namespace::own()?;
-    make(config, manifest, &run, &job, &host).inspect_err(|_| {
+    // From here on no name of a module means the default ones.
+    let mut manifest = manifest.clone();
+    manifest.modules = modules::requested(config, &manifest.modules);
+    make(config, &manifest, &run, &job, &host).inspect_err(|_| {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
         let _ = namespace::enter(&host)
@@ -56,7 +59,7 @@ fn make(
     run: &RunDir,
     job: &JobDir,
     host: &OwnedFd,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     // A job that was requeued without an epilogue, or a set-up that died: start anew.
     demolish(job)?;
     state::remove_file(job.dir(), "failure")?;
@@ -85,7 +88,7 @@ fn make(
     if job.is_buried()? {
         Err(Error::Removed(manifest.job.to_string()))
     } else {
-        Ok(())
+        Ok(root.warnings)
     }
 }
 

@@ -1,5 +1,6 @@
 //! From inside a container, as the user: environment, working directory, command.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -49,7 +50,16 @@ pub fn environment(
         None => Vec::new(),
     };
     let selected = modules::selected(container.config, container.modules)?;
-    let changes: Vec<_> = selected.into_iter().map(|module| &module.env).collect();
+    let brought = if selected.is_empty() {
+        BTreeMap::new()
+    } else {
+        modules::place::environment()
+    };
+    let mut changes = Vec::new();
+    for (name, module) in container.modules.iter().zip(selected) {
+        changes.push(&module.env);
+        changes.extend(brought.get(name));
+    }
     let always = [
         (b"SHIFTER_IMAGE".to_vec(), container.id.as_bytes().to_vec()),
         (

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -88,6 +88,28 @@ impl<'a> Layer<'a> {
             dir,
             dirs: BTreeSet::from(["/".to_owned()]),
         }
+    }
+
+    /// Takes over the directories that a hook of the site's has made in the layer.
+    pub fn adopt(&mut self) -> Result<()> {
+        let dir = self.dir.try_clone().step("open", "layer")?;
+        self.adopt_below(&dir, "")
+    }
+
+    fn adopt_below(&mut self, dir: &OwnedFd, path: &str) -> Result<()> {
+        for Entry { name, kind } in list(dir)? {
+            let Ok(name) = std::str::from_utf8(&name) else {
+                continue;
+            };
+            if kind == FileType::Directory {
+                let path = format!("{path}/{name}");
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                let below = rustix::fs::openat(dir, name, flags, Mode::empty());
+                self.adopt_below(&below.step("open", &*path)?, &path)?;
+                self.dirs.insert(path);
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that the layer has a directory: like the image's where that has it.
@@ -255,25 +277,12 @@ impl<'a> Layer<'a> {
 
     /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
     pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
-        let lower = format!("{}:{}", magic(&self.dir), magic(&self.image.dir));
-        // Overlay attributes inside of the image (it is hostile data) must not lead the kernel
-        // elsewhere: no redirects, no metadata-only files.
-        let mut options = vec![
-            ("source", Some("shifter")),
-            ("lowerdir", Some(&*lower)),
-            ("redirect_dir", Some("nofollow")),
-            ("metacopy", Some("off")),
-        ];
         let Some(Scratch { upper, work, .. }) = scratch else {
-            return mnt::make("overlay", &options, mnt::SAFE_RO);
+            return mnt::overlay(&self.dir, &self.image.dir);
         };
-        let (upper, work) = (magic(upper), magic(work));
-        options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
-        if self.image.is_whole {
-            // The overlay's notes would be attributes that only root may set.
-            options.push(("userxattr", None));
-        }
-        mnt::make("overlay", &options, mnt::SAFE)
+        // Without privilege the overlay cannot keep its notes in attributes that are root's.
+        let is_users = self.image.is_whole;
+        mnt::writable_overlay([upper, work], [&self.dir, &self.image.dir], is_users)
     }
 
     /// True if the image itself has something at a path.
@@ -410,9 +419,4 @@ fn below(path: &str) -> &str {
         "" => ".",
         relative => relative,
     }
-}
-
-/// Names an open directory for an option of a file system.
-fn magic(dir: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", dir.as_raw_fd())
 }

@@ -7,6 +7,7 @@ pub mod drop;
 pub mod error;
 pub mod etc;
 pub mod fsuser;
+pub mod hooks;
 pub mod host_image;
 pub mod image;
 pub mod job;

@@ -41,6 +41,49 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
+/// Lays a directory over another one, for reading only; it is attached nowhere yet.
+pub fn overlay(upper: &OwnedFd, lower: &OwnedFd) -> Result<OwnedFd> {
+    let lower = layers([upper, lower]);
+    make("overlay", &overlay_options(&lower), SAFE_RO)
+}
+
+/// Lays `lower`, and over it what is written to `upper`, both given with what they need beside
+/// them; it is attached nowhere yet.
+pub fn writable_overlay(
+    [upper, work]: [&OwnedFd; 2],
+    lower: [&OwnedFd; 2],
+    is_users: bool,
+) -> Result<OwnedFd> {
+    let lower = layers(lower);
+    let [upper, work] = [upper, work].map(magic);
+    let mut options = overlay_options(&lower).to_vec();
+    options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
+    if is_users {
+        options.push(("userxattr", None));
+    }
+    make("overlay", &options, SAFE)
+}
+
+/// The layers' own overlay attributes must not lead the kernel elsewhere (an image is hostile
+/// data): no redirects, no metadata-only files.
+fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
+    [
+        ("source", Some("shifter")),
+        ("lowerdir", Some(lower)),
+        ("redirect_dir", Some("nofollow")),
+        ("metacopy", Some("off")),
+    ]
+}
+
+fn layers(dirs: [&OwnedFd; 2]) -> String {
+    dirs.map(magic).join(":")
+}
+
+/// Names an open directory for an option of a file system.
+fn magic(dir: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(dir))
+}
+
 /// Clones the mount at an open file or directory, with what is mounted below it if `recursive`.
 /// The clone keeps the flags of the original and is attached nowhere.
 pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd> {

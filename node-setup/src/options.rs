@@ -226,12 +226,16 @@ fn bind_mount(value: &str) -> Result<String> {
     Ok(format!("{from}:{to}{flag}"))
 }
 
-/// Splits a list of modules; `none` and an empty list are none.
+/// Splits a list of modules, each once; `none` and an empty list are none.
 pub fn module_list(text: &str) -> Vec<String> {
-    text.split(',')
-        .filter(|name| !name.is_empty() && *name != "none")
-        .map(str::to_owned)
-        .collect()
+    let mut names: Vec<String> = Vec::new();
+    let given = text.split(',').filter(|n| !n.is_empty() && *n != "none");
+    for name in given {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 fn text(word: OsString, what: &str) -> Result<String> {

@@ -13,7 +13,7 @@
 //! the build is done the process's root is R, and nothing of the host is left in the namespace
 //! but what was put on R.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType};
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
@@ -27,13 +27,14 @@ use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::etc::{self, ShifterConfig};
+use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
 use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::{namespace, rootless, state, volumes};
+use crate::{hooks, modules, namespace, rootless, state, volumes};
 
 /// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
 const PROC_ROOT_INODE: u64 = 1;
@@ -75,6 +76,8 @@ pub struct Writable {
 pub struct Root {
     /// Its overlay, whose device mountinfo shows in every namespace derived from it.
     pub mount: OwnedFd,
+    /// What was asked for and not done.
+    pub warnings: Vec<String>,
 }
 
 /// Builds the root. On success the process is in it, at "/"; on failure the process is in a
@@ -102,12 +105,22 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         state::make_place()?;
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
+    let site_hooks = &request.config.hooks;
+    hooks::run(
+        Stage::PreMount,
+        &site_hooks.pre_mount,
+        request,
+        layer_mount.as_fd(),
+    )?;
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 
     let entries = layer::list(&image.dir).map_err(|error| image.blame(error))?;
     check_site_dirs(&entries, request)?;
     let mut layer = Layer::new(&image, &entries, layer_mount);
+    if !site_hooks.pre_mount.is_empty() {
+        layer.adopt()?;
+    }
     give_files(request, &mut layer)?;
     for name in HOST_DIRS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
@@ -115,7 +128,12 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
             layer.dir(&format!("/{name}"))?;
         }
     }
-    let mounts = volumes::plan(request, &mut layer)?;
+    let brought = modules::place::plan(request, || {
+        let dir = mnt::make("tmpfs", &options, SAFE)?;
+        mnt::attach(&dir, &image.dir)?;
+        Ok(dir)
+    })?;
+    let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
     let root = layer.mount(scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
@@ -124,9 +142,27 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
     host_dirs(&root)?;
     volumes::attach(&mounts, &root, &layer, request, run)?;
+    hooks::run(
+        Stage::PostMount,
+        &site_hooks.post_mount,
+        request,
+        root.as_fd(),
+    )?;
+    let selected = modules::selected(request.config, request.modules)?;
+    for (name, module) in request.modules.iter().zip(selected) {
+        hooks::run(
+            Stage::Module(name),
+            &module.root_hook,
+            request,
+            root.as_fd(),
+        )?;
+    }
 
     enter(&root)?;
-    Ok(Root { mount: root })
+    Ok(Root {
+        mount: root,
+        warnings: brought.warnings,
+    })
 }
 
 /// Makes the scratch space that the user asks for.

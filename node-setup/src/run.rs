@@ -36,7 +36,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
-use crate::{lookup, modules, out};
+use crate::{hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
 
@@ -179,6 +179,11 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
         out::complain(NAME, &crate::error::plain(warning));
     }
     let environment = launch::environment(&container, options, environment)?;
+    modules::compat::check(&config, &entered.modules, &environment)?;
+    let selected = modules::selected(&config, &entered.modules)?;
+    for (name, module) in entered.modules.iter().zip(selected) {
+        hooks::run_as_user(name, &module.user_hook, &environment, &config)?;
+    }
     let words = launch::command(&container, options);
     if options.verbose {
         let elapsed = start.elapsed().as_secs_f64() * 1e3;
@@ -386,9 +391,10 @@ fn build(
             image::open_for_job(config, &job.image, caller.uid, &caller.gids())?
         }
     };
-    let modules = match &request.modules {
-        Some(modules) => modules.clone(),
-        None => job.map(|job| job.modules.clone()).unwrap_or_default(),
+    let modules = match (&request.modules, job) {
+        (Some(modules), _) => modules.clone(),
+        (None, Some(job)) => job.modules.clone(),
+        (None, None) => modules::requested(config, &[]),
     };
     modules::check(config, &modules)?;
     let volumes = match (&request.volumes, job) {
@@ -428,10 +434,13 @@ fn build(
         .iter()
         .any(has_cache)
         .then(RunDir::open_for_hints);
-    root::build(&request, run.flatten().as_ref()).map_err(|error| match footing {
+    let root = root::build(&request, run.flatten().as_ref()).map_err(|error| match footing {
         Footing::User => rootless::explain(error),
         _ => error,
     })?;
+    for warning in root.warnings {
+        out::complain(NAME, &warning);
+    }
     Ok(Entry::Entered(Box::new(Entered {
         id: image.id,
         reference: image.reference,

@@ -9,6 +9,8 @@
 use std::ffi::{CStr, CString, c_int, c_ulong};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::mount::MountAttrFlags;
 use rustix::process::Pid;
@@ -113,6 +115,91 @@ pub fn close_on_exec() -> io::Result<()> {
     // SAFETY: plain integers; nothing is closed now, so no owner of a descriptor loses it.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, CLOSE_RANGE_CLOEXEC) })
 }
+
+/// Makes the next child, and no other, the first process of a new process namespace: with it the
+/// kernel ends all that it started. To be undone by entering the process's own namespace again.
+pub fn unshare_children() -> io::Result<()> {
+    // SAFETY: CLONE_NEWPID does not touch the descriptor table, and this crate has no threads.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?)
+}
+
+/// Has the command run in a session of its own, with signals as in a fresh process and no
+/// descriptor beyond 2, and die with this process. `alive` and `own` are the ends of a pipe
+/// that nobody writes to: the child sees it closed if this process died before it was tied to it.
+pub fn isolate(command: &mut Command, alive: BorrowedFd<'_>, own: BorrowedFd<'_>) {
+    let (alive, own) = (alive.as_raw_fd(), own.as_raw_fd());
+    let tie = move || -> io::Result<()> {
+        // SAFETY: takes no argument.
+        check(i64::from(unsafe { libc::setsid() }))?;
+        for signal in 1..=LAST_SIGNAL {
+            // Not signal(3): the C library keeps two for itself and lets nobody reset them.
+            // SAFETY: the kernel reads one sigaction, which is smaller than these zeros, and zero
+            // is SIG_DFL, no flags and no mask; signals that cannot be set stay as they are.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_rt_sigaction,
+                    signal,
+                    DEFAULT_ACTION.as_ptr(),
+                    std::ptr::null_mut::<u64>(),
+                    size_of::<u64>(),
+                )
+            };
+        }
+        let kill = libc::SIGKILL as c_ulong;
+        // SAFETY: PR_SET_PDEATHSIG takes the number of a signal.
+        check(i64::from(unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, kill)
+        }))?;
+        // SAFETY: the number is the child's copy of a descriptor, which nothing else here uses.
+        unsafe { libc::close(own) };
+        let mut pipe = libc::pollfd {
+            fd: alive,
+            events: 0,
+            revents: 0,
+        };
+        // SAFETY: reads and writes one pollfd, which is ours.
+        let closed = unsafe { libc::poll(&raw mut pipe, 1, 0) };
+        if closed != 0 {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        // Also the caller's, of which we know nothing.
+        // SAFETY: marks descriptors as closed by the execve(2) that follows; none is closed here.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3_u32,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        })
+    };
+    // SAFETY: between fork and exec `tie` makes system calls alone: it neither allocates nor locks.
+    unsafe { command.pre_exec(tie) };
+}
+
+/// Lets the process wait for its children, whatever its caller ignored, until it is dropped.
+pub struct Waiting(libc::sighandler_t);
+
+impl Waiting {
+    /// Has the kernel keep how children end.
+    pub fn begin() -> Self {
+        // SAFETY: SIG_DFL is no function of ours, and there are no threads to surprise.
+        Self(unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // SAFETY: nothing in this crate sets handlers, so it is SIG_DFL or SIG_IGN.
+        unsafe { libc::signal(libc::SIGCHLD, self.0) };
+    }
+}
+
+/// The highest number of a signal (_NSIG in the kernel).
+const LAST_SIGNAL: c_int = 64;
+
+/// The kernel's struct sigaction, and room to spare.
+static DEFAULT_ACTION: [u64; 8] = [0; 8];
 
 /// Returns the id of an open mount namespace, by which the kernel tells which of two is newer;
 /// ENOTTY before Linux 6.11.

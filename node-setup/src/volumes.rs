@@ -10,14 +10,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use shifter_core::config::Module;
 use shifter_core::identity::Identity;
 use shifter_core::sanitize;
-use shifter_core::volmap::{self, Volume, VolumeFlags, contains};
+use shifter_core::volmap::{self, Volume, VolumeFlags, VolumeMap, contains};
 
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::layer::{Kind, Layer};
 use crate::mnt::{self, SAFE};
+use crate::modules;
 use crate::node_cache::{self, Cache};
 use crate::root::RootRequest;
 use crate::state::RunDir;
@@ -28,8 +30,6 @@ const BUILT_IN: [&str; 5] = ["/proc", "/sys", "/dev", "/tmp", "/var/tmp"];
 
 /// Of those, the ones from which users may mount.
 const SCRATCH: [&str; 2] = ["/tmp", "/var/tmp"];
-
-const UDI_IMAGE: &str = "/opt/udiImage";
 
 /// A mount that is made and has its flags, but is attached nowhere yet.
 pub struct Planned {
@@ -55,12 +55,48 @@ pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Opens every source and makes sure that every target can be mounted on.
+impl Planned {
+    /// A file or directory of the site's, which nobody can write here.
+    pub fn read_only(target: &str, source: &OwnedFd, is_recursive: bool) -> Result<Self> {
+        let mount = mnt::clone(source, is_recursive)?;
+        mnt::restrict(&mount, mnt::SAFE_RO, Propagation::Private)?;
+        Ok(Self::of_site(target, mount))
+    }
+
+    /// The same with another directory laid over it.
+    pub fn laid_over(target: &str, upper: &OwnedFd, lower: &OwnedFd) -> Result<Self> {
+        Ok(Self::of_site(target, mnt::overlay(upper, lower)?))
+    }
+
+    /// A device node.
+    pub fn device(target: &str, source: &OwnedFd) -> Result<Self> {
+        let mount = mnt::clone(source, false)?;
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        mnt::restrict(&mount, flags, Propagation::Private)?;
+        Ok(Self::of_site(target, mount))
+    }
+
+    fn of_site(target: &str, mount: OwnedFd) -> Self {
+        Self {
+            target: target.to_owned(),
+            mount,
+            volume: None,
+            cache: None,
+        }
+    }
+}
+
+/// Opens every source and makes sure that every target can be mounted on; `brought` is what
+/// modules bring, from which no volume can be taken.
 ///
 /// # Errors
 /// [`Error::Volume`] where the user asks for something that is not there or not allowed;
 /// [`Error::Step`] where a site mount is missing on this node.
-pub fn plan(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<Vec<Planned>> {
+pub fn plan(
+    request: &RootRequest<'_>,
+    layer: &mut Layer<'_>,
+    brought: Vec<Planned>,
+) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
     if !request.volumes.is_empty() {
         let site = SiteView::of(request)?;
@@ -68,6 +104,7 @@ pub fn plan(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<Vec<Plan
             mounts.push(user_volume(volume, &site, request)?);
         }
     }
+    mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
@@ -165,6 +202,15 @@ fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error 
     }
 }
 
+/// The site's mounts and those of the modules in use.
+fn site_maps(request: &RootRequest<'_>) -> Result<Vec<VolumeMap>> {
+    let modules = modules::selected(request.config, request.modules)?;
+    let maps = modules.into_iter().map(Module::site_mounts);
+    Ok(std::iter::once(request.config.site_mounts())
+        .chain(maps)
+        .collect())
+}
+
 /// The flags of a site mount.
 fn site_flags(flags: &VolumeFlags) -> MountAttrFlags {
     if flags.ro { mnt::SAFE_RO } else { SAFE }
@@ -174,7 +220,8 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let mut mounts = Vec::new();
     // In a user's own namespace the kernel keeps together what is mounted in each other.
     let is_rootless = request.image.is_rootless();
-    for volume in request.config.site_mounts().entries() {
+    let maps = site_maps(request)?;
+    for volume in maps.iter().flat_map(VolumeMap::entries) {
         let Volume { from, to, flags } = volume;
         let mount = match mnt::clone_path(from, flags.rec || is_rootless) {
             // Without privilege a container has what its user can reach.
@@ -191,22 +238,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
             Propagation::Private
         };
         mnt::restrict(&mount, site_flags(flags), propagation)?;
-        mounts.push(Planned {
-            target: to.clone(),
-            mount,
-            volume: None,
-            cache: None,
-        });
-    }
-    if let Some(path) = &request.config.root.udi_image {
-        let mount = mnt::clone_path(&path.to_string_lossy(), is_rootless)?;
-        mnt::restrict(&mount, mnt::SAFE_RO, Propagation::Private)?;
-        mounts.push(Planned {
-            target: UDI_IMAGE.to_owned(),
-            mount,
-            volume: None,
-            cache: None,
-        });
+        mounts.push(Planned::of_site(to, mount));
     }
     Ok(mounts)
 }
@@ -232,7 +264,8 @@ struct SiteView {
 impl SiteView {
     fn of(request: &RootRequest<'_>) -> Result<Self> {
         let mut dirs = Vec::new();
-        for Volume { from, to, flags } in request.config.site_mounts().entries() {
+        let maps = site_maps(request)?;
+        for Volume { from, to, flags } in maps.iter().flat_map(VolumeMap::entries) {
             let fd = match mnt::open_host(from) {
                 Err(Errno::ACCESS) if request.image.is_rootless() => continue,
                 opened => opened.step("open site mount", &**from)?,

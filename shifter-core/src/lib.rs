@@ -5,7 +5,9 @@
 //! cannot be wrong; one thin function next to them reads the file.
 #![forbid(unsafe_code)]
 
+pub mod cdi;
 pub mod config;
+pub mod elf;
 pub mod env;
 pub mod exit;
 pub mod hostlist;

@@ -199,3 +199,16 @@ fn manual_lists_every_exit_code() {
     let known: Vec<i32> = ExitCode::ALL.map(|code| code.code().into()).into();
     assert_eq!(listed, known, "{}", path.display());
 }
+
+#[test]
+fn the_shipped_modules_are_understood() {
+    for (file, name) in [("mpich", "mpich"), ("gpu", "gpu")] {
+        let (path, text) = read(&format!("conf/modules/{file}.toml"));
+        let config = Config::parse(&text, &path).unwrap();
+        assert!(config.module.contains_key(name), "{}", path.display());
+        // Pasted at the end of the sample they are the same.
+        let (path, sample) = read("conf/shifter.toml");
+        let pasted = Config::parse(&format!("{sample}\n{text}"), &path).unwrap();
+        assert_eq!(pasted.module, config.module);
+    }
+}

@@ -5,7 +5,8 @@
 //! SHIFTER_IMAGETYPE     id
 //! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
 //! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
-//! SHIFTER_MODULE        name,name                    absent if there are none
+//! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
+//!                                                    absent if there are none
 //! ```
 //!
 //! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
@@ -28,6 +29,9 @@ const MODULE: &str = "SHIFTER_MODULE";
 
 /// All of them.
 pub const NAMES: [&str; 5] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE];
+
+/// The name that means no module.
+pub const NO_MODULE: &str = "none";
 
 /// Modules that one job may name.
 const MODULE_LIMIT: usize = 64;

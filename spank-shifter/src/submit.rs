@@ -128,7 +128,9 @@ impl SubmitError {
 pub struct Request {
     image: ImageRef,
     volumes: VolumeMap,
+    /// Those in use, default ones included; none if no module was named and none is in use.
     modules: Vec<String>,
+    names_modules: bool,
 }
 
 impl Request {
@@ -149,12 +151,25 @@ impl Request {
         }
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
         let modules = pins::parse_modules(raw.modules.iter().map(String::as_str))?;
+        let names_modules = !modules.is_empty();
+        let modules = node_setup::modules::requested(config, &modules);
         node_setup::modules::check(config, &modules)?;
         Ok(Self {
             image,
             volumes,
             modules,
+            names_modules,
         })
+    }
+
+    /// Returns the modules as a node is told of them: where there is no name, it takes its default
+    /// ones.
+    fn pinned_modules(&self) -> Vec<String> {
+        if self.names_modules && self.modules.is_empty() {
+            vec![pins::NO_MODULE.to_owned()]
+        } else {
+            self.modules.clone()
+        }
     }
 
     /// Insists that a step inside a job asks for nothing else than the job was given: the nodes
@@ -171,7 +186,7 @@ impl Request {
         if !self.volumes.is_empty() && self.volumes.signature() != job.volumes.signature() {
             return Err(other("volumes"));
         }
-        if !self.modules.is_empty() && self.modules != job.modules {
+        if self.names_modules && self.pinned_modules() != job.modules {
             return Err(other("modules"));
         }
         Ok(())
@@ -191,12 +206,11 @@ impl Request {
             }
             Answer::Missing(lines) => return Err(SubmitError::Refused { lines }),
         };
-        let request = self.image.canonical();
         Ok(Pins {
             id,
-            request,
+            request: self.image.canonical(),
+            modules: self.pinned_modules(),
             volumes: self.volumes,
-            modules: self.modules,
         })
     }
 }
@@ -367,6 +381,31 @@ mod tests {
         }
         assert!(check("x", &["/a:/b", "/c:/d"], &["mpi"]).is_ok());
         assert!(check("local:sl6", &[], &[]).is_ok());
+    }
+
+    #[test]
+    fn modules_are_pinned_with_the_default_ones_and_none_is_said() {
+        let site = format!("default_modules = ['gpu']\n{SITE}");
+        let pinned = |names: &[&str], site: &str| {
+            let request = Request::check(&options("x", &[], names), &config(site)).unwrap();
+            request.pinned_modules().join(",")
+        };
+        assert_eq!(pinned(&[], &site), "gpu");
+        assert_eq!(pinned(&["mpi"], &site), "mpi");
+        assert_eq!(pinned(&["none"], &site), "none");
+        assert_eq!(pinned(&[], SITE), "");
+        assert_eq!(pinned(&["none"], SITE), "none");
+        // A step may name what its job has by default.
+        let job = Pins {
+            modules: vec!["gpu".into()],
+            ..sample()
+        };
+        let agrees = |names: &[&str]| {
+            let raw = options("ubuntu:24.04", &[], names);
+            let request = Request::check(&raw, &config(&site)).unwrap();
+            request.agree(Some(&job)).is_ok()
+        };
+        assert!(agrees(&[]) && agrees(&["gpu"]) && !agrees(&["mpi"]) && !agrees(&["none"]));
     }
 
     #[test]

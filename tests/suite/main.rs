@@ -16,6 +16,7 @@ mod jobs;
 mod kernel;
 mod long;
 mod mistakes;
+mod modules;
 mod node;
 mod selftest;
 mod sharing;

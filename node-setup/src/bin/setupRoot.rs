@@ -98,7 +98,9 @@ fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
         let what = "containers run for users, not for root or group root".into();
         return Err(Error::Denied { what, hint: None });
     }
-    job::set_up(&config, &manifest)?;
+    for warning in job::set_up(&config, &manifest)? {
+        out::complain(NAME, &warning);
+    }
     if options.verbose {
         let elapsed = start.elapsed().as_secs_f64() * 1e3;
         out::complain(

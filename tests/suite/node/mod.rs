@@ -20,6 +20,8 @@ mod attack;
 mod join;
 mod kill;
 mod kinds;
+mod libraries;
+mod modules;
 mod node_cache;
 mod preload;
 mod refuse;

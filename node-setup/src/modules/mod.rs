@@ -1,9 +1,34 @@
-//! Modules: which of the site's extensions a container uses.
+//! Modules: which of the site's extensions a container uses. What they put into it is in [`place`]
+//! and [`devices`]; whether it can work there, in [`compat`].
+
+pub mod compat;
+pub mod devices;
+pub mod place;
 
 use shifter_core::config::{Config, Module};
 use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
+
+/// The word for no module, not even the site's default ones.
+const NONE: &str = "none";
+
+/// Returns the modules that a request for these names means, each once: the site's default ones
+/// where there is no name, none for `none`.
+pub fn requested(config: &Config, names: &[String]) -> Vec<String> {
+    let names = if names.is_empty() {
+        &config.default_modules
+    } else {
+        names
+    };
+    let mut found: Vec<String> = Vec::new();
+    for name in names {
+        if name != NONE && !found.contains(name) {
+            found.push(name.clone());
+        }
+    }
+    found
+}
 
 /// Checks that every module exists, is enabled and agrees with the others.
 pub fn check(config: &Config, names: &[String]) -> Result<()> {
@@ -35,6 +60,20 @@ pub fn selected<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Modu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_means_the_default_and_none_means_none() {
+        let text = "default_modules = ['b', 'a', 'b']\n[module.a]\n[module.b]\n[module.c]\n";
+        let config = Config::parse(text, "/x".as_ref()).unwrap();
+        let judge = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            requested(&config, &names).join(",")
+        };
+        assert_eq!(judge(&[]), "b,a");
+        assert_eq!(judge(&["none"]), "");
+        assert_eq!(judge(&["c", "a", "c"]), "c,a");
+        assert_eq!(judge(&["none", "c"]), "c");
+    }
 
     #[test]
     fn unknown_disabled_and_conflicting_modules_are_refused() {
