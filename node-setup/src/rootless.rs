@@ -161,6 +161,12 @@ pub fn explain(error: Error) -> Error {
         {
             lacks("the kernel has no overlays in user namespaces (Linux 5.11 and newer have)")
         }
+        // The kernel lets no user lay an overlay over what hides something.
+        Error::Step { object, source, .. }
+            if object == "overlay" && source.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            lacks("the directory has something mounted in it, which only root can leave out")
+        }
         other => other,
     }
 }

@@ -141,7 +141,7 @@ fn cluster_a_tree_of_the_site_is_a_jobs_image() -> Result<()> {
     let make = "mkdir -p /opt/chos && cp -a /var/lib/shifter/layouts/a/tree /opt/chos/sl6 &&
         echo sl6 >/opt/chos/sl6/etc/marker";
     Call::shell(make).ok()?;
-    let text = std::fs::read_to_string(CONFIG)?;
+    let text = fs::read_to_string(CONFIG)?;
     let trees = "[store]\ntrees = { sl6 = '/opt/chos/sl6' }";
     bench
         .product

@@ -251,16 +251,16 @@ fn privileged_s05_s78_hooks_have_a_fixed_environment_and_nothing_of_the_callers(
         let seen = fs::read_to_string(format!("/run/report.{stage}"))?;
         let id = super::image_id();
         let environment = format!(
-            "PATH=/usr/sbin:/usr/bin:/sbin:/bin\nPWD=/run/shifter/root\nSHIFTER_GID=2001\n\
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin\nPWD=/run/shifter\nSHIFTER_GID=2001\n\
              SHIFTER_HOOK={stage}\nSHIFTER_IMAGE={id}\nSHIFTER_IMAGEREQUEST=docker:tiny:latest\n\
-             {module}SHIFTER_ROOT=/run/shifter/root\nSHIFTER_UID=2001\nSHIFTER_USER=alice\nargs"
+             {module}SHIFTER_ROOT=/run/shifter\nSHIFTER_UID=2001\nSHIFTER_USER=alice\nargs"
         );
         ensure!(seen.starts_with(&environment), "{seen}");
         let rest = &seen[environment.len()..];
         let args = if module.is_empty() { " a b $(id)" } else { " " };
         ensure!(
             rest.starts_with(&format!(
-                "{args}\n/run/shifter/root\nuid=0(root) gid=0(root) groups=0(root)\n4\n/dev/null\n"
+                "{args}\n/run/shifter\nuid=0(root) gid=0(root) groups=0(root)\n4\n/dev/null\n"
             )),
             "{seen}"
         );
