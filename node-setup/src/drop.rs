@@ -2,9 +2,9 @@
 
 use rustix::process::{getegid, geteuid, getgid, getgroups, getuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
-    no_new_privs, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::caller::Caller;
@@ -35,8 +35,7 @@ pub fn become_user(caller: &Caller) -> Result<()> {
     }
     become_caller(caller)?;
     set_no_new_privs(true).map_err(failed)?;
-    no_new_privs()
-        .unwrap_or(false)
+    (no_new_privs().unwrap_or(false) && is_bounding_set_empty())
         .then_some(())
         .ok_or(Error::Privilege("privileges are still there"))
 }
@@ -67,6 +66,13 @@ pub fn become_caller(caller: &Caller) -> Result<()> {
     verify(caller)
         .then_some(())
         .ok_or(Error::Privilege("privileges are still there"))
+}
+
+fn is_bounding_set_empty() -> bool {
+    (0..=LAST_CAPABILITY)
+        .filter_map(|number| CapabilitySet::from_bits(1 << number))
+        // EINVAL: a capability that this kernel does not know.
+        .all(|capability| capability_is_in_bounding_set(capability) != Ok(true))
 }
 
 /// True if nothing is left, and root cannot be had back.
