@@ -20,6 +20,13 @@ const RELAXED: [Resource; 6] = [
     Resource::Cpu,
 ];
 
+/// The devices behind /dev/null and /dev/full.
+const NULL_DEVICE: u64 = libc::makedev(1, 3);
+const FULL_DEVICE: u64 = libc::makedev(1, 7);
+
+/// What the kernel lowers the stack's soft limit to for a setuid program (_STK_LIM).
+const SETUID_STACK: u64 = 8 << 20;
+
 /// What the caller had, to be restored.
 pub struct CallersProcess {
     umask: Mode,
@@ -38,6 +45,33 @@ pub fn fill_standard_descriptors() -> Result<()> {
             std::mem::forget(null);
         }
     }
+    replace_unusable_descriptors()
+}
+
+/// What is closed when a setuid program starts, the C library opens in the direction that fails.
+/// A command in a container gets /dev/null instead, for both.
+fn replace_unusable_descriptors() -> Result<()> {
+    let stdio = [
+        (rustix::stdio::stdin(), OFlags::WRONLY),
+        (rustix::stdio::stdout(), OFlags::RDONLY),
+        (rustix::stdio::stderr(), OFlags::RDONLY),
+    ];
+    for (number, (fd, useless)) in stdio.into_iter().enumerate() {
+        let stat = rustix::fs::fstat(fd).step("examine", "standard descriptors")?;
+        let is_null_or_full = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+            && [NULL_DEVICE, FULL_DEVICE].contains(&stat.st_rdev);
+        let flags = rustix::fs::fcntl_getfl(fd).step("examine", "standard descriptors")?;
+        if is_null_or_full && flags & OFlags::RWMODE == useless {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
+                .step("open", "/dev/null")?;
+            match number {
+                0 => rustix::stdio::dup2_stdin(null),
+                1 => rustix::stdio::dup2_stdout(null),
+                _ => rustix::stdio::dup2_stderr(null),
+            }
+            .step("replace", "standard descriptors")?;
+        }
+    }
     Ok(())
 }
 
@@ -45,7 +79,7 @@ pub fn fill_standard_descriptors() -> Result<()> {
 pub fn take_over() -> Result<CallersProcess> {
     let signals = sys::block_signals().step("block", "signals")?;
     let umask = umask(Mode::from_raw_mode(0o022));
-    let limits = RELAXED.map(|resource| (resource, getrlimit(resource)));
+    let limits = RELAXED.map(|resource| (resource, callers_limit(resource)));
     for (resource, old) in &limits {
         let relaxed = match (resource, old.maximum) {
             // The kernel refuses to set no limit at all on descriptors.
@@ -70,6 +104,53 @@ pub fn take_over() -> Result<CallersProcess> {
         limits: limits.into(),
         signals,
     })
+}
+
+/// Returns the limit that the caller had. The kernel has lowered the stack's for the setuid
+/// program (execve(2) does since Linux 4.14), so the parent's, if it is the caller's, tells
+/// whether it was higher. Anybody may raise a soft limit up to the hard one.
+fn callers_limit(resource: Resource) -> Rlimit {
+    let limit = getrlimit(resource);
+    let is_lowered = resource == Resource::Stack && limit.current == Some(SETUID_STACK);
+    match parents_stack().filter(|_| is_lowered) {
+        Some(parents) => Rlimit {
+            // `None` is no limit at all.
+            current: match (parents, limit.maximum) {
+                (Some(parents), Some(hard)) => Some(parents.min(hard)),
+                (parents, hard) => parents.or(hard),
+            },
+            ..limit
+        },
+        None => limit,
+    }
+}
+
+fn parents_stack() -> Option<Option<u64>> {
+    let parent = rustix::process::getppid()?;
+    let read = |name: &str| {
+        std::fs::read_to_string(format!("/proc/{}/{name}", parent.as_raw_nonzero())).ok()
+    };
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let is_callers = read("status")?
+        .lines()
+        .any(|line| line.strip_prefix("Uid:").and_then(first_word) == Some(&uid));
+    let limits = read("limits").filter(|_| is_callers)?;
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max stack size"))
+        .and_then(first_word)?;
+    match soft {
+        "unlimited" => Some(None),
+        number => number
+            .parse()
+            .ok()
+            .filter(|soft| *soft > SETUID_STACK)
+            .map(Some),
+    }
+}
+
+fn first_word(text: &str) -> Option<&str> {
+    text.split_ascii_whitespace().next()
 }
 
 /// Becomes root altogether, so that the caller can neither signal nor trace the process while
