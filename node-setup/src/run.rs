@@ -20,6 +20,7 @@ use shifter_core::layout::Program;
 use shifter_core::manifest::ResolvedImage;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
+use shifter_core::trusted;
 use shifter_core::volmap::{Origin, VolumeMap};
 
 use crate::caller::{self, Caller};
@@ -72,6 +73,8 @@ fn manage_images(words: &[OsString]) -> Result<Infallible> {
     }
     let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     let program = Program::Shifterimg.path(&config.prefix);
+    // It runs as whoever calls: nobody else may have put it there.
+    trusted::audit(&program, &[0]).map_err(Error::Untrusted)?;
     let source = Command::new(&program).args(words).exec();
     Err(Error::Step {
         step: "run",

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use shifter_core::sanitize;
+use shifter_core::trusted;
 use shifter_core::volmap::{self, Volume, contains};
 
 use crate::error::{Context, Error, Result};
@@ -146,6 +147,8 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
         });
     }
     if let Some(path) = &request.config.root.udi_image {
+        // Users run what is in it, so only root may have put it there.
+        let path = &trusted::audit(path, &[0]).map_err(Error::Untrusted)?;
         mounts.push(Planned {
             target: UDI_IMAGE.to_owned(),
             source: open_host(&path.to_string_lossy()).step("open", path)?,
