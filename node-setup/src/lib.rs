@@ -18,6 +18,7 @@ pub mod modules;
 pub mod namespace;
 pub mod options;
 pub mod out;
+pub mod patience;
 pub mod prepared;
 pub mod process;
 pub mod root;

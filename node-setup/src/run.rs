@@ -99,7 +99,7 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
     let callers = process::take_over()?;
     let caller = Caller::identify()?;
     let directory = rustix::process::getcwd(Vec::new()).ok();
-    let environment = launch::own_environment();
+    let mut environment = launch::own_environment();
     process::become_root()?;
     let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     let request = Request::judge(options, &environment, &config)?;
@@ -124,6 +124,8 @@ fn run_command(options: &RunOptions) -> Result<Infallible> {
         .filter(|dir| dir.starts_with(b"/"));
     if let Some(warning) = launch::enter_directory(&entered.meta, options, cwd)? {
         out::complain(NAME, &crate::error::plain(warning));
+        // Shells look at the directory that it names.
+        environment.retain(|(name, _)| name != b"PWD");
     }
     let environment = launch::environment(&container, options, environment)?;
     let words = launch::command(&container, options);

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
 use rustix::thread::{Gid, Uid};
 
 /// How mounts arriving elsewhere reach a mount.
@@ -233,6 +234,21 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     // SAFETY: both arrays end with NULL and point to strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// Starts a child process that does `work` and ends.
+pub fn fork(work: impl FnOnce()) -> io::Result<Pid> {
+    // SAFETY: this crate has no threads, so the child is a whole copy and may do what we may.
+    let pid = unsafe { libc::fork() };
+    check(i64::from(pid))?;
+    match Pid::from_raw(pid) {
+        Some(child) => Ok(child),
+        None => {
+            work();
+            // SAFETY: ends the child at once; nothing of the parent's is run at its exit.
+            unsafe { libc::_exit(0) }
+        }
+    }
 }
 
 /// Tells whether a number is an open descriptor.
