@@ -40,6 +40,9 @@ const PROC_ROOT_INODE: u64 = 1;
 /// Top-level directories that the host provides, whatever the image has there.
 const HOST_DIRS: [&str; 4] = ["proc", "sys", "dev", "tmp"];
 
+/// Name of a root's tmpfs in mountinfo.
+pub const ROOT_SOURCE: &str = "shifter";
+
 /// Everything that decides what a root looks like.
 pub struct RootRequest<'a> {
     /// The site's configuration.
@@ -86,7 +89,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [
-        ("source", Some("shifter")),
+        ("source", Some(ROOT_SOURCE)),
         ("mode", Some("0755")),
         ("size", Some(&*size)),
     ];
