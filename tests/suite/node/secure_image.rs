@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::product::STORE;
 
-use super::secure::{Guard, compile};
+use super::secure::{Guard, compile, is_long};
 use super::{image_id, manifest};
 
 /// Says why each of its arguments cannot be opened, and tries to be root.
@@ -160,7 +160,7 @@ fn damages(size: u64) -> Vec<Damage> {
     }
     // Single bits of the superblock, and of the tables at the end.
     let mut random = 25_u64;
-    for number in 0..128 {
+    for number in 0..if is_long() { 1000 } else { 40 } {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
