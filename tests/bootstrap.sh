@@ -12,7 +12,7 @@ packages=(
 case ${1:-test} in
 demo) ;;
 test | check)
-    packages+=(busybox-static file gdb groff-base python3-minimal rpm strace umoci) ;;&
+    packages+=(busybox-static e2fsprogs file gdb groff-base procps python3 rpm strace umoci) ;;&
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;

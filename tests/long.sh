@@ -6,12 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race soak cancel crowd private properties fuzz)
+slices=(race security soak cancel crowd private properties fuzz)
 
 run_slice() {
     case $1 in
     race) # a volume's source that changes between directory and links, 5,000 starts
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s36 ;;
+    security) # signals at 300 moments, 1,000 broken images, 10,000 broken configurations
+        SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s09 privileged_s25 s18_ ;;
     soak) # 500 jobs in a row: nothing left, slurmd's memory flat
         SHIFTER_LONG_TESTS=1 tests/run.sh cluster_fifty_jobs ;;
     cancel) # jobs cancelled at any moment of their lives

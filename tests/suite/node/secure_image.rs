@@ -68,7 +68,7 @@ fn privileged_s21_the_kernel_is_given_no_other_file_system() -> Result<()> {
     let output = guard.site.shifter(&["--image=tiny", "true"])?;
     guard.refused(&output, 4, "cannot use image")?;
     Call::shell(&format!(
-        "rm {file}; cp /tmp/kept {file}; chown shifter: {file}"
+        "rm {file}; mv /tmp/kept {file}; chown shifter: {file}"
     ))
     .ok()?;
     guard.site.script(&[], "true")?;
@@ -120,9 +120,12 @@ fn privileged_s22_files_of_the_store_that_others_could_write_are_refused() -> Re
 }
 
 /// What is broken in a copy of the image's file.
-type Damage = (String, Box<dyn Fn(&mut fs::File, u64) -> Result<()>>);
+type Damage = (String, Change);
 
-fn overwrite(at: u64, bytes: &'static [u8]) -> Box<dyn Fn(&mut fs::File, u64) -> Result<()>> {
+/// Changes the file, whose size is given too.
+type Change = Box<dyn Fn(&mut fs::File, u64) -> Result<()>>;
+
+fn overwrite(at: u64, bytes: &'static [u8]) -> Change {
     Box::new(move |file, _| {
         file.seek(SeekFrom::Start(at))?;
         Ok(file.write_all(bytes)?)

@@ -182,7 +182,7 @@ fn privileged_s31_an_image_that_is_removed_lives_on_where_it_runs() -> Result<()
     let runs = || Ok(fs::metadata("/scratch/alice/runs").ok());
     wait_for("the container", 10, runs)?;
     let keep = format!(
-        "mkdir /tmp/kept; mv {STORE}/{id}.* {STORE}/index/docker/tiny* /tmp/kept",
+        "mkdir /tmp/expired; mv {STORE}/{id}.* {STORE}/index/docker/tiny* /tmp/expired",
         id = image_id()
     );
     // As an expiry does it: the files go. A copy in memory is the only other name.
@@ -196,7 +196,7 @@ fn privileged_s31_an_image_that_is_removed_lives_on_where_it_runs() -> Result<()
     let ended = running.wait()?;
     let said = fs::read_to_string("/tmp/running")?;
     let back = format!(
-        "mv /tmp/kept/tiny* {STORE}/index/docker/; mv /tmp/kept/* {STORE}/; rmdir /tmp/kept"
+        "mv /tmp/expired/tiny* {STORE}/index/docker/; mv /tmp/expired/* {STORE}/; rmdir /tmp/expired"
     );
     Call::shell(&back).ok()?;
     ensure!(
