@@ -5,6 +5,7 @@
 //! Containers that the job's user has made for single commands are in no journal: of those the
 //! kernel says by their cgroup whose job they are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -44,9 +45,14 @@ const GRACE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ends every process that is wanted, and returns those that would not die.
+///
+/// First all are asked to end. Those that stay are stopped, until a scan finds none that is not,
+/// and only then killed: whoever kills processes one by one that make others never comes to an
+/// end.
 pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
     let start = Instant::now();
     let mut empty_scans = 0;
+    let mut stopped = BTreeSet::new();
     loop {
         let found = scan(wanted)?;
         // Twice: a process that forked while we read /proc may have hidden its child.
@@ -56,20 +62,30 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
         }
         let elapsed = start.elapsed();
         if elapsed > PATIENCE {
+            // As many as there are now, whatever they leave behind.
+            send(&found, Signal::KILL);
             return Ok(found.into_iter().map(|(pid, _)| pid).collect());
         }
-        let signal = if elapsed < GRACE {
-            Signal::TERM
+        if elapsed < GRACE {
+            send(&found, Signal::TERM);
+        } else if found.iter().all(|(pid, _)| stopped.contains(pid)) {
+            send(&found, Signal::KILL);
         } else {
-            Signal::KILL
-        };
-        for (_, pidfd) in &found {
-            // The only failure is that it has died meanwhile.
-            let _ = pidfd_send_signal(pidfd, signal);
+            send(&found, Signal::STOP);
+            stopped.extend(found.iter().map(|(pid, _)| *pid));
+            // At once again: what they have just made is not stopped yet.
+            continue;
         }
         if !found.is_empty() {
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+fn send(processes: &[(u32, OwnedFd)], signal: Signal) {
+    for (_, pidfd) in processes {
+        // The only failure is that it has died meanwhile.
+        let _ = pidfd_send_signal(pidfd, signal);
     }
 }
 
