@@ -14,6 +14,7 @@ mod jobs;
 mod long;
 mod mistakes;
 mod node;
+mod secure_cluster;
 mod selftest;
 mod sharing;
 mod teardown;
