@@ -13,8 +13,8 @@ case ${1:-test} in
 demo) ;;
 test | bench | check)
     packages+=(
-        autofs bindfs busybox-static e2fsprogs file gdb groff-base libmpich12 procps
-        python3-llfuse python3-minimal rpm squashfuse strace umoci xfsprogs
+        autofs bindfs busybox-static e2fsprogs file gdb groff-base libmpich12 procps python3
+        python3-llfuse rpm squashfuse strace umoci xfsprogs
     )
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&

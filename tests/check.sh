@@ -83,6 +83,14 @@ fuzz_targets() {
         --target-dir "$target/fuzz"
 }
 
+# Unsafe code, file by file: more of it in a change is seen in tests/unsafe.list.
+unsafe_inventory() {
+    diff -u --label tests/unsafe.list --label "the source" tests/unsafe.list <(
+        git ls-files -co --exclude-standard '*.rs' | LC_ALL=C sort |
+            xargs grep -cE '^[^/"]*\bunsafe( \{|\(no_mangle| fn| impl| extern)' | grep -v ':0$'
+    )
+}
+
 files_are_short() {
     local long
     long=$(git ls-files -co --exclude-standard '*.rs' | xargs wc -l | awk '$1 > 600 && $2 != "total"')
@@ -107,6 +115,7 @@ check symbols symbols
 check bindings bindings
 check fuzz-targets fuzz_targets
 check supply-chain supply_chain
+check unsafe unsafe_inventory
 check file-length files_are_short
 check manual docs/man/check.sh
 check shell shell_scripts

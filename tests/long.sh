@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race cache soak cancel crowd private properties fuzz)
+slices=(race security cache soak cancel crowd private properties fuzz)
 
 run_slice() {
     case $1 in
@@ -14,6 +14,8 @@ run_slice() {
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s36 ;;
     cache) # a user who tries 5,000 times to open the file under a per-node cache
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s42_a_racing ;;
+    security) # signals at 300 moments, 1,000 broken images, 10,000 broken configurations
+        SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s09 privileged_s25 s18_ ;;
     soak) # 500 jobs in a row: nothing left, slurmd's memory flat
         SHIFTER_LONG_TESTS=1 tests/run.sh cluster_fifty_jobs ;;
     cancel) # jobs cancelled at any moment of their lives

@@ -75,7 +75,7 @@ pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
 /// v2: `0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0`, the scope's name with the
 /// node's where several daemons share a machine. Both hierarchies belong to root from the top,
 /// so a user cannot make a directory of such a name; only the exact place counts.
-fn job_in_cgroups(text: &str, uid: u32) -> Option<JobId> {
+pub fn job_in_cgroups(text: &str, uid: u32) -> Option<JobId> {
     text.lines().find_map(|line| {
         let path = line.splitn(3, ':').nth(2)?;
         let parts: Vec<&str> = path.split('/').collect();

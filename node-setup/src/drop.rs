@@ -61,8 +61,7 @@ fn empty_bounding_set() -> Result<()> {
 
 fn forbid_new_privileges() -> Result<()> {
     set_no_new_privs(true).map_err(failed)?;
-    no_new_privs()
-        .unwrap_or(false)
+    (no_new_privs().unwrap_or(false) && is_bounding_set_empty())
         .then_some(())
         .ok_or(Error::Privilege("privileges are still there"))
 }
@@ -98,6 +97,13 @@ fn empty_sets() -> Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, none).map_err(failed)
+}
+
+/// True if no program that is started can ever have a capability.
+fn is_bounding_set_empty() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    set.is_some_and(|set| u64::from_str_radix(set.trim(), 16) == Ok(0))
 }
 
 /// True if nothing beyond the caller's ids is left, and root cannot be had back.

@@ -1,7 +1,8 @@
 //! The small files that every container is given, as text.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 
 use serde::Serialize;
 use shifter_core::hostlist::HostSlots;
@@ -90,7 +91,12 @@ fn hostsfile(hosts: &[HostSlots]) -> String {
 /// Reads a file of the host; a missing one is an empty one, as for the C library.
 fn host_file(path: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(8 << 10);
-    if let Ok(file) = File::open(path) {
+    // Not waited for, whatever lies there.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    if let Ok(file) = opened {
         let _ = file.take(HOST_FILE_LIMIT).read_to_end(&mut bytes);
     }
     bytes

@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
-use crate::strays::{self, Marks};
+use crate::strays::{self, Marks, Wanted};
 use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
@@ -46,7 +46,7 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<Vec<String>> {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
         let _ = namespace::enter(&host)
-            .and_then(|()| demolish(&job))
+            .and_then(|()| demolish(&job, None))
             .and_then(|_| job.remove())
             .and_then(|()| loopdev::sweep(&run.subdir("images")?))
             .and_then(|()| run.release_if_idle());
@@ -61,7 +61,7 @@ fn make(
     host: &OwnedFd,
 ) -> Result<Vec<String>> {
     // A job that was requeued without an epilogue, or a set-up that died: start anew.
-    demolish(job)?;
+    demolish(job, None)?;
     state::remove_file(job.dir(), "failure")?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
@@ -115,11 +115,17 @@ pub fn tear_down(job: &JobId) -> Result<()> {
     if JobDir::exists(&run, job)? {
         let _tombstone = JobDir::bury(&run, job)?;
         let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-        match demolish(&dir) {
+        match demolish(&dir, Some(job)) {
             Ok(complaint) => failures.extend(complaint),
             Err(error) => failures.push(error.chain()),
         }
         failures.extend(dir.remove().err().map(|error| error.chain()));
+    } else {
+        // A job without an image may have had private containers.
+        match end_strays(&[], Some(job)) {
+            Ok(complaint) => failures.extend(complaint),
+            Err(error) => failures.push(error.chain()),
+        }
     }
     let swept = run
         .subdir("images")
@@ -151,9 +157,10 @@ fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> 
     mnt::attach_at(&mount, dir, b"mnt")
 }
 
-/// Ends what is left in the job's roots and forgets them; returns a complaint about processes
-/// that live on. In an order in which death at any point leaves the rest to be found again.
-fn demolish(job: &JobDir) -> Result<Option<String>> {
+/// Ends what is left in the job's roots and forgets them, and in the private containers of `ended`
+/// as well; returns a complaint about processes that live on. In an order in which death at any
+/// point leaves the rest to be found again.
+fn demolish(job: &JobDir, ended: Option<&JobId>) -> Result<Option<String>> {
     let mut marks = Vec::new();
     let mut pins = Vec::new();
     for name in job.roots()? {
@@ -183,11 +190,7 @@ fn demolish(job: &JobDir) -> Result<Option<String>> {
             });
         }
     }
-    let alive = if marks.is_empty() {
-        Vec::new()
-    } else {
-        strays::end_all(&marks)?
-    };
+    let complaint = end_strays(&marks, ended)?;
     for name in job.roots()? {
         let dir = job.root(&name)?;
         unpin(&dir)?;
@@ -195,6 +198,15 @@ fn demolish(job: &JobDir) -> Result<Option<String>> {
             state::remove_file(&dir, &file)?;
         }
     }
+    Ok(complaint)
+}
+
+/// Ends processes; returns a complaint about those that live on.
+fn end_strays(marks: &[Marks], job: Option<&JobId>) -> Result<Option<String>> {
+    if marks.is_empty() && job.is_none() {
+        return Ok(None);
+    }
+    let alive = strays::end_all(&Wanted { marks, job })?;
     Ok((!alive.is_empty()).then(|| format!("processes {alive:?} do not end")))
 }
 

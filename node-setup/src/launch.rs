@@ -16,7 +16,7 @@ use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
 use crate::options::RunOptions;
-use crate::{modules, sys};
+use crate::{modules, patience, sys};
 
 /// Searched when the environment has no PATH, as by the C library.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -132,6 +132,12 @@ pub fn enter_directory(
             "the working directory does not exist any more: starting in '/'".into(),
         ));
     };
+    if !patience::answers(dir) {
+        let dir = sanitize::bytes(dir);
+        return Ok(Some(format!(
+            "cannot enter '{dir}' in the container: it does not answer: starting in '/'"
+        )));
+    }
     match chdir(dir) {
         Ok(()) => Ok(None),
         Err(error) => {

@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod node_cache;
 pub mod options;
 pub mod out;
+pub mod patience;
 pub mod prepared;
 pub mod process;
 pub mod root;

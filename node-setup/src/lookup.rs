@@ -79,10 +79,11 @@ fn named_groups(uid: u32, primary: u32, more: impl Iterator<Item = u32>) -> Resu
     Ok(groups)
 }
 
+/// Names those of the groups, which are sorted, that the text knows and that have no name yet.
 fn name_groups(groups: &mut [Group], text: &str) {
-    for line in text.lines() {
-        for group in groups.iter_mut().filter(|group| group.name.is_none()) {
-            group.name = identity::group_name(line, group.gid);
+    for (gid, name) in text.lines().filter_map(identity::group_of_line) {
+        if let Ok(at) = groups.binary_search_by_key(&gid, |group| group.gid) {
+            groups[at].name.get_or_insert_with(|| name.to_owned());
         }
     }
 }

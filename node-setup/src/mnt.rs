@@ -15,6 +15,9 @@ use crate::sys::{Propagation, mount_setattr};
 /// Look-ups of one path before giving up against somebody who renames files all the time.
 const RETRIES: usize = 10_000;
 
+/// Name of a root's overlay in mountinfo.
+pub const ROOT_SOURCE: &str = "shifter";
+
 /// What every mount in a container has: no setuid programs, no devices.
 pub const SAFE: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
@@ -68,7 +71,7 @@ pub fn writable_overlay(
 /// data): no redirects, no metadata-only files.
 fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
     [
-        ("source", Some("shifter")),
+        ("source", Some(ROOT_SOURCE)),
         ("lowerdir", Some(lower)),
         ("redirect_dir", Some("nofollow")),
         ("metacopy", Some("off")),

@@ -23,6 +23,13 @@ const RELAXED: [(Resource, u64); 6] = [
 
 const ENOUGH_FILES: u64 = 4096;
 
+/// The devices behind /dev/null and /dev/full.
+const NULL_DEVICE: u64 = libc::makedev(1, 3);
+const FULL_DEVICE: u64 = libc::makedev(1, 7);
+
+/// What the kernel lowers the stack's soft limit to for a setuid program (_STK_LIM).
+const SETUID_STACK: u64 = 8 << 20;
+
 /// What the caller had, to be restored.
 pub struct CallersProcess {
     umask: Mode,
@@ -41,6 +48,33 @@ pub fn fill_standard_descriptors() -> Result<()> {
             std::mem::forget(null);
         }
     }
+    replace_unusable_descriptors()
+}
+
+/// What is closed when a setuid program starts, the C library opens in the direction that fails.
+/// A command in a container gets /dev/null instead, for both.
+fn replace_unusable_descriptors() -> Result<()> {
+    let stdio = [
+        (rustix::stdio::stdin(), OFlags::WRONLY),
+        (rustix::stdio::stdout(), OFlags::RDONLY),
+        (rustix::stdio::stderr(), OFlags::RDONLY),
+    ];
+    for (number, (fd, useless)) in stdio.into_iter().enumerate() {
+        let stat = rustix::fs::fstat(fd).step("examine", "standard descriptors")?;
+        let is_null_or_full = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+            && [NULL_DEVICE, FULL_DEVICE].contains(&stat.st_rdev);
+        let flags = rustix::fs::fcntl_getfl(fd).step("examine", "standard descriptors")?;
+        if is_null_or_full && flags & OFlags::RWMODE == useless {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
+                .step("open", "/dev/null")?;
+            match number {
+                0 => rustix::stdio::dup2_stdin(null),
+                1 => rustix::stdio::dup2_stdout(null),
+                _ => rustix::stdio::dup2_stderr(null),
+            }
+            .step("replace", "standard descriptors")?;
+        }
+    }
     Ok(())
 }
 
@@ -48,15 +82,12 @@ pub fn fill_standard_descriptors() -> Result<()> {
 pub fn take_over() -> Result<CallersProcess> {
     let signals = sys::block_signals().step("block", "signals")?;
     let umask = umask(Mode::from_raw_mode(0o022));
-    let limits = RELAXED.map(|(resource, enough)| (resource, enough, getrlimit(resource)));
-    let tight = |(_, enough, limit): &(Resource, u64, Rlimit)| {
-        limit.current.is_some_and(|current| current < *enough)
-    };
-    let limits = limits
-        .into_iter()
-        .filter(tight)
-        .map(|(r, _, limit)| (r, limit));
-    let limits: Vec<_> = limits.collect();
+    let limits = RELAXED.map(|(resource, enough)| {
+        let (now, callers) = callers_limit(resource);
+        let is_tight = now.current.is_some_and(|current| current < enough);
+        (is_tight || now != callers).then_some((resource, callers))
+    });
+    let limits: Vec<_> = limits.into_iter().flatten().collect();
     for (resource, old) in &limits {
         let relaxed = match (resource, old.maximum) {
             // The kernel refuses to set no limit at all on descriptors.
@@ -81,6 +112,36 @@ pub fn take_over() -> Result<CallersProcess> {
         limits,
         signals,
     })
+}
+
+/// Returns the limit in force and the one that the caller had. The kernel has lowered the stack's
+/// for the setuid program (execve(2) does since Linux 4.14), so the parent's, if it is the
+/// caller's, tells whether it was higher. Anybody may raise a soft limit up to the hard one.
+fn callers_limit(resource: Resource) -> (Rlimit, Rlimit) {
+    let now = getrlimit(resource);
+    if resource != Resource::Stack || now.current != Some(SETUID_STACK) {
+        return (now, now);
+    }
+    let Some(parents) = parents_stack() else {
+        return (now, now);
+    };
+    // `None` is no limit at all.
+    let current = match (parents, now.maximum) {
+        (Some(parents), Some(hard)) => Some(parents.min(hard)),
+        (parents, hard) => parents.or(hard),
+    };
+    let maximum = now.maximum;
+    (now, Rlimit { current, maximum })
+}
+
+/// Returns the parent's soft limit on the stack where it is higher than what the kernel leaves.
+fn parents_stack() -> Option<Option<u64>> {
+    let parent = rustix::process::getppid()?;
+    let process = format!("/proc/{}", parent.as_raw_nonzero());
+    let owner = rustix::fs::stat(process).ok()?.st_uid;
+    let is_callers = owner == rustix::process::getuid().as_raw();
+    let soft = is_callers.then(|| sys::stack_limit_of(parent).ok())??;
+    soft.is_none_or(|soft| soft > SETUID_STACK).then_some(soft)
 }
 
 /// Becomes root altogether, so that the caller can neither signal nor trace the process while

@@ -23,6 +23,7 @@ use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
+use shifter_core::trusted;
 use shifter_core::volmap::{self, Origin, VolumeMap};
 
 use crate::caller::{self, Caller};
@@ -107,6 +108,9 @@ fn own_prefix() -> Option<PathBuf> {
 }
 
 fn execute(program: &Path, words: &[OsString]) -> Result<Infallible> {
+    // It runs as whoever calls: nobody else may have put it there.
+    let own = rustix::process::getuid().as_raw();
+    trusted::audit(program, &[0, own]).map_err(Error::Untrusted)?;
     let source = Command::new(program).args(words).exec();
     Err(Error::Step {
         step: "run",
@@ -139,7 +143,7 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let callers = process::take_over()?;
     let caller = Caller::identify()?;
     let directory = rustix::process::getcwd(Vec::new()).ok();
-    let environment = launch::own_environment();
+    let mut environment = launch::own_environment();
     let footing = rootless::footing(options.rootless)?;
     match footing {
         Footing::Root => process::become_root()?,
@@ -177,6 +181,8 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
         .filter(|dir| dir.starts_with(b"/"));
     if let Some(warning) = launch::enter_directory(&entered.meta, options, cwd)? {
         out::complain(NAME, &crate::error::plain(warning));
+        // Shells look at the directory that it names.
+        environment.retain(|(name, _)| name != b"PWD");
     }
     let environment = launch::environment(&container, options, environment)?;
     modules::compat::check(&config, &entered.modules, &environment)?;

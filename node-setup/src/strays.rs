@@ -1,17 +1,31 @@
 //! Finding and ending processes that are still in a container when its job is over.
 //!
 //! A process is a container's by its mount namespace, or, where it has made itself a namespace
-//! of its own since, by the device of the root's tmpfs in its mountinfo; never by its name.
+//! of its own since, by the device of the root's overlay in its mountinfo; never by its name.
+//! Containers that the job's user has made for single commands are in no journal: of those the
+//! kernel says by their cgroup whose job they are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use shifter_core::ids::JobId;
 
+use crate::caller;
 use crate::error::{Context, Result};
+use crate::mnt::ROOT_SOURCE;
 use crate::state;
+
+/// What is to be ended.
+pub struct Wanted<'a> {
+    /// The processes of these roots.
+    pub marks: &'a [Marks],
+    /// And those of private containers that belong to this job.
+    pub job: Option<&'a JobId>,
+}
 
 /// What marks the processes of one root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +34,7 @@ pub struct Marks {
     pub uid: u32,
     /// Inode of the root's mount namespace.
     pub namespace: u64,
-    /// Device of the root's tmpfs.
+    /// Device of the root's overlay.
     pub device: (u32, u32),
 }
 
@@ -30,12 +44,17 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Time after which a process that does not die is reported.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ends every process that bears one of the marks, and returns those that would not die.
-pub fn end_all(marks: &[Marks]) -> Result<Vec<u32>> {
+/// Ends every process that is wanted, and returns those that would not die.
+///
+/// First all are asked to end. Those that stay are stopped, until a scan finds none that is not,
+/// and only then killed: whoever kills processes one by one that make others never comes to an
+/// end.
+pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
     let start = Instant::now();
     let mut empty_scans = 0;
+    let mut stopped = BTreeSet::new();
     loop {
-        let found = scan(marks)?;
+        let found = scan(wanted)?;
         // Twice: a process that forked while we read /proc may have hidden its child.
         empty_scans = if found.is_empty() { empty_scans + 1 } else { 0 };
         if empty_scans == 2 {
@@ -43,16 +62,19 @@ pub fn end_all(marks: &[Marks]) -> Result<Vec<u32>> {
         }
         let elapsed = start.elapsed();
         if elapsed > PATIENCE {
+            // As many as there are now, whatever they leave behind.
+            send(&found, Signal::KILL);
             return Ok(found.into_iter().map(|(pid, _)| pid).collect());
         }
-        let signal = if elapsed < GRACE {
-            Signal::TERM
+        if elapsed < GRACE {
+            send(&found, Signal::TERM);
+        } else if found.iter().all(|(pid, _)| stopped.contains(pid)) {
+            send(&found, Signal::KILL);
         } else {
-            Signal::KILL
-        };
-        for (_, pidfd) in &found {
-            // The only failure is that it has died meanwhile.
-            let _ = pidfd_send_signal(pidfd, signal);
+            send(&found, Signal::STOP);
+            stopped.extend(found.iter().map(|(pid, _)| *pid));
+            // At once again: what they have just made is not stopped yet.
+            continue;
         }
         if !found.is_empty() {
             std::thread::sleep(Duration::from_millis(10));
@@ -60,7 +82,14 @@ pub fn end_all(marks: &[Marks]) -> Result<Vec<u32>> {
     }
 }
 
-fn scan(marks: &[Marks]) -> Result<Vec<(u32, OwnedFd)>> {
+fn send(processes: &[(u32, OwnedFd)], signal: Signal) {
+    for (_, pidfd) in processes {
+        // The only failure is that it has died meanwhile.
+        let _ = pidfd_send_signal(pidfd, signal);
+    }
+}
+
+fn scan(wanted: &Wanted<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let own = state::own_namespace()?;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").step("list", "/proc")? {
@@ -75,12 +104,12 @@ fn scan(marks: &[Marks]) -> Result<Vec<(u32, OwnedFd)>> {
         let Some(pid) = i32::try_from(number).ok().and_then(Pid::from_raw) else {
             continue;
         };
-        if !bears(&entry.path(), own, marks) {
+        if !is_wanted(&entry.path(), own, wanted) {
             continue;
         }
         // The descriptor names one process for good; look again now that it cannot be another.
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-            && bears(&entry.path(), own, marks)
+            && is_wanted(&entry.path(), own, wanted)
         {
             found.push((number, pidfd));
         }
@@ -88,24 +117,26 @@ fn scan(marks: &[Marks]) -> Result<Vec<(u32, OwnedFd)>> {
     Ok(found)
 }
 
-fn bears(process: &Path, own: u64, marks: &[Marks]) -> bool {
+fn is_wanted(process: &Path, own: u64, wanted: &Wanted<'_>) -> bool {
     let Ok(namespace) = rustix::fs::stat(process.join("ns/mnt")).map(|stat| stat.st_ino) else {
         return false; // A zombie, or gone.
     };
     if namespace == own {
         return false;
     }
+    let read = |name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
     // Not the owner of the directory, which is root for a process that may not be traced.
-    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
-    let mut marks = marks
-        .iter()
-        .filter(|mark| real_uid(&status) == Some(mark.uid))
-        .peekable();
-    if marks.peek().is_none() {
+    let Some(uid) = real_uid(&read("status")).filter(|uid| *uid != 0) else {
         return false;
-    }
-    let mountinfo = || fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-    marks.any(|mark| mark.namespace == namespace || shows_device(&mountinfo(), mark.device))
+    };
+    let mut marks = wanted.marks.iter().filter(|mark| mark.uid == uid);
+    let is_marked =
+        |mark: &Marks| mark.namespace == namespace || shows_device(&read("mountinfo"), mark.device);
+    marks.any(is_marked)
+        || wanted.job.is_some_and(|job| {
+            caller::job_in_cgroups(&read("cgroup"), uid).as_ref() == Some(job)
+                && shows_a_root(&read("mountinfo"))
+        })
 }
 
 /// Finds the real uid in the text of /proc/PID/status.
@@ -122,17 +153,27 @@ fn shows_device(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
         .any(|line| line.split(' ').nth(2) == Some(&device))
 }
 
+/// True if a mount in the mountinfo text is the root of a container, whichever it is.
+fn shows_a_root(mountinfo: &str) -> bool {
+    let source = format!(" - overlay {ROOT_SOURCE} ");
+    mountinfo.lines().any(|line| line.contains(&source))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn devices_are_compared_whole() {
-        let text = "500 499 0:45 /root / ro,nosuid - tmpfs shifter ro\n";
+        let text = "500 499 0:45 /root / ro,nosuid - overlay shifter ro\n";
         assert!(shows_device(text, (0, 45)));
         assert!(!shows_device(text, (0, 4)));
         assert!(!shows_device(text, (0, 450)));
         assert!(!shows_device("", (0, 45)));
+        assert!(shows_a_root(text));
+        assert!(!shows_a_root(
+            "5 4 0:4 / /x rw - overlay shifters rw\n5 4 0:4 / /shifter rw - overlay x rw\n"
+        ));
         assert_eq!(real_uid("Name:\tx\nUid:\t2001\t0\t0\t0\n"), Some(2001));
         assert_eq!(real_uid(""), None);
     }

@@ -213,6 +213,25 @@ pub fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
     Ok(id)
 }
 
+/// Returns the soft limit on the stack of another process; nothing is no limit at all.
+pub fn stack_limit_of(process: Pid) -> io::Result<Option<u64>> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let process = process.as_raw_nonzero().get();
+    // SAFETY: the kernel writes one rlimit64, which is ours, and reads none.
+    check(i64::from(unsafe {
+        libc::prlimit64(
+            process,
+            libc::RLIMIT_STACK,
+            std::ptr::null(),
+            &raw mut limit,
+        )
+    }))?;
+    Ok((limit.rlim_cur != libc::RLIM64_INFINITY).then_some(limit.rlim_cur))
+}
+
 /// Returns the supplementary groups of the thread.
 pub fn groups() -> io::Result<Vec<Gid>> {
     const USUAL: usize = 64;

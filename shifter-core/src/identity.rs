@@ -124,11 +124,11 @@ impl Identity {
     }
 }
 
-/// Finds the name of `gid` in a line of group(5).
-pub fn group_name(line: &str, gid: u32) -> Option<String> {
+/// Reads number and name of a line of group(5).
+pub fn group_of_line(line: &str) -> Option<(u32, &str)> {
     let mut fields = line.trim_end_matches('\n').split(':');
-    let (name, _, number_field) = (fields.next()?, fields.next()?, fields.next()?);
-    (number(number_field)? == gid && is_account_name(name)).then(|| name.to_owned())
+    let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?);
+    Some((number(gid)?, name)).filter(|_| is_account_name(name))
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -210,13 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn group_names() {
-        assert_eq!(
-            group_name("proj:x:2100:bob,carol", 2100).as_deref(),
-            Some("proj")
-        );
-        for line in ["proj:x:2101:", "grp::x", ":x:2100:", "a", "x:2100"] {
-            assert_eq!(group_name(line, 2100), None, "{line}");
+    fn group_lines() {
+        assert_eq!(group_of_line("proj:x:2100:bob,carol"), Some((2100, "proj")));
+        for line in [
+            "grp::x",
+            ":x:2100:",
+            "a",
+            "x:2100",
+            "+a:x:2100:",
+            "a:x:+2100:",
+            "a:x:4294967295:",
+        ] {
+            assert_eq!(group_of_line(line), None, "{line}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Such a file counts only if root owns it and nobody else can write it or any directory on
 //! the way to it, links included; otherwise whoever can write there is root already.
 
+use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,6 +14,9 @@ use thiserror::Error;
 // <bits/fcntl-linux.h>, the same number on every architecture Slurm runs on that is not Alpha or
 // PA-RISC; std has no portable name for them and this crate takes no libc.
 const O_NONBLOCK: i32 = 0o4000;
+
+/// Links that a path may go through, as for the kernel.
+const LINK_LIMIT: usize = 40;
 
 /// Says which file or directory is not trusted and why.
 #[derive(Debug, Error)]
@@ -93,10 +97,10 @@ pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
     Ok(file)
 }
 
-/// Examines `path` and every directory above it, both as written and with links resolved, and
-/// returns the resolved path.
+/// Examines every directory and link on the way to `path`, and what they lead to, and returns the
+/// path without links. Nobody but the owners can make it lead elsewhere later.
 pub fn audit(path: &Path, owners: &[u32]) -> Result<PathBuf, TrustError> {
-    let unreadable = |path: &Path, source| TrustError::Unreadable {
+    let unreadable = |source| TrustError::Unreadable {
         path: path.to_owned(),
         source,
     };
@@ -106,22 +110,49 @@ pub fn audit(path: &Path, owners: &[u32]) -> Result<PathBuf, TrustError> {
             rule: "it must be an absolute path".into(),
         });
     }
-    let mut is_real = !path.components().any(|part| part == Component::ParentDir);
-    for step in path.ancestors() {
-        let meta = step.symlink_metadata().map_err(|e| unreadable(step, e))?;
-        judge(step, &meta, owners)?;
-        is_real &= !meta.is_symlink();
+    let mut at = PathBuf::from("/");
+    judge(&at, &at.symlink_metadata().map_err(unreadable)?, owners)?;
+    let mut names = reversed(path);
+    let mut links = 0;
+    while let Some(name) = names.pop() {
+        // As the kernel does: by way of where links have led.
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let step = at.join(&name);
+        let meta = step.symlink_metadata().map_err(unreadable)?;
+        judge(&step, &meta, owners)?;
+        if !meta.is_symlink() {
+            at = step;
+            continue;
+        }
+        links += 1;
+        if links > LINK_LIMIT {
+            return Err(TrustError::Untrusted {
+                path: path.to_owned(),
+                rule: format!("it goes through more than {LINK_LIMIT} links"),
+            });
+        }
+        let target = step.read_link().map_err(unreadable)?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        names.extend(reversed(&target));
     }
-    // What has been examined cannot change since: whoever could change it is trusted.
-    if is_real {
-        return Ok(path.to_owned());
-    }
-    let real = path.canonicalize().map_err(|e| unreadable(path, e))?;
-    for step in real.ancestors() {
-        let meta = step.symlink_metadata().map_err(|e| unreadable(step, e))?;
-        judge(step, &meta, owners)?;
-    }
-    Ok(real)
+    Ok(at)
+}
+
+/// Returns the names of a path, the last one first, without the root.
+fn reversed(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    let mut names: Vec<OsString> = names.collect();
+    names.reverse();
+    names
 }
 
 fn judge(path: &Path, meta: &Metadata, owners: &[u32]) -> Result<(), TrustError> {
@@ -167,6 +198,28 @@ mod tests {
             read(Path::new("/no/such"), 1),
             Err(TrustError::Unreadable { .. })
         ));
+    }
+
+    #[test]
+    fn follows_links_as_the_kernel_does() {
+        for path in [
+            "/proc/1/../self/exe",
+            "/etc/../usr/./bin/env",
+            "/bin",
+            "/etc/mtab",
+        ] {
+            let path = Path::new(path);
+            let Ok(real) = path.canonicalize() else {
+                continue;
+            };
+            let owner = real.symlink_metadata().unwrap().uid();
+            // Links of the process's own belong to its user.
+            let own = path.symlink_metadata().unwrap().uid();
+            match audit(path, &[owner, own]) {
+                Ok(found) => assert_eq!(found, real, "{}", path.display()),
+                Err(error) => assert!(matches!(error, TrustError::Untrusted { .. }), "{error}"),
+            }
+        }
     }
 
     #[test]

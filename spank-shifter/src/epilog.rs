@@ -11,7 +11,7 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 
 use crate::child::{self, Terms};
-use crate::prolog::{NodeError, fixed_environment};
+use crate::prolog::{NodeError, fixed_environment, privileged};
 use crate::settings::Settings;
 
 /// Seconds for the teardown: processes that stay behind are asked to end before they are killed.
@@ -26,7 +26,7 @@ pub fn run(
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<(), NodeError> {
-    let mut command = Command::new(Program::UnsetupRoot.path(&prefix(settings.config())));
+    let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
     command.arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,

@@ -4,6 +4,7 @@
 //! written is judged again. A user's mistake is recorded for the job's tasks to report, and the
 //! prolog succeeds: its failure would take the node out of service. A node's failure does that.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,7 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::trusted;
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
@@ -131,7 +133,7 @@ pub fn run(
     ready: fn(Command) -> Command,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
-    let mut command = Command::new(Program::SetupRoot.path(&config.prefix));
+    let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
         "--expect-uid",
@@ -159,6 +161,11 @@ pub fn run(
         &input,
         terms,
     )?)
+}
+
+/// Prepares to run a program as root: one that only root can have put where it is.
+pub fn privileged(program: &Path) -> Result<Command, ConfigError> {
+    Ok(Command::new(trusted::audit(program, &[0])?))
 }
 
 /// Gives a privileged program an environment in which nothing is anybody's but ours.

@@ -18,6 +18,7 @@ mod long;
 mod mistakes;
 mod modules;
 mod node;
+mod secure_cluster;
 mod selftest;
 mod sharing;
 mod teardown;

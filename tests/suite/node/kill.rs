@@ -7,7 +7,6 @@ use std::fs;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use shifter_tests::call::Call;
-use shifter_tests::world::User;
 
 use super::{Site, manifest};
 
@@ -131,28 +130,5 @@ fn privileged_setup_goes_on_after_a_teardown_that_was_killed() -> Result<()> {
         site.set_up(&manifest("17"))?.success()?;
         site.tear_down("17")?.success()?;
     }
-    site.clean.ensure_restored(None)
-}
-
-/// S09: signals at random moments reach the program when it has no privileges yet or any more;
-/// in between nothing can stop it half way.
-#[test]
-fn privileged_s09_signals_at_random_moments_leave_nothing() -> Result<()> {
-    let site = Site::prepare()?;
-    let script = "for i in $(seq 120); do
-        shifter --image=tiny --volume=/scratch/alice:/a/b sleep 0.02 & pid=$!
-        usleep $((RANDOM % 12000)) 2>/dev/null || sleep 0.00$((RANDOM % 10))
-        case $((i % 3)) in
-            0) kill -KILL $pid;;
-            1) kill -TERM $pid;;
-            2) kill -STOP $pid; kill -CONT $pid;;
-        esac
-        wait $pid
-    done 2>/dev/null; true";
-    Call::shell(script).by(User::Alice).output()?.success()?;
-    let bystander = site.shifter(&["--image=tiny", "true"])?;
-    ensure!(bystander.code == 0, "{bystander}");
-    // Private containers need no teardown; the next job's sweeps the hints.
-    site.tear_down("1")?.success()?;
     site.clean.ensure_restored(None)
 }

@@ -27,6 +27,16 @@ mod preload;
 mod refuse;
 mod rootless;
 mod roots;
+mod secure;
+mod secure_accounts;
+mod secure_config;
+mod secure_image;
+mod secure_loops;
+mod secure_process;
+mod secure_signals;
+mod secure_strays;
+mod secure_trace;
+mod secure_volume;
 mod tools;
 mod writable;
 
@@ -115,7 +125,14 @@ pub fn store_image(tree: &Path, id: &str, name: &str) -> Result<()> {
     let file = format!("{STORE}/{id}.squashfs");
     let make = ["mksquashfs", &*tree.to_string_lossy(), &*file];
     Call::new(make)
-        .args(["-noappend", "-no-progress", "-all-root", "-quiet"])
+        .args([
+            "-noappend",
+            "-no-progress",
+            "-all-root",
+            "-quiet",
+            "-noD",
+            "-noF",
+        ])
         .ok()?;
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
     let meta = "FORMAT: squashfs\nENV: PATH=/bin\nENV: COLOUR=green\nWORKDIR: /usr\n\

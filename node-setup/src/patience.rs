@@ -1,0 +1,115 @@
+//! Directories that may never answer: those of a FUSE file system whose daemon has stopped.
+//!
+//! A system call there waits until the daemon answers or the process is killed. So a child tries
+//! first, and only a moment is spent on it. All of this is done as the user.
+
+use std::{fs, io};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    PidfdFlags, Signal, WaitOptions, chdir, pidfd_open, pidfd_send_signal, waitpid,
+};
+
+use crate::sys;
+
+/// What a start waits at most for the working directory.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 2,
+    tv_nsec: 0,
+};
+
+/// What a child that was killed may take to die.
+const MOMENT: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// False if the directory lies on a FUSE file system that does not answer in time.
+pub fn answers(dir: &[u8]) -> bool {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    !is_on_fuse(&mounts, dir)
+        // The child enters it, so that nothing but an answer is waited for.
+        || ends_in_time(|| _ = chdir(dir)).unwrap_or(true)
+}
+
+/// Does `work` in a child and tells whether it came to an end.
+fn ends_in_time(work: impl FnOnce()) -> io::Result<bool> {
+    let Some(child) = sys::fork()? else {
+        work();
+        sys::exit(0);
+    };
+    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    let ended = |patience: Timespec| {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        // Signals are blocked, so nothing interrupts it.
+        poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
+    };
+    let in_time = ended(PATIENCE);
+    if !in_time {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        ended(MOMENT);
+    }
+    // Nothing to collect where the caller ignores SIGCHLD.
+    let _ = waitpid(Some(child), WaitOptions::NOHANG);
+    Ok(in_time)
+}
+
+/// Finds the mount that `dir` lies in, in the text of mountinfo: the innermost, of those at one
+/// place the last.
+fn is_on_fuse(mountinfo: &[u8], dir: &[u8]) -> bool {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    let found = lines.filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let place = unescaped(fields.nth(4)?);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let rest = dir.strip_prefix(place.as_slice())?;
+        let contains = place == b"/" || rest.is_empty() || rest.starts_with(b"/");
+        contains.then(|| (place.len(), kind.starts_with(b"fuse")))
+    });
+    found
+        .max_by_key(|(length, _)| *length)
+        .is_some_and(|(_, is_fuse)| is_fuse)
+}
+
+/// Undoes mountinfo's `\040` for a space and the like.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = field;
+    while let Some((first, more)) = rest.split_first() {
+        rest = more;
+        let digits = more.get(..3).filter(|_| *first == b'\\');
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &more[3..];
+            }
+            None => bytes.push(*first),
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_mount_counts() {
+        let text = b"1 0 0:1 / / rw - ext4 /dev/x rw\n2 1 0:2 / /a rw shared:1 - fuse.sshfs s rw\n\
+            3 2 0:3 / /a/b rw - tmpfs t rw\n4 1 0:4 / /c\\040d rw - fuse f rw\n";
+        for (dir, expected) in [
+            ("/", false),
+            ("/a", true),
+            ("/a/x/y", true),
+            ("/ab", false),
+            ("/a/b/c", false),
+            ("/c d/e", true),
+            ("/c", false),
+        ] {
+            assert_eq!(is_on_fuse(text, dir.as_bytes()), expected, "{dir}");
+        }
+        let stacked = b"1 0 0:1 / /a rw - fuse f rw\n2 1 0:2 / /a rw - tmpfs t rw\n";
+        assert!(!is_on_fuse(stacked, b"/a"));
+    }
+}

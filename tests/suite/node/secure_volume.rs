@@ -1,0 +1,388 @@
+//! S34, S35, S37, S38, S43: where volumes come from and where they may go, by the whole program.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::world::User::Alice;
+
+use super::manifest;
+use super::secure::{Guard, python};
+
+#[test]
+fn privileged_s34_targets_of_the_site_are_refused_however_they_are_written() -> Result<()> {
+    let guard = Guard::prepare()?;
+    for target in [
+        "/",
+        "//",
+        "/etc",
+        "/etc/",
+        "/./etc",
+        "//etc//passwd",
+        "/opt",
+        "/opt/udiImage",
+        "/opt/udiImage/x",
+        "/var",
+        "/var/run",
+        "/proc",
+        "/proc/self",
+        "/dev",
+        "/dev/shm",
+        "/sys",
+        "a/b",
+        "",
+        "/a/../etc",
+        ".",
+        "/etc/.",
+        "/proc/./1",
+    ] {
+        let option = format!("--volume=/scratch/alice:{target}");
+        let output = guard.site.shifter(&["--image=tiny", &option, "true"])?;
+        guard
+            .refused(&output, 3, "cannot use the volumes")
+            .map_err(|e| e.context(target))?;
+        let mut job = manifest("17");
+        job["volumes"] = vec![format!("/scratch/alice:{target}")].into();
+        guard
+            .refused(&guard.site.set_up(&job)?, 3, "")
+            .map_err(|e| e.context(target))?;
+    }
+    for target in [
+        "/var/tmp",
+        "/opt/my",
+        "/etcetera",
+        "/variable",
+        "/data/",
+        "/mnt/etc",
+    ] {
+        fs::write("/scratch/alice/here", "")?;
+        let option = format!("--volume=/scratch/alice:{target}");
+        let output =
+            guard
+                .site
+                .shifter(&["--image=tiny", &option, "ls", &format!("{target}/here")])?;
+        if target == "/data/" {
+            // The image's link of that name: judged where it leads.
+            guard.refused(&output, 3, "leads to '/etc'")?;
+        } else {
+            guard.done_or_refused(&output)?;
+            // /var/tmp is the host's in every container, and would be hidden.
+            ensure!(
+                output.code == 0 || target == "/var/tmp",
+                "{target}: {output}"
+            );
+        }
+    }
+    guard.finish()
+}
+
+#[test]
+fn privileged_s35_links_of_the_image_are_judged_where_they_lead() -> Result<()> {
+    let guard = Guard::prepare()?;
+    guard.image("links", |tree| {
+        fs::create_dir_all(tree.join("usr/lib/x"))?;
+        for (name, to) in [
+            ("to-etc", "/etc"),
+            ("to-var", "../var"),
+            ("up-out", "../../../../../etc"),
+            ("to-proc", "proc/self"),
+            ("dangles", "nowhere/at/all"),
+            ("self", "self"),
+            ("to-opt", "/opt"),
+            ("to-udi", "opt/udiImage"),
+            ("to-usr", "usr/lib/x"),
+            ("magic", "/proc/self/root/etc"),
+            ("chain0", "etc"),
+            ("good0", "usr/lib/x"),
+        ] {
+            symlink(to, tree.join(name))?;
+        }
+        for number in 0..40 {
+            symlink(
+                format!("chain{number}"),
+                tree.join(format!("chain{}", number + 1)),
+            )?;
+            symlink(
+                format!("good{number}"),
+                tree.join(format!("good{}", number + 1)),
+            )?;
+        }
+        Ok(())
+    })?;
+    for target in [
+        "/to-etc",
+        "/to-etc/x",
+        "/to-var",
+        "/to-var/x",
+        "/up-out",
+        "/to-proc",
+        "/to-proc/cwd",
+        "/dangles",
+        "/dangles/x",
+        "/self",
+        "/to-opt",
+        "/to-udi",
+        "/magic",
+        "/chain3",
+        "/chain38",
+        "/chain40",
+        "/good40",
+    ] {
+        let option = format!("--volume=/scratch/alice:{target}");
+        let output = guard.site.shifter(&["--image=links", &option, "true"])?;
+        guard
+            .refused_somehow(&output)
+            .map_err(|e| e.context(target))?;
+        ensure!([3, 4].contains(&output.code), "{target}: {output}");
+    }
+    fs::write("/scratch/alice/here", "")?;
+    for target in ["/to-usr", "/good3"] {
+        let option = format!("--volume=/scratch/alice:{target}");
+        let output = guard
+            .site
+            .shifter(&["--image=links", &option, "ls", "/usr/lib/x"])?;
+        ensure!(
+            output.code == 0 && output.stdout == "here\n",
+            "{target}: {output}"
+        );
+    }
+    guard.finish()
+}
+
+/// A file system that serves one uid alone, as one that squashes root does, and notes who asked.
+const SQUASH: &str = include_str!("squash.py");
+
+/// S37: where root is nobody, the user's volume is the user's all the same, and root never asks.
+#[test]
+fn privileged_s37_a_source_that_root_cannot_read_is_opened_as_its_user() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    Call::shell("install -d -o alice /scratch/alice/squash").ok()?;
+    let mut daemon = python(SQUASH)
+        .args([
+            "/scratch/alice/squash",
+            "2001",
+            "/tmp/asked",
+            "allow_other,",
+        ])
+        .timeout(0)
+        .start("/tmp/squash.log")?;
+    let result = (|| {
+        let mounted = || {
+            Ok(fs::read_to_string("/proc/self/mountinfo")?
+                .contains("squash ")
+                .then_some(()))
+        };
+        wait_for("the file system", 5, mounted)?;
+        guard.rebase()?;
+        ensure!(
+            fs::read_dir("/scratch/alice/squash").is_err(),
+            "root can read it"
+        );
+        fs::write("/tmp/asked", "")?;
+        for from in ["/scratch/alice/squash", "/scratch/alice/squash/dir"] {
+            let option = format!("--volume={from}:/mnt");
+            let output = guard
+                .site
+                .shifter(&["--image=tiny", &option, "ls", "/mnt"])?;
+            ensure!(
+                output.code == 0 && output.stdout == "dir\n",
+                "{from}: {output}"
+            );
+            let mut job = manifest("17");
+            job["volumes"] = vec![format!("{from}:/mnt")].into();
+            guard.site.set_up(&job)?.success()?;
+            guard.site.tear_down("17")?.success()?;
+        }
+        let asked = fs::read_to_string("/tmp/asked")?;
+        // What names no file but a handle that the user has got: a server allows it anybody.
+        let by_handle = |line: &str| {
+            [" getattr", " releasedir"]
+                .iter()
+                .any(|end| line.ends_with(end))
+        };
+        let strangers: Vec<&str> = asked
+            .lines()
+            .filter(|line| !line.starts_with("2001 ") && !by_handle(line))
+            .collect();
+        ensure!(!asked.is_empty() && strangers.is_empty(), "{strangers:?}");
+        let bob = guard.site.product.shifter([
+            "--image=tiny",
+            "--volume=/scratch/alice/squash:/mnt",
+            "true",
+        ]);
+        guard.refused(
+            &bob.by(shifter_tests::world::User::Bob).output()?,
+            3,
+            "Permission denied",
+        )
+    })();
+    Call::shell("umount /scratch/alice/squash").output()?;
+    daemon.kill()?;
+    daemon.wait()?;
+    guard.rebase()?;
+    result?;
+    guard.finish()
+}
+
+/// S12: alice's own file system, which has stopped to answer, as the working directory.
+#[test]
+fn privileged_s12_a_working_directory_that_hangs_holds_nothing_up() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    Call::shell("install -d -o alice /tmp/hung").ok()?;
+    let mut daemon = python(SQUASH)
+        .args(["/tmp/hung", "2001", "/tmp/asked", ""])
+        .timeout(0)
+        .start("/tmp/squash.log")?;
+    let result = (|| {
+        let mounted = || {
+            Ok(fs::read_to_string("/proc/self/mountinfo")?
+                .contains(" /tmp/hung ")
+                .then_some(()))
+        };
+        wait_for("the file system", 5, mounted)?;
+        guard.rebase()?;
+        let script = "cd /tmp/hung/dir; touch /scratch/alice/in
+            while ! [ -e /scratch/alice/go ]; do sleep 0.02; done
+            exec /opt/shifter/bin/shifter --image=tiny sh -c 'pwd; ls -d bin'";
+        let start = Call::shell(script).by(Alice).timeout(20);
+        let mut running = start.start("/tmp/running")?;
+        wait_for("alice's shell", 5, || {
+            Ok(fs::metadata("/scratch/alice/in").ok())
+        })?;
+        fs::write("/tmp/asked", "")?;
+        Call::new(["kill", "-STOP", &daemon.id().to_string()]).ok()?;
+        fs::write("/scratch/alice/go", "")?;
+        let ended = wait_for("the container", 5, || Ok(running.try_wait()?));
+        // What hangs is let go, or nothing here could be removed.
+        let asked = fs::read_to_string("/tmp/asked");
+        Call::new(["kill", "-CONT", &daemon.id().to_string()]).ok()?;
+        let said = fs::read_to_string("/tmp/running")?;
+        running.wait()?;
+        ensure!(
+            ended.is_ok_and(|status| status.success()),
+            "it hung: {said}"
+        );
+        ensure!(
+            said.contains("starting in '/'") && said.ends_with("/\nbin\n"),
+            "{said}"
+        );
+        let asked = asked?;
+        ensure!(
+            !asked.lines().any(|line| line.starts_with("0 ")),
+            "root asked: {asked}"
+        );
+        Ok(())
+    })();
+    Call::shell("umount /tmp/hung; rmdir /tmp/hung").output()?;
+    daemon.kill()?;
+    daemon.wait()?;
+    guard.rebase()?;
+    result?;
+    guard.finish()
+}
+
+#[test]
+fn privileged_s38_sources_that_no_container_shows_are_refused() -> Result<()> {
+    let guard = Guard::prepare()?;
+    for source in [
+        "/",
+        "/etc",
+        "/root",
+        "/root/canary",
+        "/var",
+        "/var/lib/shifter",
+        "/var/lib/shifter/images",
+        "/run",
+        "/run/shifter",
+        "/proc",
+        "/proc/1/root",
+        "/proc/self/root",
+        "/proc/self/cwd",
+        "/proc/self/fd/3",
+        "/proc/thread-self/root",
+        "/dev",
+        "/dev/fd/3",
+        "/dev/null",
+        "/sys",
+        "/sys/fs/cgroup",
+        "/opt/shifter",
+        "/home/bob/private",
+        "/home/bob/private/secret",
+        "/scratch2",
+        "/scratch/../etc",
+    ] {
+        let option = format!("--volume={source}:/mnt");
+        let script = format!("exec 3</scratch; exec shifter --image=tiny {option} ls /mnt");
+        let output = Call::shell(&script).by(Alice).output()?;
+        guard
+            .refused(&output, 3, "")
+            .map_err(|error| error.context(source))?;
+    }
+    guard.finish()
+}
+
+#[test]
+fn privileged_s43_many_and_nested_volumes_have_one_outcome() -> Result<()> {
+    let guard = Guard::prepare()?;
+    Call::shell("cd /scratch/alice; mkdir -p p/c q; touch p/in-p q/in-q; chown -R alice .").ok()?;
+    let run = |volumes: &[String], script: &str| {
+        let mut words = vec!["--image=tiny".to_owned()];
+        words.extend(volumes.iter().map(|volume| format!("--volume={volume}")));
+        words.extend(["sh", "-c", script].map(str::to_owned));
+        guard.site.product.shifter(words).by(Alice).output()
+    };
+    // Parent and child, in both orders, by two options and by one.
+    let parent = "/scratch/alice/p:/mnt".to_owned();
+    let child = "/scratch/alice/q:/mnt/c".to_owned();
+    let show = "ls /mnt /mnt/c";
+    let mut seen = Vec::new();
+    for volumes in [
+        vec![parent.clone(), child.clone()],
+        vec![child.clone(), parent.clone()],
+        vec![format!("{parent};{child}")],
+        vec![format!("{child};{parent}")],
+    ] {
+        let output = run(&volumes, show)?;
+        guard.done_or_refused(&output)?;
+        seen.push(output.success()?.stdout);
+    }
+    ensure!(
+        seen.iter()
+            .all(|text| *text == "/mnt:\nc\nin-p\n\n/mnt/c:\nin-q\n"),
+        "{seen:?}"
+    );
+    // The same target twice, also by way of a link or another spelling.
+    for other in ["/mnt", "//mnt/", "/./mnt"] {
+        let output = run(
+            &[parent.clone(), format!("/scratch/alice/q:{other}")],
+            "true",
+        )?;
+        guard.refused(&output, 3, "two volumes have the target '/mnt'")?;
+    }
+    // 200 volumes: as many as are allowed, and one more than that.
+    let many: Vec<String> = (0..200)
+        .map(|n| format!("/scratch/alice/q:/m/{n}"))
+        .collect();
+    let output = run(&many, "ls /m | wc -l; ls /m/199")?;
+    guard.done_or_refused(&output)?;
+    ensure!(
+        output.code == 3 || output.stdout == "200\nin-q\n",
+        "{output}"
+    );
+    ensure!(output.took < Duration::from_secs(5), "{:?}", output.took);
+    // 100 KB of one option, and of the variable.
+    let long = format!("/scratch/alice/q:/{}", "x".repeat(100_000));
+    guard.refused(&run(std::slice::from_ref(&long), "true")?, 3, "longer than")?;
+    let variable = guard
+        .site
+        .product
+        .shifter(["--image=tiny", "true"])
+        .by(Alice)
+        .env("SHIFTER_VOLUME", long);
+    guard.refused(&variable.output()?, 3, "longer than")?;
+    let entries = "/scratch/alice/q:/mnt;".repeat(4_500);
+    guard.done_or_refused(&run(&[entries], "true")?)?;
+    guard.finish()
+}
