@@ -93,8 +93,9 @@ os.execv(sys.argv[1], sys.argv[1:])"
 fn privileged_s10_a_program_at_work_is_out_of_its_users_reach() -> Result<()> {
     let guard = Guard::prepare()?;
     guard.site.set_up(&manifest("1"))?.success()?;
-    // Somebody holds the image's hint, and the program waits a moment for it, as root.
-    let hint = Call::shell("echo /run/shifter/images/*").ok()?;
+    // Somebody is about to write the image's hint, and the program waits a moment for it, as root.
+    let hint =
+        Call::shell("echo /run/shifter/images/*; truncate -s 0 /run/shifter/images/*").ok()?;
     let mut holder = Call::new(["flock", "--exclusive", hint.trim(), "sleep", "1000"])
         .timeout(0)
         .start("/dev/null")?;

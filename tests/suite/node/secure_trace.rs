@@ -149,14 +149,15 @@ fn calls_as_root(trace: &str, marks: &[&str]) -> (Vec<String>, usize) {
     (found, as_user)
 }
 
-/// True if a call stays within an open directory of the root that is being built: one name, or a path
-/// that the kernel itself keeps inside.
+/// True if a call stays within an open directory of the root that is being built: one name, a path
+/// that the kernel itself keeps inside, or one that is made in the layer, which nobody else has seen.
 fn is_confined(call: &str) -> bool {
     let inside = call.contains("RESOLVE_IN_ROOT") || call.contains("RESOLVE_BENEATH");
     let relative = !call.contains("AT_FDCWD");
     let one_name = |text: &str| !text.contains('/');
     let path = call.split('"').nth(1).unwrap_or("/");
-    relative && (inside || one_name(path))
+    let makes = call.contains(" mkdirat(") || call.contains(" mknodat(");
+    relative && (inside || one_name(path) || makes && !path.starts_with('/'))
 }
 
 /// S78: between its start and the end of its privileges the program looks at nothing that the user has

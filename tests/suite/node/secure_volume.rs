@@ -113,7 +113,7 @@ fn privileged_s35_links_of_the_image_are_judged_where_they_lead() -> Result<()> 
     })?;
     for target in [
         "/to-etc",
-        "/to-etc/x",
+        "/to-etc/passwd",
         "/to-var",
         "/to-var/x",
         "/up-out",
