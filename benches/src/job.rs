@@ -39,8 +39,13 @@ pub struct Manifest {
 impl Manifest {
     /// Writes the manifest of a job of alice's in the sample image.
     pub fn write(site: &Site, job: &'static str) -> Result<Self> {
+        Self::with_volumes(site, job, &["/scratch/alice:/mnt".to_owned()])
+    }
+
+    /// Writes the same with other volumes.
+    pub fn with_volumes(site: &Site, job: &'static str, volumes: &[String]) -> Result<Self> {
         let path = format!("{WORK}/manifest.{job}");
-        fs::write(&path, site.image.manifest(job))?;
+        fs::write(&path, site.image.manifest(job, volumes))?;
         Ok(Self { path, job })
     }
 
@@ -53,15 +58,16 @@ impl Manifest {
             .stdin(File::open(&self.path)?);
         let took = time(&mut command)?;
         // It is there: something is pinned.
-        let pin = format!("/run/shifter/jobs/{}/roots/job/mnt", self.job);
-        Call::new([
-            "nsenter",
-            &format!("--mount={pin}"),
-            "/bin/cat",
-            "/bench-marker",
-        ])
-        .ok()?;
+        self.inside(&["/bin/cat", "/bench-marker"])?;
         Ok(took)
+    }
+
+    /// Runs a command as root in the job's root and returns what it prints.
+    pub fn inside(&self, command: &[&str]) -> Result<String> {
+        let pin = format!("--mount=/run/shifter/jobs/{}/roots/job/mnt", self.job);
+        Call::new(["nsenter", &pin])
+            .args(command.iter().copied())
+            .ok()
     }
 
     /// Runs unsetupRoot and returns how long that took.

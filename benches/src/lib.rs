@@ -5,6 +5,7 @@
 
 use anyhow::{Result, bail};
 
+mod caches;
 mod crowd;
 mod growth;
 mod job;
@@ -29,6 +30,7 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
   walk        reading the image's /usr in a container
   syscalls    the system calls of a start
   page-cache  what several containers of one image keep in memory
+  caches      starts with a per-node cache, and small writes in one
   slurm       steps in an allocation, without and with a container
   all         every one of them, and at the end each goal with its verdict
 --noisy measures also while the machine is busy: believe only ratios, if anything.
@@ -38,13 +40,14 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
 type Bench = fn(&Site, usize) -> Result<Vec<Row>>;
 
 /// In the order of `all`.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("starts", starts::measure),
     ("many", crowd::measure),
     ("etc-growth", growth::measure),
     ("walk", walk::measure),
     ("syscalls", syscalls::measure),
     ("page-cache", page_cache::measure),
+    ("caches", caches::measure),
     ("slurm", slurm::measure),
 ];
 

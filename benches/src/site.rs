@@ -38,6 +38,10 @@ pub struct Scale {
     pub files: usize,
     /// Containers that share the page cache.
     pub sharers: usize,
+    /// The size of a per-node cache.
+    pub cache: &'static str,
+    /// Small writes to a file.
+    pub writes: usize,
     /// The image is a small Debian, not just busybox.
     pub is_debian: bool,
 }
@@ -49,6 +53,8 @@ impl Scale {
         entries: 2000,
         files: 37_000,
         sharers: 16,
+        cache: "100g",
+        writes: 100_000,
         is_debian: true,
     };
 
@@ -58,6 +64,8 @@ impl Scale {
         entries: 20,
         files: 100,
         sharers: 3,
+        cache: "320m",
+        writes: 1000,
         is_debian: false,
     };
 }
@@ -140,7 +148,7 @@ const _: () = assert!(PREFIX.len() == "/opt/shifter".len());
 pub fn busybox_tree(tree: &str, floor: &str) -> Result<()> {
     let script = format!(
         "set -e; cd {tree}; mkdir -p bin dev etc opt proc sys tmp usr/local/bin usr/share var/tmp
-        cp /bin/busybox bin/; for name in cat id ls sh true wc; do ln -s busybox bin/$name; done"
+        cp /bin/busybox bin/; for name in cat dd id ls rm sh true wc; do ln -s busybox bin/$name; done"
     );
     Call::shell(&script).ok()?;
     dress(tree, floor)
@@ -187,17 +195,22 @@ pub fn store(tree: &str, name: &str) -> Result<Stored> {
     })
 }
 
+/// Returns how many loop devices have a file with this in its path.
+pub fn loop_devices(part: &str) -> Result<usize> {
+    let mut found = 0;
+    for device in fs::read_dir("/sys/block")? {
+        let file = device?.path().join("loop/backing_file");
+        // It is gone where the device is no loop device or is being detached.
+        let backing = fs::read_to_string(file).unwrap_or_default();
+        found += usize::from(backing.contains(part));
+    }
+    Ok(found)
+}
+
 impl Stored {
     /// Returns how many loop devices have the image.
     pub fn devices(&self) -> Result<usize> {
-        let mut found = 0;
-        for device in fs::read_dir("/sys/block")? {
-            let file = device?.path().join("loop/backing_file");
-            // It is gone where the device is no loop device or is being detached.
-            let backing = fs::read_to_string(file).unwrap_or_default();
-            found += usize::from(backing.contains(&self.id));
-        }
-        Ok(found)
+        loop_devices(&self.id)
     }
 
     /// Waits until no loop device has the image: the kernel takes a moment.
@@ -215,13 +228,13 @@ impl Stored {
     }
 
     /// Returns the manifest of a job of alice's in this image.
-    pub fn manifest(&self, job: &str) -> String {
+    pub fn manifest(&self, job: &str, volumes: &[String]) -> String {
         json!({
             "schema": 1, "cluster": "bench", "job": job, "restart": 0,
             "user": {"name": "alice", "uid": UID, "gid": UID, "home": "/home/alice",
                      "shell": "/bin/sh", "groups": []},
             "image": {"id": self.id, "reference": "docker:base:latest"},
-            "volumes": ["/scratch/alice:/mnt"], "modules": [], "created": 1,
+            "volumes": volumes, "modules": [], "created": 1,
             "hosts": [{"name": "n1", "slots": 1}],
         })
         .to_string()

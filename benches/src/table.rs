@@ -15,6 +15,8 @@ pub enum Goal {
     None,
     /// At most so many times the median of the case of that name.
     Times(f64, &'static str),
+    /// At most so much more than the case of that name.
+    More(f64, &'static str),
     /// At most so much more or less than the case of that name.
     Within(f64, &'static str),
     /// At most so much.
@@ -24,7 +26,7 @@ pub enum Goal {
 /// Something to be measured.
 pub struct Case<'a> {
     name: String,
-    goal: Goal,
+    goals: Vec<Goal>,
     measure: Box<dyn FnMut() -> Result<f64> + 'a>,
 }
 
@@ -33,7 +35,7 @@ impl<'a> Case<'a> {
     pub fn figure(name: impl Into<String>, measure: impl FnMut() -> Result<f64> + 'a) -> Self {
         Self {
             name: name.into(),
-            goal: Goal::None,
+            goals: Vec::new(),
             measure: Box::new(measure),
         }
     }
@@ -43,9 +45,10 @@ impl<'a> Case<'a> {
         Self::figure(name, move || Ok(time()?.as_secs_f64() * 1e3))
     }
 
-    /// Says what the figure should be.
-    pub fn goal(self, goal: Goal) -> Self {
-        Self { goal, ..self }
+    /// Says what the figure should be; for each further goal the case has a row more.
+    pub fn goal(mut self, goal: Goal) -> Self {
+        self.goals.push(goal);
+        self
     }
 }
 
@@ -74,27 +77,28 @@ pub struct Heading<'a> {
 
 /// Measures all cases in turns, prints them, and returns those that have goals.
 pub fn compare(heading: Heading<'_>, mut cases: Vec<Case<'_>>, rounds: usize) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = cases
-        .iter()
-        .map(|case| Row {
-            name: case.name.clone(),
-            goal: case.goal,
-            figures: Vec::new(),
-            other: None,
-            title: String::new(),
-        })
-        .collect();
+    let mut figures = vec![Vec::new(); cases.len()];
     for round in 0..rounds + WARM_UP {
-        let mut turns: Vec<_> = cases.iter_mut().zip(&mut rows).collect();
+        let mut turns: Vec<_> = cases.iter_mut().zip(&mut figures).collect();
         // Forth and back, so that no case always comes after the same other one.
         if round % 2 == 1 {
             turns.reverse();
         }
-        for (case, row) in turns {
+        for (case, figures) in turns {
             let figure = (case.measure)().with_context(|| case.name.clone())?;
             if round >= WARM_UP {
-                row.figures.push(figure);
+                figures.push(figure);
             }
+        }
+    }
+    let mut rows = Vec::new();
+    for (case, figures) in cases.iter().zip(figures) {
+        let goals = match &case.goals[..] {
+            [] => &[Goal::None],
+            goals => goals,
+        };
+        for goal in goals {
+            rows.push(row(&case.name, *goal, figures.clone()));
         }
     }
     Ok(finish(heading, rows))
@@ -151,7 +155,7 @@ fn relate(rows: &mut [Row]) {
         row.figures.sort_by(f64::total_cmp);
     }
     for at in 0..rows.len() {
-        if let Goal::Times(_, name) | Goal::Within(_, name) = rows[at].goal {
+        if let Goal::Times(_, name) | Goal::More(_, name) | Goal::Within(_, name) = rows[at].goal {
             let other = rows.iter().find(|row| row.name == name);
             rows[at].other = other.map(|row| (row.median(), row.at(0.0)));
         }
@@ -195,9 +199,10 @@ impl Row {
         match (self.goal, self.other) {
             (Goal::None, _) => true,
             (Goal::Times(most, _), Some((other, _))) => median <= most * other,
+            (Goal::More(most, _), Some((other, _))) => median - other <= most,
             (Goal::Within(most, _), Some((other, _))) => (median - other).abs() <= most,
             (Goal::Most(most), _) => median <= most,
-            (Goal::Times(..) | Goal::Within(..), None) => false,
+            (Goal::Times(..) | Goal::More(..) | Goal::Within(..), None) => false,
         }
     }
 
@@ -206,6 +211,7 @@ impl Row {
         let goal = match self.goal {
             Goal::None => String::new(),
             Goal::Times(most, name) => format!("≤ {most} × {name}"),
+            Goal::More(most, name) => format!("≤ {most} + {name}"),
             Goal::Within(most, name) => format!("± {most} of {name}"),
             Goal::Most(most) => format!("≤ {most}"),
         };
@@ -215,8 +221,13 @@ impl Row {
                 let best = self.at(0.0) / least;
                 format!("{:.2} ×, minima {best:.2} ×", median / other)
             }
-            (Goal::Within(..), Some((other, _))) => format!("{:+.2}", median - other),
-            (Goal::Times(..) | Goal::Within(..), None) => "nothing to compare with".into(),
+            (Goal::More(..) | Goal::Within(..), Some((other, least))) => {
+                let best = self.at(0.0) - least;
+                format!("{:+.2}, minima {best:+.2}", median - other)
+            }
+            (Goal::Times(..) | Goal::More(..) | Goal::Within(..), None) => {
+                "nothing to compare with".into()
+            }
             (Goal::None | Goal::Most(_), _) => String::new(),
         };
         let verdict = match (self.goal, self.is_met()) {
@@ -259,6 +270,9 @@ mod tests {
         assert!(!judged(Goal::Most(1.9), None, &figures));
         assert!(judged(Goal::Times(1.1, "y"), Some(2.0), &figures));
         assert!(!judged(Goal::Times(1.1, "y"), Some(1.8), &figures));
+        assert!(judged(Goal::More(1.0, "y"), Some(1.0), &figures));
+        assert!(judged(Goal::More(1.0, "y"), Some(9.0), &figures));
+        assert!(!judged(Goal::More(0.9, "y"), Some(1.0), &figures));
         assert!(judged(Goal::Within(1.0, "y"), Some(3.0), &figures));
         assert!(!judged(Goal::Within(1.0, "y"), Some(3.1), &figures));
     }
@@ -266,7 +280,24 @@ mod tests {
     #[test]
     fn goal_beside_something_unmeasured_is_missed() {
         assert!(!judged(Goal::Times(1.1, "y"), None, &[1.0]));
+        assert!(!judged(Goal::More(1.0, "y"), None, &[1.0]));
         assert!(!judged(Goal::Within(1.0, "y"), None, &[1.0]));
+    }
+
+    #[test]
+    fn case_has_a_row_for_each_goal() {
+        let heading = Heading {
+            title: "x",
+            unit: "",
+            base: "",
+        };
+        let goals = [Goal::Most(1.0), Goal::Most(3.0)];
+        let case = goals
+            .into_iter()
+            .fold(Case::figure("x", || Ok(2.0)), Case::goal);
+        let rows = compare(heading, vec![case, Case::figure("y", || Ok(1.0))], 1).unwrap();
+        let met: Vec<bool> = rows.iter().map(Row::is_met).collect();
+        assert_eq!(met, [false, true]);
     }
 
     #[test]

@@ -97,6 +97,22 @@ fn bench_page_cache_is_measured() -> Result<()> {
 }
 
 #[test]
+fn bench_per_node_caches_are_measured() -> Result<()> {
+    ensure_measured(
+        "caches",
+        &[
+            "disk: a volume",
+            "disk: a cache, XFS, without a template",
+            "FUSE: a cache, XFS, with a template",
+            "FUSE: a cache, ext4, with a template",
+            "cache on disk, ext4",
+            "cache on FUSE, XFS",
+            "cache on FUSE, XFS, and fsync",
+        ],
+    )
+}
+
+#[test]
 fn bench_steps_of_a_job_are_measured() -> Result<()> {
     ensure_measured("slurm", &["srun /bin/true", "srun shifter /bin/true"])
 }
