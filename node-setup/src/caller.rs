@@ -1,12 +1,12 @@
 //! Who called, and from within which job? Answered by the kernel, never by the environment.
 
 use std::fs;
-use std::io::Read;
 
 use rustix::process::{getgid, getuid};
 use shifter_core::ids::JobId;
 
 use crate::error::{Context, Error, Result};
+use crate::process::read_proc;
 use crate::sys;
 
 /// The user who started the setuid program.
@@ -61,10 +61,7 @@ impl Caller {
 ///
 /// `is_plausible` only saves work: without it a process is not asked for its ancestors.
 pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
-    let mut cgroups = Vec::with_capacity(8 << 10);
-    if let Ok(mut file) = fs::File::open("/proc/self/cgroup") {
-        let _ = file.by_ref().take(1 << 20).read_to_end(&mut cgroups);
-    }
+    let cgroups = read_proc("/proc/self/cgroup").unwrap_or_default();
     job_in_cgroups(&String::from_utf8_lossy(&cgroups), uid)
         .or_else(|| is_plausible.then(job_of_ancestor).flatten())
 }

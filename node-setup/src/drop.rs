@@ -8,6 +8,7 @@ use rustix::thread::{
 
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::process::read_proc;
 use crate::sys;
 
 /// Highest capability number there can be.
@@ -101,7 +102,8 @@ fn empty_sets() -> Result<()> {
 
 /// True if no program that is started can ever have a capability.
 fn is_bounding_set_empty() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = read_proc("/proc/self/status").unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
     let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
     set.is_some_and(|set| u64::from_str_radix(set.trim(), 16) == Ok(0))
 }

@@ -3,13 +3,14 @@
 //! A system call there waits until the daemon answers or the process is killed. So a child tries
 //! first, and only a moment is spent on it. All of this is done as the user.
 
-use std::{fs, io};
+use std::io;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     PidfdFlags, Signal, WaitOptions, chdir, pidfd_open, pidfd_send_signal, waitpid,
 };
 
+use crate::process::read_proc;
 use crate::sys;
 
 /// What a start waits at most for the working directory.
@@ -26,7 +27,7 @@ const MOMENT: Timespec = Timespec {
 
 /// False if the directory lies on a FUSE file system that does not answer in time.
 pub fn answers(dir: &[u8]) -> bool {
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
     !is_on_fuse(&mounts, dir)
         // The child enters it, so that nothing but an answer is waited for.
         || ends_in_time(|| _ = chdir(dir)).unwrap_or(true)

@@ -3,6 +3,10 @@
 //! Descriptors 0 to 2, the file mode mask, resource limits and signals are put in order before
 //! anything else happens, and restored for the command that runs in the container.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
@@ -29,6 +33,20 @@ const FULL_DEVICE: u64 = libc::makedev(1, 7);
 
 /// What the kernel lowers the stack's soft limit to for a setuid program (_STK_LIM).
 const SETUID_STACK: u64 = 8 << 20;
+
+/// Reads a file of /proc, which has no size to go by, in as few calls as there can be.
+///
+/// # Errors
+/// As for open(2) and read(2).
+pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(PROC_SIZE);
+    File::open(path)?.take(PROC_LIMIT).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Bytes that a file of /proc usually has less than, and those that are read at most.
+const PROC_SIZE: usize = 16 << 10;
+const PROC_LIMIT: u64 = 64 << 20;
 
 /// What the caller had, to be restored.
 pub struct CallersProcess {
