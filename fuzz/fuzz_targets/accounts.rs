@@ -11,7 +11,10 @@ fuzz_target!(|text: &str| {
     };
     let groups = text.lines().filter_map(group_of_line).take(100);
     user.groups = groups
-        .map(|(gid, name)| Group { gid, name: Some(name.to_owned()) })
+        .map(|(gid, name)| Group {
+            gid,
+            name: Some(name.to_owned()),
+        })
         .collect();
     assert!(user.is_well_formed());
     for line in user.passwd_file().lines() {

@@ -24,12 +24,20 @@ fuzz_target!(|text: &str| {
                 continue;
             };
             let nodes = edits.nodes.iter().flat_map(|n| [&n.path, &n.host_path]);
-            let mounts = edits.mounts.iter().flat_map(|m| [&m.container_path, &m.host_path]);
+            let mounts = edits
+                .mounts
+                .iter()
+                .flat_map(|m| [&m.container_path, &m.host_path]);
             for path in nodes.chain(mounts) {
                 assert!(path.starts_with('/') && path != "/" && !path.contains("//"));
                 assert!(!path.split('/').any(|part| part == ".."));
             }
-            assert!(edits.env.iter().all(|(name, _)| !name.is_empty() && !name.contains('=')));
+            assert!(
+                edits
+                    .env
+                    .iter()
+                    .all(|(name, _)| !name.is_empty() && !name.contains('='))
+            );
         }
     }
 });
