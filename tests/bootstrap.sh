@@ -14,7 +14,7 @@ demo) ;;
 test | bench | check)
     packages+=(
         autofs bindfs busybox-static e2fsprogs file gdb groff-base libmpich12 procps python3
-        python3-llfuse rpm squashfuse strace umoci xfsprogs
+        python3-llfuse rpm squashfs-tools-ng squashfuse strace umoci xfsprogs
     )
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&

@@ -121,11 +121,11 @@ fn by_digest_and_again() {
     let by_digest = format!("{name}@{digest}");
     let by_both = format!("{tag}@{digest}");
     for reference in [&by_digest, &by_both] {
-        site.fails(&["lookup", reference], 4, "not in the site store");
+        site.fails(&["lookup", reference], 4, "neither in the site store");
         site.ok(&["pull", reference]);
         assert_eq!(site.read(reference, "etc/motd"), "one");
     }
-    site.fails(&["lookup", &tag], 4, "not in the site store");
+    site.fails(&["lookup", &tag], 4, "neither in the site store");
     let missing = format!("{name}@sha256:{}", "0".repeat(64));
     site.fails(&["pull", &missing], 4, "not found in the registry");
 

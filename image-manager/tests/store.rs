@@ -209,10 +209,11 @@ fn users_pull_into_a_store_of_their_own() {
 }
 
 #[test]
-fn images_of_users_are_refused_by_default() {
+fn images_of_users_are_refused_where_the_site_says_so() {
     let registry = Registry::start();
     let reference = registry.push("x:1", &small("own"));
-    let site = Site::new(&[&registry.address]);
+    let section = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
+    let site = Site::with_config("user_images = \"no\"", &section);
     let run = site.ok(&["pull", "--store", "user", &reference]);
     assert!(
         run.stderr
@@ -350,7 +351,8 @@ fn only_types_that_have_a_registry_are_pulled() {
         "{run:?}"
     );
     let none = format!("id:{}", "0".repeat(64));
-    site.fails(&["lookup", &none], 4, "not in the site store");
+    let places = "neither in the site store nor in your own";
+    site.fails(&["lookup", &none], 4, places);
 }
 
 /// A full disk, on a file system of one megabyte in a mount namespace of its own.
