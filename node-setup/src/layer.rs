@@ -23,7 +23,7 @@ use crate::scratch::Scratch;
 /// Why a mount point cannot be made.
 pub type Refusal = String;
 
-/// Entries that a directory may have whose children are cloned one by one.
+/// Entries that a directory of the layer, or one whose children are cloned one by one, may have.
 const LIST_LIMIT: usize = 1000;
 
 /// Directories that may be cloned over the overlay; what is beyond is merely slower.
@@ -97,7 +97,8 @@ impl<'a> Layer<'a> {
     }
 
     fn adopt_below(&mut self, dir: &OwnedFd, path: &str) -> Result<()> {
-        for Entry { name, kind } in list(dir)? {
+        let entries = list(dir, LIST_LIMIT)?.ok_or(Errno::FBIG);
+        for Entry { name, kind } in entries.step("list", "what a hook made")? {
             let Ok(name) = std::str::from_utf8(&name) else {
                 continue;
             };
@@ -304,11 +305,8 @@ pub struct Entry {
     pub kind: FileType,
 }
 
-/// Lists an open directory of the image.
-///
-/// # Errors
-/// Also where it has more entries than any sensible image has there.
-pub fn list(dir: &OwnedFd) -> Result<Vec<Entry>> {
+/// Lists an open directory of the image; nothing if it has more than `limit` entries.
+pub fn list(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
     // A mount's own descriptor is an O_PATH one and cannot be listed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = rustix::fs::openat(dir, c".", flags, Mode::empty()).step("open", "image")?;
@@ -328,11 +326,11 @@ pub fn list(dir: &OwnedFd) -> Result<Vec<Entry>> {
         };
         let name = name.to_bytes().to_vec();
         entries.push(Entry { name, kind });
-        if entries.len() > LIST_LIMIT {
-            return Err(std::io::Error::from_raw_os_error(libc::EFBIG)).step("list", "image");
+        if entries.len() > limit {
+            return Ok(None);
         }
     }
-    Ok(entries)
+    Ok(Some(entries))
 }
 
 /// Covers the directories of the root that may hold programs by the image's own, as far as the
@@ -380,7 +378,8 @@ fn expose_entry(
     let (Ok(image), Ok(root)) = (open(image), open(root)) else {
         return Ok(());
     };
-    for Entry { name, kind } in list(&image)? {
+    // Beside so many entries a walk through the overlay is what is left.
+    for Entry { name, kind } in list(&image, LIST_LIMIT)?.unwrap_or_default() {
         if kind == FileType::Directory {
             expose_entry(&image, &root, layer, &path, &name, budget)?;
         }

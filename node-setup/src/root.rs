@@ -36,6 +36,9 @@ use crate::state::RunDir;
 use crate::sys::{self, Propagation};
 use crate::{hooks, modules, namespace, rootless, state, volumes};
 
+/// Entries that the top level of an image may have.
+const TOP_LEVEL_LIMIT: usize = 1000;
+
 /// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
 const PROC_ROOT_INODE: u64 = 1;
 
@@ -115,7 +118,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 
-    let entries = layer::list(&image.dir).map_err(|error| image.blame(error))?;
+    let entries = top_level(&image, request)?;
     check_site_dirs(&entries, request)?;
     let mut layer = Layer::new(&image, &entries, layer_mount);
     if !site_hooks.pre_mount.is_empty() {
@@ -194,6 +197,15 @@ fn enter(root: &OwnedFd) -> Result<()> {
     pivot_root(".", ".").step("pivot to", "the new root")?;
     unmount(".", UnmountFlags::DETACH).step("unmount", "the host's tree")?;
     chdir("/").step("change to", "/")
+}
+
+/// Lists the image's top level.
+fn top_level(image: &ImageTree, request: &RootRequest<'_>) -> Result<Vec<Entry>> {
+    let entries = layer::list(&image.dir, TOP_LEVEL_LIMIT).map_err(|error| image.blame(error))?;
+    entries.ok_or_else(|| Error::BadImage {
+        image: request.image.reference.clone(),
+        reason: format!("its top level has more than {TOP_LEVEL_LIMIT} entries"),
+    })
 }
 
 /// Makes sure that the site's directories are directories, or missing.

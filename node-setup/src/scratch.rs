@@ -19,6 +19,9 @@ use crate::mnt::{self, SAFE};
 const DIR_LIMIT: usize = 10_000;
 const DEPTH_LIMIT: usize = 100;
 
+/// Entries that one of them may have.
+const ENTRY_LIMIT: usize = 100_000;
+
 /// Files and directories that may be made, for each MiB of the size.
 const INODES_PER_MIB: u32 = 256;
 
@@ -94,7 +97,9 @@ fn give_below(
     depth: usize,
     given: &mut usize,
 ) -> Result<()> {
-    for Entry { name, kind } in layer::list(image)? {
+    let entries = layer::list(image, ENTRY_LIMIT)?;
+    let entries = entries.ok_or_else(|| refused(path, "a directory there has too many entries"))?;
+    for Entry { name, kind } in entries {
         if kind != FileType::Directory {
             continue;
         }

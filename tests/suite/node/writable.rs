@@ -26,6 +26,11 @@ fn store_work(site: &Site) -> Result<()> {
     fs::set_permissions(tree.join("open"), fs::Permissions::from_mode(0o1777))?;
     fs::write(tree.join("open/theirs"), "image\n")?;
     fs::set_permissions(tree.join("open/theirs"), fs::Permissions::from_mode(0o666))?;
+    // As many as a large distribution has in /usr/bin, and more.
+    for number in 0..1500 {
+        fs::write(tree.join(format!("data/deep/n{number}")), "")?;
+        fs::write(tree.join(format!("usr/share/n{number}")), "")?;
+    }
     fs::write(tree.join("data/deep/file"), "image\n")?;
     fs::copy(tree.join("bin/busybox"), tree.join("app/bin/busybox"))?;
     fs::copy(tree.join("bin/busybox"), tree.join("usr/share/busybox"))?;
