@@ -31,7 +31,8 @@ arrows() {
 shifter-core
 node-setup shifter-core
 spank-shifter shifter-core node-setup
-image-manager shifter-core
+squashfs-writer
+image-manager shifter-core squashfs-writer
 site-tools shifter-core
 shifter-tests shifter-core
 shifter-benches shifter-tests

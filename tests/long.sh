@@ -26,7 +26,7 @@ run_slice() {
         tests/run.sh --long long_cluster_private ;;
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q \
-            -p shifter-core -p image-manager -p site-tools --lib ;;
+            -p shifter-core -p squashfs-writer -p image-manager -p site-tools --lib ;;
     fuzz) # every parser, with AddressSanitizer
         tests/fuzz.sh "${FUZZ_SECS:-600}" ;;
     *)

@@ -8,8 +8,8 @@
 
 use crate::layer::{Budget, Chunk, Entry, EntryKind, LayerError, LayerReader, Limits};
 use crate::merge::{MergeError, MergeOptions, Merger, Source};
-use crate::squashfs::{self, DataId, Writer};
 use shifter_core::sanitize;
+use squashfs_writer::{self as squashfs, DataId, Writer};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

@@ -1,7 +1,7 @@
-//! Registry client, image store and squashfs writer: everything about images that needs no privilege.
+//! Registry client and image store: everything about images that needs no privilege.
 //!
 //! Layer blobs become one squashfs file without a tree on disk: [`layer`] lists what a blob
-//! contains, [`merge`] decides what survives, [`squashfs`] writes it, [`build`] puts the three
+//! contains, [`merge`] decides what survives, [`squashfs_writer`] writes it, [`build`] puts the three
 //! together. [`pull`] fetches the blobs with [`registry`] into the [`cache`] and publishes the image in
 //! a [`store`]; [`cli`] is the program `shifterimg`.
 #![forbid(unsafe_code)]
@@ -16,5 +16,4 @@ pub mod layer;
 pub mod merge;
 pub mod pull;
 pub mod registry;
-pub mod squashfs;
 pub mod store;

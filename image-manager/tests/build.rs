@@ -5,7 +5,7 @@ mod support;
 
 use image_manager::build::{BuildError, BuildOptions, build_image};
 use image_manager::layer::{LayerError, Limits};
-use image_manager::squashfs;
+use squashfs_writer as squashfs;
 use std::fs::File;
 use std::path::Path;
 use support::blobs::{Blobs, TAR, digest};

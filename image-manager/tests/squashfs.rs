@@ -3,10 +3,8 @@
 
 mod support;
 
-use image_manager::squashfs::{
-    Attributes, Compression, Error, Kind, Options, Summary, Tree, Writer,
-};
 use proptest::prelude::*;
+use squashfs_writer::{Attributes, Compression, Error, Kind, Options, Summary, Tree, Writer};
 use std::fs::File;
 use std::io::{Cursor, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,7 +1,7 @@
 //! Pax extended headers: `length key=value\n` records, of which only those that say something
 //! about a file in an image are kept.
 
-use crate::squashfs::Xattr;
+use squashfs_writer::Xattr;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
 /// More than the kernel could list; each new one is compared with those before.

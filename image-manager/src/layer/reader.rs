@@ -5,8 +5,8 @@ use super::pax::{self, Pax};
 use super::sparse::{self, MapReader, OldMap, Part, SparseMap};
 use super::stream::{Budget, Stream};
 use super::{LayerError, normalise};
-use crate::squashfs::Xattr;
 use shifter_core::sanitize;
+use squashfs_writer::Xattr;
 use std::io::Read;
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use super::MergeError;
 use super::name::split;
 use crate::layer::Metadata;
-use crate::squashfs::{self, Attributes, DataId, InodeId, Kind, Tree};
 use shifter_core::sanitize;
+use squashfs_writer::{self as squashfs, Attributes, DataId, InodeId, Kind, Tree};
 use std::collections::BTreeMap;
 
 /// As many links as Linux follows in one path.

@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use super::facts::{self, Facts, printable};
-use image_manager::squashfs::{Attributes, Compression, InodeId, Kind, Options, Tree, Writer};
 use proptest::prelude::*;
+use squashfs_writer::{Attributes, Compression, InodeId, Kind, Options, Tree, Writer};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 

@@ -6,7 +6,6 @@
 use super::compress::Compression;
 use super::metadata::{MetadataWriter, Table};
 use super::{Error, Xattr};
-use shifter_core::sanitize;
 use std::collections::HashMap;
 
 /// Index of an inode without attributes.
@@ -93,7 +92,7 @@ impl<'a> XattrWriter<'a> {
 
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
     let refuse = |reason| Error::Xattr {
-        name: sanitize::bytes(name),
+        name: name.escape_ascii().to_string(),
         reason,
     };
     let found = PREFIXES

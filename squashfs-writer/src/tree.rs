@@ -4,7 +4,6 @@
 //! links is plain data. An inode that no directory links to is left out of the image.
 
 use super::{DataId, Error};
-use shifter_core::sanitize;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -142,7 +141,7 @@ impl Tree {
     fn insert(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
         let refuse = |reason| {
             Err(Error::Name {
-                name: sanitize::bytes(name),
+                name: name.escape_ascii().to_string(),
                 reason,
             })
         };

@@ -6,11 +6,11 @@
 //! squashfs image at all. The same input gives the same bytes, whatever the number of threads:
 //! no clock and no randomness is used.
 //!
-//! This module never reads a tree from disk, never needs privilege and never interprets names
+//! This crate never reads a tree from disk, never needs privilege and never interprets names
 //! beyond refusing those that the kernel could not show.
 //!
 //! ```
-//! use image_manager::squashfs::{Attributes, Kind, Options, Tree, Writer};
+//! use squashfs_writer::{Attributes, Kind, Options, Tree, Writer};
 //! use std::io::Write;
 //!
 //! let mut writer = Writer::new(std::io::Cursor::new(Vec::new()), &Options::default())?;
@@ -43,6 +43,8 @@
 //! xattr table               pairs and ids as metadata blocks, then a header with positions
 //! padding to 4 KiB
 //! ```
+
+#![forbid(unsafe_code)]
 
 mod compress;
 mod data;
