@@ -368,6 +368,32 @@ fn privileged_s27_hostile_places_in_an_image_keep_the_set_up_inside() -> Result<
         ran > 20 && refused > 20,
         "{ran} ran, {refused} were refused"
     );
+    // A link that leads a mount of the site's over another thing of the site's, or the host's.
+    for (place, target) in [
+        ("opt/udiImage", "/etc"),
+        ("opt/udiImage", "../opt"),
+        ("opt/udiImage", "/dev/shm"),
+        ("scratch", "tmp"),
+        ("scratch", "usr/../var/tmp"),
+        ("scratch", "."),
+        ("home", "usr/../sys"),
+    ] {
+        guard.image("hostile", |tree| {
+            fs::create_dir_all(tree.join("dev/shm"))?;
+            Ok(symlink(target, tree.join(place))?)
+        })?;
+        let output = guard.site.shifter(&["--image=hostile", "true"])?;
+        let words = format!("cannot place the site's '/{place}': the image's link leads to '/");
+        guard
+            .refused(&output, 4, &words)
+            .map_err(|error| error.context(target))?;
+    }
+    guard.image("hostile", |tree| {
+        fs::create_dir_all(tree.join("var/home"))?;
+        Ok(symlink("var/home", tree.join("home"))?)
+    })?;
+    let output = guard.site.shifter(&["--image=hostile", "ls", "/home"])?;
+    ensure!(output.stdout == "alice\nbob\n", "{output}");
     Call::shell("rm -r /opt/udi").ok()?;
     guard.site.product.configure("")?;
     guard.finish()
