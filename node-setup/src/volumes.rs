@@ -400,7 +400,9 @@ fn judge_resolved(volume: &Volume, path: &str, mounts: &[Planned]) -> Result<()>
         return Err(refused(volume, reason, None));
     }
     let site = mounts.iter().filter(|mount| mount.volume.is_none());
-    let built_in = BUILT_IN.into_iter().map(str::to_owned);
+    // All of /tmp may be hidden, as by a per-node cache; mounts of the site's in it may not.
+    let built_in = BUILT_IN.into_iter().filter(|dir| !SCRATCH.contains(dir));
+    let built_in = built_in.map(str::to_owned);
     match site
         .map(|m| m.target.clone())
         .chain(built_in)
