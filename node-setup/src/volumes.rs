@@ -361,6 +361,11 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         return Err(refused(volume, reason, None));
     }
     let on_host = |path: &str| site.host_path(path);
+    if volume.flags.per_node_cache.is_some() && request.image.is_rootless() {
+        let reason = "a container without privilege has no perNodeCache".to_owned();
+        let hint = "use an image of the site store, or other volumes".to_owned();
+        return Err(refused(volume, reason, Some(hint)));
+    }
     let cache = volume
         .flags
         .per_node_cache
