@@ -226,11 +226,17 @@ impl Request {
         environment: &[shifter_core::env::Pair],
         config: &Config,
     ) -> Result<Self> {
-        let variable = |name: &str| {
+        let exactly = |name: &str| {
             let found = environment.iter().find(|(n, _)| n == name.as_bytes());
             found
                 .and_then(|(_, v)| String::from_utf8(v.clone()).ok())
                 .filter(|v| !v.is_empty())
+        };
+        // Slurm's name for what describes a job, where only that is there: in salloc's shell.
+        let is_allocation = exactly("SHIFTER_IMAGE").is_none();
+        let variable = |name: &str| {
+            let slurms = || exactly(&format!("SLURM_SPANK_{name}")).filter(|_| is_allocation);
+            exactly(name).or_else(slurms)
         };
         let from_environment = || {
             let image = variable("SHIFTER_IMAGE")?;

@@ -7,7 +7,7 @@ use shifter_tests::call::{Call, wait_for};
 use shifter_tests::product::{CONFIG, STORE};
 use shifter_tests::world::User::{Alice, Bob};
 
-use super::{Site, image_id, manifest};
+use super::{Site, ensure_refused, image_id, manifest};
 
 fn loops() -> Result<usize> {
     let file = format!("{STORE}/{}.squashfs", image_id());
@@ -202,6 +202,20 @@ fn privileged_environment_directory_and_command() -> Result<()> {
         .by(Alice)
         .ok()?;
     ensure!(form == "form\n");
+    // What describes a job has other names where Slurm alone sets it, in the shell of salloc.
+    let spank = |name: &'static str, value| {
+        let start = site.product.shifter(["cat", "/etc/marker"]).by(Alice);
+        let start = start.env("SLURM_SPANK_SHIFTER_IMAGETYPE", "docker");
+        let start = start.env("SLURM_SPANK_SHIFTER_IMAGE", "tiny");
+        start.env(name, value).output()
+    };
+    ensure!(spank("SLURM_SPANK_SHIFTER_VOLUME", "/scratch:/s")?.stdout == "tiny\n");
+    ensure_refused(
+        &spank("SLURM_SPANK_SHIFTER_VOLUME", "/scratch:/etc")?,
+        3,
+        "/etc",
+    )?;
+    ensure_refused(&spank("SHIFTER_IMAGE", "other")?, 4, "docker:other:latest")?;
     let table = [
         (&["nosuch"][..], 127),
         (&["/etc/passwd"], 126),
