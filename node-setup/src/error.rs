@@ -4,10 +4,12 @@ use std::io;
 use std::path::PathBuf;
 
 use shifter_core::config::ConfigError;
+use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
 use shifter_core::manifest::ManifestError;
 use shifter_core::reference::RefError;
 use shifter_core::sanitize;
+pub use shifter_core::sanitize::plain;
 use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
@@ -18,6 +20,17 @@ pub enum Error {
     /// The command line cannot be understood.
     #[error("{0}")]
     Usage(String),
+    /// A variable on the command line is none.
+    #[error(transparent)]
+    Variable(EnvError),
+    /// A file of variables cannot be understood.
+    #[error("cannot use environment file '{}'", sanitize::text(.file))]
+    EnvFile {
+        /// The file as typed.
+        file: String,
+        /// What is wrong with it.
+        source: EnvError,
+    },
     /// The process is not what it must be to go on.
     #[error("{0}")]
     Privilege(&'static str),
@@ -152,7 +165,10 @@ impl Error {
     /// Returns the exit code of a program that ends with this error.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Error::Usage(_) | Error::Reference { .. } => ExitCode::Usage,
+            Error::Usage(_)
+            | Error::Variable(_)
+            | Error::EnvFile { .. }
+            | Error::Reference { .. } => ExitCode::Usage,
             Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
                 ExitCode::Usage
             }
@@ -179,10 +195,12 @@ impl Error {
     /// Returns the way out, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::NoImage(image) => {
-                let name = image.strip_prefix("docker:").unwrap_or(image);
-                let pull = format!("shifter pull {}", sanitize::text(name));
-                (!image.starts_with("id:")).then_some(pull)
+            // Images of the other types come from no registry.
+            Error::NoImage(image) => image
+                .strip_prefix("docker:")
+                .map(|name| format!("shifter pull {}", sanitize::text(name))),
+            Error::Variable(source) | Error::EnvFile { source, .. } => {
+                source.hint().map(str::to_owned)
             }
             Error::Volume { hint, .. } => hint.clone(),
             Error::KernelModule { hint, .. } => Some(sanitize::text(hint)),
@@ -217,18 +235,6 @@ impl Error {
         }
         plain(text)
     }
-}
-
-/// Takes the error numbers out of a message: the words before them say the same.
-pub fn plain(mut text: String) -> String {
-    const MARK: &str = " (os error ";
-    while let Some(start) = text.find(MARK) {
-        let Some(length) = text[start..].find(')') else {
-            break;
-        };
-        text.replace_range(start..=start + length, "");
-    }
-    text
 }
 
 /// Names the step and the object of an operating system error.
@@ -293,5 +299,6 @@ mod tests {
             Some("shifter pull ubuntu:latest")
         );
         assert_eq!(hint("id:00"), None);
+        assert_eq!(hint("custom:mine:latest"), None);
     }
 }

@@ -167,9 +167,7 @@ fn parse_option(
         "-e" | "--env" => {
             let value = value()?;
             let pair = env::parse_option(value.as_bytes());
-            options
-                .env
-                .push(pair.map_err(|error| usage(&error.to_string()))?);
+            options.env.push(pair.map_err(Error::Variable)?);
         }
         "--env-file" => options.env_file = Some(value()?),
         "-E" | "--clearenv" | "--rootless" | "-v" | "--verbose" | "-n" if inline.is_some() => {

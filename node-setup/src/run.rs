@@ -23,8 +23,9 @@ use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
+use shifter_core::sanitize;
 use shifter_core::trusted;
-use shifter_core::volmap::{self, Origin, VolumeMap};
+use shifter_core::volmap::{self, Origin, VolumeError, VolumeMap};
 
 use crate::caller::{self, Caller};
 use crate::drop::{become_caller, become_user, stay_user};
@@ -329,7 +330,17 @@ fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
     }
     let path = match &writable.path {
         None => None,
-        Some(path) => Some(volmap::user_target(path).map_err(Error::Volumes)?),
+        Some(path) => Some(volmap::user_target(path).map_err(|error| {
+            let reason = match error {
+                VolumeError::Target { fault, .. } => fault.to_string(),
+                other => other.to_string(),
+            };
+            let path = sanitize::text(path);
+            Error::Denied {
+                what: format!("'{path}' cannot be made writable: {reason}"),
+                hint: Some("name a directory where a volume could be placed, such as '/work'"),
+            }
+        })?),
     };
     Ok(Writable { path })
 }
