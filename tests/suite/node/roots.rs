@@ -190,6 +190,20 @@ fn privileged_environment_directory_and_command() -> Result<()> {
     ensure!(run(&[&["--env-file=/scratch/alice/env"][..], &echo].concat())? == "red,1,from file\n");
     let both = ["--env-file=/scratch/alice/env", "-e", "A=option"];
     ensure!(run(&[&both[..], &echo].concat())? == "red,1,option\n");
+    // What is still being written, as by <(...), is waited for; too much is told and not cut off.
+    let late = "shifter --image=tiny --env-file=<(sleep 0.3; echo A=late) sh -c 'echo $A'";
+    ensure!(Call::shell(late).by(Alice).ok()? == "late\n");
+    fs::write("/scratch/alice/env", "A=1234567\n".repeat(104_858))?;
+    let large = ["--image=tiny", "--env-file=/scratch/alice/env", "true"];
+    ensure_refused(&site.shifter(&large)?, 2, "larger than")?;
+    for (option, words) in [
+        ("--env=NAME", "hint: write NAME=value"),
+        ("--env-file=/etc/marker", "hint: each line is NAME=value"),
+    ] {
+        let output = site.shifter(&["--image=tiny", option, "true"])?;
+        ensure_refused(&output, 2, "has no '='")?;
+        ensure!(output.stderr.contains(words), "{output}");
+    }
     ensure!(run(&["--entrypoint"])? == "entry cmd\n");
     ensure!(run(&["--entrypoint", "mine"])? == "entry mine\n");
     ensure!(run(&["--entrypoint=/bin/echo", "other"])? == "other\n");
