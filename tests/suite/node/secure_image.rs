@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::product::STORE;
 
-use super::secure::{Guard, compile, is_long};
+use super::secure::{Guard, compile, is_long, kernel_troubles};
 use super::{image_id, manifest};
 
 /// Says why each of its arguments cannot be opened, and tries to be root.
@@ -192,21 +192,7 @@ fn damages(size: u64) -> Vec<Damage> {
 #[test]
 fn privileged_s25_broken_images_fail_cleanly() -> Result<()> {
     let guard = Guard::prepare()?;
-    let troubles = || -> Result<usize> {
-        let log = Call::new(["dmesg"]).output()?.stdout;
-        let marks = [
-            "BUG:",
-            "Oops",
-            "WARNING: CPU",
-            "general protection",
-            "KASAN",
-        ];
-        Ok(log
-            .lines()
-            .filter(|line| marks.iter().any(|mark| line.contains(mark)))
-            .count())
-    };
-    let before = troubles()?;
+    let before = kernel_troubles()?;
     let file = of_store("squashfs");
     let sound = format!("{file}.sound");
     fs::rename(&file, &sound)?;
@@ -242,7 +228,7 @@ fn privileged_s25_broken_images_fail_cleanly() -> Result<()> {
     fs::remove_file(&file)?;
     fs::rename(&sound, &file)?;
     ensure!(refused > 20, "only {refused} were refused, and {ran} ran");
-    ensure!(troubles()? == before, "the kernel complains: dmesg");
+    ensure!(kernel_troubles()? <= before, "the kernel complains: dmesg");
     guard.site.script(&[], "true")?;
     guard.unchanged()?;
     guard.finish()
