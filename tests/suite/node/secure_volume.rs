@@ -338,6 +338,73 @@ fn privileged_s38_sources_that_no_container_shows_are_refused() -> Result<()> {
     guard.finish()
 }
 
+/// A mount's own flags stay, also those of what is mounted in it, and `nosuid,nodev` reach all of it:
+/// with mount(2) the first were lost and the others stopped at the first mount.
+#[test]
+fn privileged_volumes_and_site_mounts_keep_their_flags_all_the_way_down() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    Call::shell(
+        "mkdir -p /scratch/tree; mount -t tmpfs -o mode=0777,noexec,noatime tree /scratch/tree
+        mkdir /scratch/tree/inner; mount -t tmpfs -o mode=0777,suid,dev inner /scratch/tree/inner
+        mkdir /scratch/tree/inner/ro; mount -t tmpfs ro /scratch/tree/inner/ro
+        mount -o remount,ro,bind /scratch/tree/inner/ro
+        cp /bin/busybox /scratch/tree/; chmod 0755 /scratch/tree/busybox
+        mknod -m 0666 /scratch/tree/inner/null c 1 3",
+    )
+    .ok()?;
+    guard.rebase()?;
+    let seen = |at: &str, options: &[&str]| -> Result<Vec<String>> {
+        let show = format!("grep ' {at}' /proc/self/mountinfo");
+        let lines = guard.site.script(options, &show)?;
+        let fields = lines.lines().map(|line| line.split(' '));
+        Ok(fields
+            .filter_map(|mut fields| Some(format!("{} {}", fields.nth(4)?, fields.next()?)))
+            .collect())
+    };
+    let below = |at: &str| {
+        [
+            format!("{at} rw,nosuid,nodev,noexec,noatime"),
+            format!("{at}/inner rw,nosuid,nodev,relatime"),
+            format!("{at}/inner/ro ro,nosuid,nodev,relatime"),
+        ]
+    };
+    let result = (|| {
+        let volume = seen("/mnt", &["--volume=/scratch/tree:/mnt"])?;
+        ensure!(volume == below("/mnt"), "{volume:?}");
+        let read_only = seen("/mnt", &["--volume=/scratch/tree:/mnt:ro"])?;
+        let all = below("/mnt").map(|line| line.replace(" rw,", " ro,"));
+        ensure!(read_only == all, "{read_only:?}");
+        let tried =
+            "/mnt/busybox true 2>&1; cat /mnt/inner/null 2>&1; touch /mnt/inner/ro/x 2>&1; true";
+        let tried = guard.site.script(&["--volume=/scratch/tree:/mnt"], tried)?;
+        ensure!(tried.matches("Permission denied").count() == 2, "{tried}");
+        ensure!(tried.contains("Read-only file system"), "{tried}");
+        // A site mount has what is mounted in it where it says so, and no other.
+        let text = fs::read_to_string(CONFIG)?;
+        for (flags, expected) in [
+            ("", &below("/site")[..1]),
+            (":rec", &below("/site")),
+            (":rec:private", &below("/site")),
+            (
+                ":rec:ro",
+                &below("/site").map(|line| line.replace(" rw,", " ro,")),
+            ),
+        ] {
+            let mounts = format!("['/scratch', '/scratch/tree:/site{flags}'");
+            let text = text.replace("['/scratch'", &mounts);
+            guard.site.product.configure_with(&text)?;
+            let site = seen("/site", &[])?;
+            ensure!(site == expected, "{flags}: {site:?}");
+        }
+        Ok(())
+    })();
+    guard.site.product.configure("")?;
+    Call::shell("umount -R /scratch/tree; rmdir /scratch/tree").ok()?;
+    guard.rebase()?;
+    result?;
+    guard.finish()
+}
+
 #[test]
 fn privileged_s43_many_and_nested_volumes_have_one_outcome() -> Result<()> {
     let guard = Guard::prepare()?;
