@@ -34,6 +34,12 @@ pub enum Error {
     /// The process is not what it must be to go on.
     #[error("{0}")]
     Privilege(&'static str),
+    /// The program has not got what its setuid bit is to give it.
+    #[error(
+        "not running with root's privileges: the program must be installed setuid root, and not be \
+         started under no_new_privs, a tracer or from a nosuid mount"
+    )]
+    NotSetuid,
     /// The machine lacks what a container without privilege needs.
     #[error("cannot make a container without privilege: {0}")]
     Rootless(String),
@@ -182,7 +188,7 @@ impl Error {
             | Error::Step { .. }
             | Error::Hook { .. }
             | Error::Module { .. } => ExitCode::Mount,
-            Error::Privilege(_) | Error::Rootless(_) => ExitCode::Privilege,
+            Error::Privilege(_) | Error::NotSetuid | Error::Rootless(_) => ExitCode::Privilege,
             Error::Config(_)
             | Error::Untrusted(_)
             | Error::Account { .. }
@@ -202,6 +208,7 @@ impl Error {
             Error::Variable(source) | Error::EnvFile { source, .. } => {
                 source.hint().map(str::to_owned)
             }
+            Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
             Error::Volume { hint, .. } => hint.clone(),
             Error::KernelModule { hint, .. } => Some(sanitize::text(hint)),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
