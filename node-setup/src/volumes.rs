@@ -305,7 +305,11 @@ impl SiteView {
             };
             dirs.push((to.clone(), mnt::path_of(fd.as_fd()), site_flags(flags)));
         }
-        dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));
+        for dir in SCRATCH {
+            // The host may have a link there.
+            let fd = mnt::open_host(dir).step("open", dir)?;
+            dirs.push((dir.to_owned(), mnt::path_of(fd.as_fd()), SAFE));
+        }
         Ok(Self { dirs })
     }
 

@@ -405,6 +405,35 @@ fn privileged_volumes_and_site_mounts_keep_their_flags_all_the_way_down() -> Res
     guard.finish()
 }
 
+/// A host's /var/tmp may be a link, and users know it by its name.
+#[test]
+fn privileged_volumes_can_be_taken_from_a_var_tmp_that_is_a_link() -> Result<()> {
+    let guard = Guard::prepare()?;
+    let script = "mkdir /tmp/kept && mount --bind /var/lib/shifter /tmp/kept &&
+        mount -t tmpfs -o mode=0755 var /var && mkdir -p /var/lib/shifter &&
+        mount --move /tmp/kept /var/lib/shifter && rmdir /tmp/kept &&
+        install -d -o alice /scratch/alice/tmp/dir && ln -s /scratch/alice/tmp /var/tmp &&
+        exec setpriv --reuid 2001 --regid 2001 --init-groups /opt/shifter/bin/shifter \
+            --image=tiny --volume=/var/tmp/dir:/mnt ls -d /mnt /var/tmp/dir";
+    let text = fs::read_to_string(CONFIG)?.replace("'/scratch', ", "");
+    guard.site.product.configure_with(&text)?;
+    let output = Call::new([
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        script,
+    ])
+    .cwd("/tmp")
+    .output();
+    guard.site.product.configure("")?;
+    let output = output?.success()?;
+    ensure!(output.stdout == "/mnt\n/var/tmp/dir\n", "{output}");
+    guard.finish()
+}
+
 #[test]
 fn privileged_s43_many_and_nested_volumes_have_one_outcome() -> Result<()> {
     let guard = Guard::prepare()?;
