@@ -90,6 +90,18 @@ pub struct Descriptor {
     platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Names a blob that no index speaks of.
+    pub fn new(media_type: String, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type,
+            digest,
+            size,
+            platform: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Platform {
     #[serde(default)]
