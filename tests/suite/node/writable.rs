@@ -116,7 +116,8 @@ fn privileged_scratch_space_is_refused_where_it_must_be() -> Result<()> {
         ("/var/lib", "/var"),
         ("/home/alice", "another mount"),
         ("/tmp/x", "another mount"),
-        ("/to-data", "not a directory"),
+        ("/to-data", "is a link"),
+        ("/to-data/deep", "is a link"),
         ("/data/deep/file/x", "not a directory"),
     ] {
         let option = format!("--writable-tmpfs={path}");
