@@ -125,6 +125,14 @@ pub enum Error {
         /// How it ended, and what it said last.
         reason: String,
     },
+    /// A module is asked for that the site does not have.
+    #[error("module '{}' does not exist here", sanitize::text(.name))]
+    NoModule {
+        /// The module as typed.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
     /// A module of the site's cannot be set up on this node.
     #[error("cannot set up module '{module}': {reason}")]
     Module {
@@ -181,6 +189,7 @@ impl Error {
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
+            | Error::NoModule { .. }
             | Error::Denied { .. } => ExitCode::Denied,
             Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
             Error::Store(_)
@@ -210,6 +219,10 @@ impl Error {
             }
             Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
             Error::Volume { hint, .. } => hint.clone(),
+            Error::NoModule { known, .. } if known.is_empty() => {
+                Some("this site has no modules".to_owned())
+            }
+            Error::NoModule { known, .. } => Some(format!("modules here: {}", known.join(", "))),
             Error::KernelModule { hint, .. } => Some(sanitize::text(hint)),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
             Error::Config(error) => error.hint(),
