@@ -1,5 +1,6 @@
 //! What the types of the configuration alone cannot say.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::{Config, Module, NodeCache, site_map};
@@ -9,6 +10,10 @@ use crate::volmap;
 
 /// Image types that exist everywhere.
 const BUILT_IN_TYPES: [&str; 5] = ["docker", "id", "local", "file", "custom"];
+
+/// Compressors of images, and their levels.
+const COMPRESSORS: [(&str, RangeInclusive<u8>); 3] =
+    [("zstd", 1..=22), ("gzip", 1..=9), ("xz", 0..=9)];
 
 /// The largest size of a tmpfs, in MiB.
 const TMPFS_LIMIT: u32 = 65536;
@@ -20,6 +25,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         sizes(config),
         mounts(key(&["root", "site_mounts"]), &config.root.site_mounts),
         types(config),
+        images(config),
         trees(config),
         commands(config),
         caches(config),
@@ -119,6 +125,27 @@ fn types(config: &Config) -> Fault {
             key(&["default_image_type"]),
             format!("'{default}' is not in image_types"),
         )
+    })
+}
+
+fn images(config: &Config) -> Fault {
+    let text = &config.store.compression;
+    let (name, level) = match text.split_once(':') {
+        None => (text.as_str(), None),
+        Some((name, level)) => (name, Some(level.parse().unwrap_or(u8::MAX))),
+    };
+    let is_known = (name, level) == ("lz4", None)
+        || COMPRESSORS.iter().any(|(known, levels)| {
+            *known == name && level.is_none_or(|level| levels.contains(&level))
+        });
+    if !is_known {
+        let fault = format!("'{text}' is not zstd[:1-22], gzip[:1-9], xz[:0-9] or lz4");
+        return Some(("compression", fault));
+    }
+    let text = &config.store.block_size;
+    config.store.block_bytes().is_none().then(|| {
+        let fault = format!("'{text}' is not a power of two from 4k to 1m");
+        ("block_size", fault)
     })
 }
 

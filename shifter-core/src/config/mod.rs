@@ -17,7 +17,7 @@ pub use self::tables::{
 };
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
-use crate::volmap::{Origin, VolumeError, VolumeMap};
+use crate::volmap::{self, Origin, VolumeError, VolumeMap};
 
 /// Where every program looks; the setuid program looks nowhere else.
 pub const DEFAULT_PATH: &str = "/etc/shifter/shifter.toml";
@@ -56,6 +56,15 @@ impl ConfigError {
             }
             _ => None,
         }
+    }
+}
+
+impl Store {
+    /// The size of an image's blocks in bytes; none if squashfs has no blocks of that size.
+    pub fn block_bytes(&self) -> Option<u32> {
+        let bytes = u32::try_from(volmap::parse_size(&self.block_size).ok()?).ok()?;
+        let is_size = bytes.is_power_of_two() && (4 << 10..=1 << 20).contains(&bytes);
+        is_size.then_some(bytes)
     }
 }
 

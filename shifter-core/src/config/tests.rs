@@ -74,6 +74,12 @@ fn errors_name_line_key_and_text() {
             ":3: per_node_cache./s.size_limit: '1x' is not",
             "",
         ),
+        ("[store]\ncompression = 'zstd:23'", ":2: compression: ", ""),
+        ("[store]\ncompression = 'lz4:1'", ":2: compression: ", ""),
+        ("[store]\ncompression = 'gzip:'", ":2: compression: ", ""),
+        ("[store]\ncompression = 'brotli'", ":2: compression: ", ""),
+        ("[store]\nblock_size = '48k'", ":2: block_size: ", ""),
+        ("[store]\nblock_size = '2m'", ":2: block_size: ", ""),
         (
             "[module.a]\nconflicts = ['b']",
             ":2: module.a.conflicts: module 'a'",
