@@ -100,9 +100,9 @@ const NEWEST: &str = "ls -t /tmp/bench/disk/store/*.squashfs | head -1";
 pub fn all(image: &str) -> Vec<Program> {
     let charliecloud = format!(
         "setpriv --reuid shifter --regid shifter --clear-groups env HOME={AT}/home USER=shifter \
-         TMPDIR={AT}/ch bash -ec 'ch-image -s {AT}/ch/storage --no-cache --tls-no-verify \
+         TMPDIR={AT}/ch CH_IMAGE_STORAGE={AT}/ch/storage bash -ec 'ch-image --no-cache --tls-no-verify \
          pull localhost:{TLS_PORT}/{image} image
-         ch-convert -s {AT}/ch/storage -i ch-image -o squash image {AT}/ch/out.squashfs'"
+         ch-convert -i ch-image -o squash image {AT}/ch/out.squashfs'"
     );
     let mut charliecloud = Program::new(
         "ch-image, ch-convert",
