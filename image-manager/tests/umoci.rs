@@ -1,13 +1,22 @@
 //! The merge as umoci does it: the reference, and where it is wrong.
-#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure here fails the test"
+)]
 
+mod site;
 mod support;
 
-use image_manager::build::BuildOptions;
-use support::blobs::{Blobs, TAR, digest};
+use site::Site;
+use site::image::{self, Blob, Layer};
+use site::registry::Registry;
+use std::time::{SystemTime, UNIX_EPOCH};
+use support::blobs::{TAR, digest};
 use support::facts::{self, Tree};
-use support::run;
-use support::tar::{Sample, archive};
+use support::stack;
+use support::tar::{self, Sample, archive};
+use support::{run, with_mounted};
 
 /// One set of layers and the paths at which umoci is known to differ.
 struct Case {
@@ -138,6 +147,13 @@ fn cases() -> Vec<Case> {
             ],
             differs: &["x", "y"],
         },
+        // What the kernel gives a directory that umoci makes in one with the setgid bit is no part
+        // of the image: a directory that no layer lists is root's.
+        Case {
+            what: "missing parent in a setgid directory",
+            layers: vec![vec![dir("d").mode(0o2750).owner(7, 8), file("d/new/x")]],
+            differs: &["d/new"],
+        },
         // To umoci only names that end in a whiteout are special.
         Case {
             what: "aufs's own files",
@@ -155,7 +171,74 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn umoci(layers: &[Vec<u8>]) -> Tree {
+/// What a layer is compressed with.
+#[derive(Clone, Copy)]
+enum Packing {
+    Plain,
+    Gzip,
+    /// Each half of the archive by itself, as estargz and pigz do.
+    GzipMembers,
+    Zstd,
+    /// The same with zstd, and a frame between them that says nothing.
+    ZstdFrames,
+}
+
+impl Packing {
+    fn pack(self, tar: &[u8]) -> (&'static str, Vec<u8>) {
+        let (first, second) = tar.split_at(tar.len() / 2);
+        let skipped = [
+            &0x184d_2a50u32.to_le_bytes()[..],
+            &3u32.to_le_bytes(),
+            b"pad",
+        ]
+        .concat();
+        match self {
+            Self::Plain => ("", tar.to_vec()),
+            Self::Gzip => ("+gzip", tar::gzip(tar)),
+            Self::GzipMembers => ("+gzip", [tar::gzip(first), tar::gzip(second)].concat()),
+            Self::Zstd => ("+zstd", tar::zstd(tar)),
+            Self::ZstdFrames => (
+                "+zstd",
+                [tar::zstd(first), skipped, tar::zstd(second)].concat(),
+            ),
+        }
+    }
+}
+
+/// A real registry, and a site that pulls from it.
+struct Pulls {
+    registry: Registry,
+    site: Site,
+}
+
+impl Pulls {
+    fn start() -> Self {
+        let registry = Registry::start();
+        let site = Site::new(&[&registry.address]);
+        Self { registry, site }
+    }
+
+    /// Pushes an image of these layers, pulls it, and returns what can be seen of it when it is
+    /// mounted.
+    fn tree(&self, name: &str, layers: &[(Vec<u8>, Packing)]) -> Tree {
+        let layer = |(tar, packing): &(Vec<u8>, Packing)| {
+            let (suffix, bytes) = packing.pack(tar);
+            Layer {
+                blob: Blob::new(&format!("{TAR}{suffix}"), bytes),
+                diff_id: digest(tar),
+            }
+        };
+        let layers: Vec<Layer> = layers.iter().map(layer).collect();
+        let image = image::image("amd64", serde_json::json!({}), &layers);
+        let reference = self.registry.push(&format!("{name}:latest"), &image);
+        self.site.ok(&["pull", "--quiet", &reference]);
+        let file = format!("{}.squashfs", self.site.id(&reference));
+        with_mounted(&self.site.store().join(file), facts::of_directory)
+    }
+}
+
+/// Returns what umoci makes of these layers.
+fn umoci(layers: &[&Vec<u8>]) -> Tree {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("image");
     let blobs = image.join("blobs/sha256");
@@ -206,46 +289,67 @@ fn umoci(layers: &[Vec<u8>]) -> Tree {
     facts::of_directory(&bundle.join("rootfs"))
 }
 
+/// Compares what is pulled with what umoci unpacks, but for what is said to differ, and returns the
+/// number of names.
+fn compare(pulls: &Pulls, what: &str, layers: &[(Vec<u8>, Packing)], differs: &[&str]) -> usize {
+    let name = what.replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    let mut got = pulls.tree(&name.to_lowercase(), layers);
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let mut want = umoci(&layers.iter().map(|(tar, _)| tar).collect::<Vec<_>>());
+    // With umoci directories that no archive lists, and those below which it removed something,
+    // have the time of the day.
+    for (path, facts) in &mut want {
+        if facts.what == "dir" && facts.mtime >= began.as_secs() as i64 {
+            facts.mtime = 0;
+            if let Some(facts) = got.get_mut(path) {
+                facts.mtime = 0;
+            }
+        }
+    }
+    for path in differs {
+        assert_ne!(
+            got.remove(*path),
+            want.remove(*path),
+            "{what}: '{path}' agrees by now"
+        );
+    }
+    facts::assert_same(&got, &want, what);
+    want.len()
+}
+
 #[test]
 fn privileged_umoci_agrees() {
-    for Case {
-        what,
-        layers,
-        differs,
-    } in cases()
-    {
-        let tars: Vec<_> = layers.iter().map(|layer| archive(layer)).collect();
-        let mut blobs = Blobs::new();
-        for tar in &tars {
-            blobs.add(tar, TAR, None);
-        }
-        let (image, _) = blobs.build(&BuildOptions::default()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("root");
-        run(
-            "unsquashfs",
-            &[
-                "-q",
-                "-n",
-                "-d",
-                root.to_str().unwrap(),
-                image.path().to_str().unwrap(),
-            ],
-        );
-        let (mut got, mut want) = (facts::of_directory(&root), umoci(&tars));
-        for tree in [&mut got, &mut want] {
-            // With umoci directories that no archive lists, and those below which a whiteout
-            // removed something, have the time of the day.
-            let directories = tree.values_mut().filter(|facts| facts.what == "dir");
-            directories.for_each(|facts| facts.mtime = 0);
-        }
-        for path in differs {
-            assert_ne!(
-                got.remove(*path),
-                want.remove(*path),
-                "{what}: '{path}' agrees by now"
-            );
-        }
-        facts::assert_same(&got, &want, what);
+    let pulls = Pulls::start();
+    for case in cases() {
+        let layers = case.layers.iter();
+        let layers: Vec<_> = layers
+            .map(|layer| (archive(layer), Packing::Gzip))
+            .collect();
+        compare(&pulls, case.what, &layers, case.differs);
+    }
+}
+
+#[test]
+fn privileged_umoci_agrees_on_32_layers() {
+    let pulls = Pulls::start();
+    for seed in 1..=6 {
+        let layers = stack::layers(seed, 32);
+        let entries: usize = layers.iter().map(Vec::len).sum();
+        assert!(entries > 200, "{seed}: {entries}");
+        let packings = [
+            Packing::Gzip,
+            Packing::Zstd,
+            Packing::Plain,
+            Packing::GzipMembers,
+            Packing::ZstdFrames,
+        ];
+        let packings = packings.into_iter().cycle();
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|layer| archive(layer))
+            .zip(packings)
+            .collect();
+        let names = compare(&pulls, &format!("seed {seed}"), &layers, &[]);
+        assert!(names > 20, "{seed}: {names}");
     }
 }
