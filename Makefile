@@ -23,7 +23,7 @@ PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all benches bench-images install sample-image test-kernel testbed demo cluster cluster-stop test \
+.PHONY: all benches bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
 
@@ -70,6 +70,10 @@ bootstrap-%:
 sample-image:
 	tests/sample-image.sh
 
+# For the tests alone: what umoci makes of them is what is expected of a pull.
+real-images:
+	tests/real-images.sh
+
 # For the tests alone, and never installed.
 test-kernel:
 	tests/kernel.sh fetch
@@ -90,11 +94,11 @@ cluster: bootstrap-demo all testbed sample-image
 cluster-stop:
 	@tests/cluster.sh stop
 
-test: bootstrap-test all benches sample-image test-kernel
+test: bootstrap-test all benches sample-image real-images test-kernel
 	tests/fuzz.sh 20
 	tests/run.sh
 
-test-long: bootstrap-test all benches sample-image test-kernel
+test-long: bootstrap-test all benches sample-image real-images test-kernel
 	tests/long.sh $(SLICE)
 
 check: bootstrap-check

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
+use rustix::io::Errno;
 
 /// One name, without its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +96,11 @@ fn look(
 
 fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = vec![0; 65536];
-    let size = llistxattr(path, &mut names[..])?;
+    let size = match llistxattr(path, &mut names[..]) {
+        // What a squashfs without any says.
+        Err(Errno::OPNOTSUPP) => 0,
+        other => other?,
+    };
     let mut found = BTreeMap::new();
     for name in names[..size].split(|byte| *byte == 0) {
         if !name.is_empty() {
@@ -108,8 +113,7 @@ fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(found)
 }
 
-/// Returns what differs between two trees of which one has been changed by `pardon`: at most 20
-/// names, each with both sides.
+/// Returns what differs between two trees: at most 20 names, each with both sides.
 pub fn differences(got: &Tree, want: &Tree) -> Vec<String> {
     let names: BTreeSet<&PathBuf> = got.keys().chain(want.keys()).collect();
     let different = names
