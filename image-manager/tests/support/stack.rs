@@ -38,7 +38,11 @@ pub fn layers(seed: u64, count: usize) -> Vec<Vec<Sample>> {
     let mut layers = Vec::new();
     for number in 0..count {
         stack.layer = number;
-        let steps = if number == 0 { 30 } else { 6 + stack.below(8) };
+        let steps = if number == 0 {
+            30
+        } else {
+            10 + stack.below(10)
+        };
         let mut samples = Vec::new();
         for _ in 0..steps {
             stack.step(&mut samples);
@@ -60,9 +64,9 @@ impl Stack {
 
     fn step(&mut self, samples: &mut Vec<Sample>) {
         match self.below(20) {
-            0..=2 => self.white_out(samples),
-            3 => self.make_opaque(samples),
-            4 => self.repeat_directory(samples),
+            0..=1 => self.white_out(samples),
+            2 if self.below(2) == 0 => self.make_opaque(samples),
+            3..=4 => self.repeat_directory(samples),
             5..=7 => self.hard_link(samples),
             _ => self.put(samples),
         }
@@ -122,6 +126,9 @@ impl Stack {
 
     fn put(&mut self, samples: &mut Vec<Sample>) {
         let (spelled, real) = self.place();
+        if self.children(&real).len() > 1 && self.below(3) > 0 {
+            return; // or nothing would ever grow
+        }
         let text = format!("{real} {}", self.serial);
         let body = text.repeat([0, 1, 1, 50, 20_000][self.below(5)]);
         let (sample, node) = match self.below(12) {
@@ -194,6 +201,9 @@ impl Stack {
             return;
         }
         let path = below[self.below(below.len())].clone();
+        if self.children(&path).len() > 1 && self.below(3) > 0 {
+            return;
+        }
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
         samples.push(Sample::file(join(parent, &format!(".wh.{name}")), ""));
         self.remove(&path, |by| by < layer);
