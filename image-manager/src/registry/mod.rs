@@ -142,8 +142,8 @@ pub mod untrusted {
     pub fn manifest(bytes: &[u8], content_type: &str) -> Result<bool, super::ManifestError> {
         match super::manifest::parse(bytes, content_type)? {
             super::manifest::Document::Index(entries) => {
-                let found = super::manifest::choose(&entries, &super::Wanted::default())?;
-                Ok(!found.is_empty())
+                let choice = super::manifest::choose(&entries, &super::Wanted::default());
+                Ok(!choice.fitting.is_empty())
             }
             super::manifest::Document::Manifest(manifest) => Ok(!manifest.layers.is_empty()),
         }
