@@ -190,7 +190,8 @@ fn connections_are_used_again() {
 #[test]
 fn servers_without_keep_alive() {
     let blob = noise(50_000);
-    let makes: [(&str, fn(Vec<u8>) -> Reply); 5] = [
+    type Make = fn(Vec<u8>) -> Reply;
+    let makes: [(&str, Make); 5] = [
         ("close", |blob| Reply::ok(blob).close()),
         ("1.0", |blob| Reply::ok(blob).old()),
         ("1.0 without a length", |blob| {
