@@ -312,6 +312,18 @@ fn a_token_is_renewed_before_it_ends() {
 }
 
 #[test]
+fn a_token_that_was_taken_back_is_replaced() {
+    let blob = noise(1000);
+    // Good for one request: the client keeps it, and a second repository finds it useless.
+    let server = forgetful(&blob, 1, None);
+    let client = client(&[&server.address]);
+    for _ in 0..3 {
+        get(&client, &server, &blob).1.unwrap();
+    }
+    assert_eq!(server.count("/token"), 3);
+}
+
+#[test]
 fn parallel_downloads_share_a_token() {
     let blob = noise(50_000);
     let server = forgetful(&blob, 1000, None);

@@ -521,9 +521,15 @@ fn redirects_end() {
         assert!(text.contains("too many redirects"), "{text}");
         assert_eq!(server.requests().len(), 6);
     }
-    let server = Server::start(|_| Reply::status(302));
-    let (_, text) = error_of(&client(&[&server.address]), &server.address);
-    assert!(text.contains("not an http or https address"), "{text}");
+    for reply in [
+        Reply::status(302),
+        Reply::redirect("http://user:topsecret@h/x?signature=topsecret"),
+    ] {
+        let server = Server::start(move |_| reply.clone());
+        let (_, text) = error_of(&client(&[&server.address]), &server.address);
+        assert!(text.contains("not an http or https address"), "{text}");
+        assert!(!text.contains("topsecret"), "{text}");
+    }
 }
 
 #[test]

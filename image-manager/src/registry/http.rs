@@ -187,7 +187,7 @@ impl Http {
             .and_then(|location| from.join(location))
             .ok_or_else(|| RegistryError::Redirect {
                 address: from.to_string(),
-                target: sanitize::text(location.unwrap_or("nowhere")),
+                target: shown(location.unwrap_or("nowhere")),
                 rule: "that is not an http or https address",
             })?;
         if from.tls && !target.tls {
@@ -369,6 +369,12 @@ pub(super) fn broke_off(address: &Address, error: io::Error) -> RegistryError {
         address,
         source: error,
     }
+}
+
+/// Writes what is no address without what may be secret in it: a query, and what stands before an @.
+fn shown(location: &str) -> String {
+    let bare = location.split(['?', '#']).next().unwrap_or_default();
+    sanitize::text(bare.rsplit('@').next().unwrap_or_default())
 }
 
 fn redirect(from: &Address, to: &Address, rule: &'static str) -> RegistryError {

@@ -328,10 +328,7 @@ impl<'a> Contender<'a> {
         if watched >= self.timing.stale {
             return Ok(true);
         }
-        let age = self
-            .time()?
-            .duration_since(modified)
-            .unwrap_or_default();
+        let age = self.time()?.duration_since(modified).unwrap_or_default();
         Ok(age >= self.timing.abandoned
             || (age >= self.timing.stale && watched >= self.timing.watched))
     }

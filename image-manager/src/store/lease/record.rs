@@ -94,7 +94,9 @@ impl Identity {
             return super::flock(record, FlockOperation::NonBlockingLockShared).map(Some);
         }
         if owner.pids == self.pids {
-            return Ok(Some(start_time(&owner.pid.to_string()) != Some(owner.start)));
+            return Ok(Some(
+                start_time(&owner.pid.to_string()) != Some(owner.start),
+            ));
         }
         Ok(None)
     }

@@ -39,7 +39,9 @@ impl Bench {
     }
 
     fn inode(&self, name: &str) -> u64 {
-        std::fs::metadata(self.temp.path().join(name)).unwrap().ino()
+        std::fs::metadata(self.temp.path().join(name))
+            .unwrap()
+            .ino()
     }
 }
 
@@ -105,7 +107,9 @@ fn the_dead_of_this_machine_are_known_at_once() {
     let lease = acquire(&bench.dir, "lock", |_| ()).unwrap();
     assert!(try_acquire(&bench.dir, "lock").unwrap().is_none());
     die(lease);
-    let next = try_acquire(&bench.dir, "lock").unwrap().expect("it is free");
+    let next = try_acquire(&bench.dir, "lock")
+        .unwrap()
+        .expect("it is free");
     assert_eq!(bench.names(), ["lock"]);
     drop(next);
     assert_eq!(bench.names(), Vec::<String>::new());
@@ -272,7 +276,11 @@ fn who_wakes_up_too_late_is_told() {
     assert!(sleeper.check().is_err());
     drop(sleeper);
     lease.check().unwrap();
-    assert_eq!(bench.names(), ["lock"], "what is not one's own is left alone");
+    assert_eq!(
+        bench.names(),
+        ["lock"],
+        "what is not one's own is left alone"
+    );
 }
 
 #[test]
@@ -283,11 +291,19 @@ fn what_the_dead_left_is_swept() {
         contender.has_unnamed_files = false;
         let ready = contender.prepare().unwrap();
         let temporary = ready.temporary.clone().unwrap();
-        std::fs::rename(bench.temp.path().join(temporary), bench.temp.path().join(name)).unwrap();
+        std::fs::rename(
+            bench.temp.path().join(temporary),
+            bench.temp.path().join(name),
+        )
+        .unwrap();
         ready.file
     };
     let nonce = "12345678-1234-1234-1234-123456789abc";
-    let names = [format!(".lease-{nonce}"), format!("x.lock.{nonce}"), format!(".lock-index.{nonce}")];
+    let names = [
+        format!(".lease-{nonce}"),
+        format!("x.lock.{nonce}"),
+        format!(".lock-index.{nonce}"),
+    ];
     let files: Vec<File> = names.iter().map(|name| here(name)).collect();
     for name in &names {
         assert!(is_leftover(name), "{name}");
@@ -310,12 +326,25 @@ fn what_is_no_record_is_nobodys_and_goes_in_time() {
     for content in ["", "new\n", r#"{"nonce":"../../x"}"#, r#"{"nonce":"a"}"#] {
         std::fs::write(bench.temp.path().join("lock"), content).unwrap();
         let mut contender = bench.on("here");
-        assert_eq!(contender.attempt().unwrap().busy().describe(), "another process");
+        assert_eq!(
+            contender.attempt().unwrap().busy().describe(),
+            "another process"
+        );
         while let Attempt::Busy(_) = contender.attempt().unwrap() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
     let path = bench.temp.path().join("lock");
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    assert!(bench.on("here").attempt().is_err(), "and a FIFO hangs nobody");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    assert!(
+        bench.on("here").attempt().is_err(),
+        "and a FIFO hangs nobody"
+    );
 }
