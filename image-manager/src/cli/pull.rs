@@ -12,7 +12,7 @@ use shifter_core::sanitize;
 
 use super::{Failure, Session, output, print};
 use crate::pull::{Pulled, pull};
-use crate::registry::{Client, Logins, Proxies};
+use crate::registry::Client;
 use crate::store::{Store, StoreError, StoreKind, megabytes};
 
 /// The search path of the site's command.
@@ -66,18 +66,7 @@ impl Session {
             (StoreKind::User, None) => Err(StoreError::NoHome),
         };
         let store = store.map_err(|error| Failure::of_store(context, &error))?;
-        let logins = home.map_or_else(
-            || Ok(Logins::default()),
-            |home| Logins::of_home(home, self.caller.uid),
-        );
-        let logins = logins.map_err(|error| {
-            Failure::new(
-                error.exit_code(),
-                format!("{context}: {}", output::chain(&error)),
-            )
-        })?;
-        let proxies = Proxies::from_env(|name| std::env::var(name).ok());
-        let client = Client::new(self.config.registry.clone(), logins, proxies);
+        let client = self.client(context)?;
         let code = self.each(|reference| self.pull_one(&client, &store, reference))?;
         let is_useless = kind == StoreKind::User && self.config.store.user_images == UserImages::No;
         if is_useless && code == ExitCode::Success && !self.options.quiet {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, site_map};
+use super::{Config, Module, NodeCache, registries, site_map};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -31,6 +31,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         caches(config),
         modules(config),
         kernel(config),
+        registries::first_fault(&config.registry),
         (config.hooks.timeout_secs == 0).then(|| {
             (
                 key(&["hooks", "timeout_secs"]),
@@ -41,10 +42,10 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
     faults.into_iter().flatten().next()
 }
 
-type Fault = Option<(Vec<String>, String)>;
+pub(super) type Fault = Option<(Vec<String>, String)>;
 
 /// A key, after the names of the tables it is in.
-fn key(names: &[&str]) -> Vec<String> {
+pub(super) fn key(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
@@ -140,12 +141,12 @@ fn images(config: &Config) -> Fault {
         });
     if !is_known {
         let fault = format!("'{text}' is not zstd[:1-22], gzip[:1-9], xz[:0-9] or lz4");
-        return Some(("compression", fault));
+        return Some((key(&["store", "compression"]), fault));
     }
     let text = &config.store.block_size;
     config.store.block_bytes().is_none().then(|| {
         let fault = format!("'{text}' is not a power of two from 4k to 1m");
-        ("block_size", fault)
+        (key(&["store", "block_size"]), fault)
     })
 }
 
