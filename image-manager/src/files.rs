@@ -98,6 +98,28 @@ pub(crate) fn create(dir: impl AsFd, name: &str) -> io::Result<File> {
     Ok(rustix::fs::openat2(dir, name, flags, Mode::from_raw_mode(0o600), CONFINED)?.into())
 }
 
+/// Opens the file `name` of this user for reading and writing, made with mode 0600 if it is missing.
+pub(crate) fn open_private(dir: impl AsFd, name: &str) -> io::Result<File> {
+    // O_NONBLOCK: a FIFO must not hang the caller.
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o600);
+    let file = File::from(rustix::fs::openat2(dir, name, flags, mode, CONFINED)?);
+    let found = rustix::fs::fstat(&file)?;
+    let refuse = |rule| Err(io::Error::new(io::ErrorKind::InvalidInput, rule));
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return refuse("it is not a regular file");
+    }
+    if found.st_uid != rustix::process::geteuid().as_raw() {
+        return refuse("it belongs to somebody else");
+    }
+    // Whatever the umask was, and after a kill between two steps.
+    if found.st_mode & 0o7777 != 0o600 {
+        rustix::fs::fchmod(&file, mode)?;
+    }
+    Ok(file)
+}
+
 /// Gives a finished file its mode and its name: a reader sees the old file or the new one.
 pub(crate) fn publish(
     dir: impl AsFd,

@@ -47,6 +47,9 @@ pub enum PullError {
     /// The image's own description of itself cannot be used.
     #[error(transparent)]
     Config(#[from] ImageConfigError),
+    /// Another part of the pull failed, and says why.
+    #[error("the download was given up")]
+    Abandoned,
     /// The layers do not make an image.
     #[error("cannot build the image")]
     Build(#[source] BuildError),
@@ -57,6 +60,7 @@ impl From<CacheError> for PullError {
         match error {
             CacheError::Registry(error) => error.into(),
             CacheError::Store(error) => error.into(),
+            CacheError::Abandoned => Self::Abandoned,
         }
     }
 }
@@ -69,6 +73,7 @@ impl PullError {
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
             Self::Config(_) | Self::Build(_) => ExitCode::Image,
+            Self::Abandoned => ExitCode::Internal,
         }
     }
 

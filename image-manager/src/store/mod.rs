@@ -14,6 +14,7 @@
 //! owner. Nothing here decides what may be *mounted*: that is judged again on the node.
 
 mod error;
+pub(crate) mod lease;
 mod write;
 
 use std::io;
