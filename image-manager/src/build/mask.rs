@@ -198,7 +198,7 @@ mod tests {
             (
                 "whiteouts",
                 vec![vec![file(".wh.a"), file("d/.wh.e")]],
-                vec!["a", "a/b", "a/b/c", "d/e", "d/e/f"],
+                vec!["a", "a/b", "a/b/c", "a/bc", "d/e", "d/e/f"],
             ),
             (
                 "an opaque directory",
