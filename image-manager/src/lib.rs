@@ -8,6 +8,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod cancel;
 pub mod cli;
 mod files;
 pub mod hash;

@@ -91,10 +91,10 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Names a blob that no index speaks of.
-    pub fn new(media_type: String, digest: Digest, size: u64) -> Self {
+    /// Names a blob that is known from elsewhere than a manifest.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         Self {
-            media_type,
+            media_type: media_type.into(),
             digest,
             size,
             platform: None,
