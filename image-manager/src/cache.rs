@@ -1,4 +1,4 @@
-//! Blobs on disk, verified: `<cache>/<algorithm>/<hex>`, directories 0700, files 0600.
+//! Blobs on disk, verified; directories 0700, files 0600; see `folder` for where each is.
 //!
 //! A blob is downloaded once however many pulls want it: [`BlobCache::download`] takes it from the
 //! cache, follows the process that is at it, or appends to what an earlier try left.
@@ -7,6 +7,8 @@
 
 mod download;
 mod flight;
+mod folder;
+mod keep;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -17,22 +19,19 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use shifter_core::reference::Digest;
 
 use crate::files;
 use crate::hash::Hasher;
-use crate::registry::{Descriptor, RegistryError, Repository};
+use crate::registry::{Access, Descriptor, RegistryError, Repository};
+use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
 use download::{Download, Landing};
 use flight::{End, Flight, Trust};
+use folder::Scope;
+pub use keep::{Trimmed, Usage};
 pub use reader::{BlobError, BlobReader};
-
-const PART_SUFFIX: &str = ".part";
-const LOCK_SUFFIX: &str = ".lock";
-/// Age at which a blob that nobody came back for goes.
-const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Says why a blob could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +45,9 @@ pub enum CacheError {
     /// Another thread of this pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
+    /// A login turned out to be needed: it is begun again where private blobs are.
+    #[error("a login turned out to be needed")]
+    Private,
 }
 
 /// What a download is doing, for whoever watches. The bytes add up to the blob's size.
@@ -61,12 +63,23 @@ pub enum Progress<'a> {
     Waiting(&'a str),
 }
 
+/// Where a blob comes from if it is not here.
+struct Origin<'a> {
+    /// For messages.
+    name: &'a str,
+    /// Whom it may serve, as far as that is known now.
+    scope: &'a dyn Fn() -> Scope,
+    source: &'a download::Source<'a>,
+}
+
 /// The blobs of one store, and those of them that one pull is fetching.
 pub struct BlobCache {
     dir: OwnedFd,
     path: PathBuf,
     flights: Mutex<BTreeMap<String, Arc<Flight>>>,
     is_abandoned: AtomicBool,
+    /// What says to others which blobs are needed here.
+    uses: Mutex<Vec<Lease>>,
 }
 
 impl BlobCache {
@@ -78,38 +91,7 @@ impl BlobCache {
             path,
             flights: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
-        })
-    }
-
-    /// Fails if what is not here yet cannot fit.
-    pub fn check_space<'a>(
-        &self,
-        blobs: impl IntoIterator<Item = &'a Descriptor>,
-    ) -> Result<(), StoreError> {
-        let missing = |blob: &Descriptor| {
-            let folder = blob.digest.algorithm();
-            let complete = format!("{folder}/{}", blob.digest.hex());
-            let part = format!("{folder}/{}", part_name(blob));
-            match files::size(&self.dir, &complete) {
-                Some(_) => 0,
-                None => blob
-                    .size
-                    .saturating_sub(files::size(&self.dir, &part).unwrap_or_default()),
-            }
-        };
-        let need = blobs
-            .into_iter()
-            .fold(0u64, |sum, blob| sum.saturating_add(missing(blob)));
-        let found = rustix::fs::fstatvfs(&self.dir)
-            .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if need <= free {
-            return Ok(());
-        }
-        Err(StoreError::Full {
-            dir: self.path.clone(),
-            need,
-            free: Some(free),
+            uses: Mutex::default(),
         })
     }
 
@@ -128,23 +110,30 @@ impl BlobCache {
         blob: &Descriptor,
         watch: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<(), CacheError> {
-        let origin = blob.digest.to_string();
-        self.obtain(blob, &origin, watch, &|offset, sink| {
-            let mut before = offset;
-            repository.blob(blob, |part| {
-                let skip = before.min(part.len() as u64);
-                before -= skip;
-                sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
-            })
-        })
+        let scope = || match repository.access() {
+            Access::Public => Scope::Public,
+            Access::Private => Scope::Private(repository.source()),
+        };
+        let from = Origin {
+            name: &format!("{}@{}", repository.source(), blob.digest),
+            scope: &scope,
+            source: &|offset, sink| {
+                let mut before = offset;
+                repository.blob(blob, |part| {
+                    let skip = before.min(part.len() as u64);
+                    before -= skip;
+                    sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
+                })
+            },
+        };
+        self.obtain(blob, watch, &from)
     }
 
     fn obtain(
         &self,
         blob: &Descriptor,
-        origin: &str,
         watch: &(dyn Fn(Progress<'_>) + Sync),
-        source: &download::Source<'_>,
+        from: &Origin<'_>,
     ) -> Result<(), CacheError> {
         let flight = self.flight(&blob.digest);
         let is_mine = flight.update(|state| {
@@ -164,16 +153,27 @@ impl BlobCache {
             flight: &flight,
             end: End::Failed,
         };
-        let dir = self.folder(&blob.digest)?;
-        let download = Download {
-            cache: self,
-            blob,
-            flight: &flight,
-            dir: &dir,
-            origin,
-            watch,
-        };
-        download.run(source)?;
+        loop {
+            let scope = (from.scope)();
+            let dir = scope
+                .make(&self.dir, &blob.digest)
+                .map_err(|error| self.failed("make a directory in", error, 0))?;
+            let download = Download {
+                cache: self,
+                blob,
+                flight: &flight,
+                scope,
+                dir: &dir,
+                origin: from.name,
+                watch,
+                is_in_scope: &|scope| *scope == (from.scope)(),
+            };
+            match download.run(from.source) {
+                Err(CacheError::Private) => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
         landing.end = End::Complete;
         Ok(())
     }
@@ -205,11 +205,8 @@ impl BlobCache {
             is_worth_it |= state.round > 0;
             let is_damaged = match (state.end, state.trust) {
                 (Some(End::Damaged), _) => true,
-                (Some(End::Complete), Trust::Unread) => {
-                    let mut hasher = Hasher::like(&digest);
-                    hash_file(file, &mut hasher).map_err(|error| self.failed("read", error, 0))?;
-                    hasher.finish() != text
-                }
+                (Some(End::Complete), Trust::Unread) => !keep::is_intact(file, &digest)
+                    .map_err(|error| self.failed("read", error, 0))?,
                 _ => false,
             };
             if is_damaged {
@@ -250,42 +247,19 @@ impl BlobCache {
         Err(CacheError::Abandoned)
     }
 
-    /// Removes a blob.
+    /// Removes a blob, wherever it is.
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        let dir = self.folder(digest)?;
-        files::remove(dir, digest.hex()).map_err(|error| self.failed("remove from", error, 0))
-    }
-
-    /// Removes parts of blobs that killed pulls left, and blobs that nobody came back for.
-    pub fn sweep(&self) -> Result<(), StoreError> {
-        for algorithm in ["sha256", "sha512"] {
-            let Ok(dir) = files::open_subdir(&self.dir, algorithm) else {
-                continue;
-            };
-            for name in files::names(&dir).map_err(|error| self.failed("list", error, 0))? {
-                self.sweep_file(&dir, &name)
-                    .map_err(|error| self.failed("clear", error, 0))?;
+        let fail = |error| self.failed("remove from", error, 0);
+        for (name, folder) in folder::all(&self.dir).map_err(fail)? {
+            if name.starts_with(digest.algorithm()) {
+                files::remove(folder, digest.hex()).map_err(fail)?;
             }
         }
         Ok(())
     }
 
-    fn sweep_file(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        if name.ends_with(LOCK_SUFFIX) {
-            return match files::try_lock(dir, name)? {
-                Some(_held) => files::remove(dir, name),
-                None => Ok(()),
-            };
-        }
-        let Some(file) = files::open(dir, name)? else {
-            return Ok(());
-        };
-        let age = SystemTime::now().duration_since(file.metadata()?.modified()?);
-        if age.is_ok_and(|age| age > KEEP) {
-            files::remove(dir, name)
-        } else {
-            Ok(())
-        }
+    fn uses(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Flight>>> {
@@ -320,11 +294,6 @@ impl BlobCache {
         self.insist_on_going().map_err(io::Error::other)
     }
 
-    fn folder(&self, digest: &Digest) -> Result<OwnedFd, StoreError> {
-        files::make_dir(&self.dir, digest.algorithm(), 0o700)
-            .map_err(|error| self.failed("make a directory in", error, 0))
-    }
-
     fn failed(&self, action: &'static str, error: io::Error, need: u64) -> StoreError {
         if is_full(&error) {
             StoreError::Full {
@@ -336,14 +305,6 @@ impl BlobCache {
             StoreError::io(action, &self.path)(error)
         }
     }
-}
-
-fn part_name(blob: &Descriptor) -> String {
-    format!("{}{PART_SUFFIX}", blob.digest.hex())
-}
-
-fn lock_name(blob: &Descriptor) -> String {
-    format!("{}{LOCK_SUFFIX}", blob.digest.hex())
 }
 
 /// Feeds a file's bytes to `hasher`, from the first one on and without moving its position.

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use super::*;
 use crate::hash::sha256_hex;
@@ -50,6 +51,28 @@ fn broken() -> RegistryError {
     }
 }
 
+impl BlobCache {
+    /// Has a blob that everybody may have.
+    fn get(
+        &self,
+        blob: &Descriptor,
+        watch: &(dyn Fn(Progress<'_>) + Sync),
+        source: &download::Source<'_>,
+    ) -> Result<(), CacheError> {
+        let origin = Origin {
+            name: "x",
+            scope: &|| Scope::Public,
+            source,
+        };
+        self.obtain(blob, watch, &origin)
+    }
+
+    fn public(&self) -> OwnedFd {
+        let digest = descriptor(b"").digest;
+        Scope::Public.make(&self.dir, &digest).unwrap()
+    }
+}
+
 fn quiet(_: Progress<'_>) {}
 
 fn blob_error(error: &io::Error) -> &BlobError {
@@ -70,7 +93,7 @@ fn a_reader_follows_the_download() {
             found.extend(read(&mut reader).unwrap());
             found
         });
-        let done = cache.obtain(&blob, "x", &quiet, &|offset, sink| {
+        let done = cache.get(&blob, &quiet, &|offset, sink| {
             assert_eq!(offset, 0);
             sink(&bytes[..2 << 20]).unwrap();
             assert!(steps.recv().is_err(), "the reader has read what is there");
@@ -86,9 +109,8 @@ fn a_reader_follows_the_download() {
     let again = bench.cache();
     let count = AtomicUsize::new(0);
     again
-        .obtain(
+        .get(
             &blob,
-            "x",
             &|progress| match progress {
                 Progress::Present(n) => _ = count.fetch_add(n as usize, Ordering::SeqCst),
                 other => panic!("{other:?}"),
@@ -107,7 +129,7 @@ fn what_broke_off_is_resumed() {
     let (bench, bytes) = (bench(), noise(3_000_000));
     let blob = descriptor(&bytes);
     let cut = 1_234_567;
-    let first = bench.cache().obtain(&blob, "x", &quiet, &|_, sink| {
+    let first = bench.cache().get(&blob, &quiet, &|_, sink| {
         sink(&bytes[..cut]).unwrap();
         Err(broken())
     });
@@ -118,9 +140,8 @@ fn what_broke_off_is_resumed() {
     let cache = bench.cache();
     let seen = Mutex::new((0, 0));
     cache
-        .obtain(
+        .get(
             &blob,
-            "x",
             &|progress| match progress {
                 Progress::Present(n) => seen.lock().unwrap().0 += n,
                 Progress::Received(n) => seen.lock().unwrap().1 += n,
@@ -150,7 +171,7 @@ fn a_wrong_digest_is_fetched_again_once() {
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(&mut cache.reader(&blob)));
         let (tries, cache) = (&tries, &cache);
-        let obtained = cache.obtain(&blob, "x", &quiet, &|offset, sink| {
+        let obtained = cache.get(&blob, &quiet, &|offset, sink| {
             assert_eq!(offset, 0);
             let is_first = tries.fetch_add(1, Ordering::SeqCst) == 0;
             sink(if is_first { &wrong } else { &bytes }).unwrap();
@@ -169,7 +190,7 @@ fn a_wrong_digest_is_fetched_again_once() {
     let other = bench.cache();
     other.remove(&blob.digest).unwrap();
     let tries = AtomicUsize::new(0);
-    let refused = other.obtain(&blob, "x", &quiet, &|_, sink| {
+    let refused = other.get(&blob, &quiet, &|_, sink| {
         tries.fetch_add(1, Ordering::SeqCst);
         sink(&wrong).unwrap();
         Ok(())
@@ -181,7 +202,7 @@ fn a_wrong_digest_is_fetched_again_once() {
     assert_eq!(tries.into_inner(), 2);
     let failed = read(&mut other.reader(&blob)).unwrap_err();
     assert!(matches!(blob_error(&failed), BlobError::Failed(_)));
-    let dir = other.folder(&blob.digest).unwrap();
+    let dir = other.public();
     assert!(files::names(dir).unwrap().is_empty(), "nothing wrong stays");
 }
 
@@ -193,23 +214,23 @@ fn a_damaged_blob_is_noticed_removed_and_fetched_again() {
         sink(&bytes).unwrap();
         Ok(())
     };
-    bench.cache().obtain(&blob, "x", &quiet, &whole).unwrap();
+    bench.cache().get(&blob, &quiet, &whole).unwrap();
     for is_read in [true, false] {
         let cache = bench.cache();
-        let dir = cache.folder(&blob.digest).unwrap();
+        let dir = cache.public();
         let mut file = files::create(&dir, blob.digest.hex()).unwrap();
         let mut damaged = bytes.clone();
         damaged[200_000] ^= 1;
         io::Write::write_all(&mut file, &damaged).unwrap();
         cache
-            .obtain(&blob, "x", &quiet, &|_, _| panic!("it is there"))
+            .get(&blob, &quiet, &|_, _| panic!("it is there"))
             .unwrap();
         if is_read {
             let error = read(&mut cache.reader(&blob)).unwrap_err();
             assert!(matches!(blob_error(&error), BlobError::Damaged(_)));
         }
         assert!(cache.recover().unwrap());
-        cache.obtain(&blob, "x", &quiet, &whole).unwrap();
+        cache.get(&blob, &quiet, &whole).unwrap();
         assert!(read(&mut cache.reader(&blob)).unwrap() == bytes);
         assert!(!cache.recover().unwrap());
     }
@@ -223,16 +244,16 @@ fn a_length_that_is_not_the_blobs_is_refused() {
         sink(&bytes).unwrap();
         Ok(())
     };
-    bench.cache().obtain(&blob, "x", &quiet, &whole).unwrap();
+    bench.cache().get(&blob, &quiet, &whole).unwrap();
     liar.size += 1;
-    let refused = bench.cache().obtain(&liar, "x", &quiet, &whole);
+    let refused = bench.cache().get(&liar, &quiet, &whole);
     assert!(matches!(
         refused,
         Err(CacheError::Registry(RegistryError::Forged { .. }))
     ));
     let untouched = bench.cache();
     untouched
-        .obtain(&blob, "x", &quiet, &|_, _| panic!("it is still there"))
+        .get(&blob, &quiet, &|_, _| panic!("it is still there"))
         .unwrap();
 }
 
@@ -249,7 +270,7 @@ fn pulls_at_once_download_once() {
                 std::thread::scope(|inner| {
                     for _ in 0..2 {
                         inner.spawn(|| {
-                            let obtained = cache.obtain(&blob, "x", &quiet, &|offset, sink| {
+                            let obtained = cache.get(&blob, &quiet, &|offset, sink| {
                                 downloads.fetch_add(1, Ordering::SeqCst);
                                 assert_eq!(offset, 0);
                                 for part in bytes.chunks(100_000) {
@@ -276,7 +297,7 @@ fn giving_up_ends_everything_that_waits() {
     std::thread::scope(|scope| {
         let never = scope.spawn(|| read(&mut cache.reader(&other)));
         let cut = scope.spawn(|| read(&mut cache.reader(&blob)));
-        let given_up = cache.obtain(&blob, "x", &quiet, &|_, sink| {
+        let given_up = cache.get(&blob, &quiet, &|_, sink| {
             sink(&bytes[..1 << 20]).unwrap();
             cache.abandon();
             sink(&bytes[1 << 20..]).map_err(RegistryError::Write)

@@ -143,6 +143,19 @@ impl Client {
 }
 
 impl Repository<'_> {
+    /// Returns its name with that of the registry: `docker.io/library/debian`.
+    pub fn source(&self) -> String {
+        format!("{}/{}", self.registry, self.name)
+    }
+
+    /// Returns whether a login has been needed so far.
+    pub fn access(&self) -> Access {
+        match self.auth().uses_login {
+            true => Access::Private,
+            false => Access::Public,
+        }
+    }
+
     /// Finds the image that `reference` names for this machine, and fetches its configuration.
     pub fn resolve(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
         let wanted = reference.digest().cloned();

@@ -39,7 +39,9 @@ impl Bench {
     }
 
     fn inode(&self, name: &str) -> u64 {
-        std::fs::metadata(self.temp.path().join(name)).unwrap().ino()
+        std::fs::metadata(self.temp.path().join(name))
+            .unwrap()
+            .ino()
     }
 }
 
@@ -57,13 +59,6 @@ impl Attempt {
             Self::Held(_) => panic!("it was free"),
         }
     }
-}
-
-/// Leaves a lease as a process does that dies: without a word, its flock gone.
-fn die(lease: Lease) {
-    let file = Arc::clone(&lease.file);
-    flock(&file, FlockOperation::Unlock).unwrap();
-    std::mem::forget(lease);
 }
 
 #[test]
@@ -104,8 +99,10 @@ fn the_dead_of_this_machine_are_known_at_once() {
     let bench = bench();
     let lease = acquire(&bench.dir, "lock", |_| ()).unwrap();
     assert!(try_acquire(&bench.dir, "lock").unwrap().is_none());
-    die(lease);
-    let next = try_acquire(&bench.dir, "lock").unwrap().expect("it is free");
+    lease.die();
+    let next = try_acquire(&bench.dir, "lock")
+        .unwrap()
+        .expect("it is free");
     assert_eq!(bench.names(), ["lock"]);
     drop(next);
     assert_eq!(bench.names(), Vec::<String>::new());
@@ -142,7 +139,7 @@ fn the_dead_are_known_by_their_pids() {
 #[test]
 fn the_dead_of_other_machines_are_known_by_their_silence() {
     let bench = bench();
-    die(bench.on("far").attempt().unwrap().held());
+    bench.on("far").attempt().unwrap().held().die();
     let begin = Instant::now();
     let mut here = bench.on("here");
     let owner = here.attempt().unwrap().busy();
@@ -158,7 +155,7 @@ fn the_dead_of_other_machines_are_known_by_their_silence() {
     lease.check().unwrap();
 
     // One that has been silent for long is watched for a shorter time.
-    die(lease);
+    lease.die();
     let path = bench.temp.path().join("lock");
     let long_ago = SystemTime::now() - Duration::from_secs(60);
     let age = |time| File::open(&path).unwrap().set_modified(time).unwrap();
@@ -191,7 +188,7 @@ fn a_sign_of_life_keeps_a_lease() {
 fn one_of_many_takes_over() {
     for _ in 0..5 {
         let bench = bench();
-        die(bench.on("far").attempt().unwrap().held());
+        bench.on("far").attempt().unwrap().held().die();
         let (inside, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for machine in 0..8 {
@@ -221,7 +218,7 @@ fn one_of_many_takes_over() {
 #[test]
 fn a_chain_of_the_dead_is_followed() {
     let bench = bench();
-    die(bench.on("a").attempt().unwrap().held());
+    bench.on("a").attempt().unwrap().held().die();
     let first = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
     // Killed after the claim and before it became the lease.
     let second = bench.on("b");
@@ -241,7 +238,7 @@ fn a_chain_of_the_dead_is_followed() {
 #[test]
 fn a_late_claim_is_withdrawn() {
     let bench = bench();
-    die(bench.on("a").attempt().unwrap().held());
+    bench.on("a").attempt().unwrap().held().die();
     let dead = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
     let mut quick = bench.on("b");
     let lease = loop {
@@ -272,7 +269,11 @@ fn who_wakes_up_too_late_is_told() {
     assert!(sleeper.check().is_err());
     drop(sleeper);
     lease.check().unwrap();
-    assert_eq!(bench.names(), ["lock"], "what is not one's own is left alone");
+    assert_eq!(
+        bench.names(),
+        ["lock"],
+        "what is not one's own is left alone"
+    );
 }
 
 #[test]
@@ -283,11 +284,19 @@ fn what_the_dead_left_is_swept() {
         contender.has_unnamed_files = false;
         let ready = contender.prepare().unwrap();
         let temporary = ready.temporary.clone().unwrap();
-        std::fs::rename(bench.temp.path().join(temporary), bench.temp.path().join(name)).unwrap();
+        std::fs::rename(
+            bench.temp.path().join(temporary),
+            bench.temp.path().join(name),
+        )
+        .unwrap();
         ready.file
     };
     let nonce = "12345678-1234-1234-1234-123456789abc";
-    let names = [format!(".lease-{nonce}"), format!("x.lock.{nonce}"), format!(".lock-index.{nonce}")];
+    let names = [
+        format!(".lease-{nonce}"),
+        format!("x.lock.{nonce}"),
+        format!(".lock-index.{nonce}"),
+    ];
     let files: Vec<File> = names.iter().map(|name| here(name)).collect();
     for name in &names {
         assert!(is_leftover(name), "{name}");
@@ -310,12 +319,25 @@ fn what_is_no_record_is_nobodys_and_goes_in_time() {
     for content in ["", "new\n", r#"{"nonce":"../../x"}"#, r#"{"nonce":"a"}"#] {
         std::fs::write(bench.temp.path().join("lock"), content).unwrap();
         let mut contender = bench.on("here");
-        assert_eq!(contender.attempt().unwrap().busy().describe(), "another process");
+        assert_eq!(
+            contender.attempt().unwrap().busy().describe(),
+            "another process"
+        );
         while let Attempt::Busy(_) = contender.attempt().unwrap() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
     let path = bench.temp.path().join("lock");
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    assert!(bench.on("here").attempt().is_err(), "and a FIFO hangs nobody");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    assert!(
+        bench.on("here").attempt().is_err(),
+        "and a FIFO hangs nobody"
+    );
 }
