@@ -12,8 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         ..Limits::default()
     };
     let blob = Cursor::new(bytes.to_vec());
-    let length = bytes.len() as u64;
-    let Ok(mut reader) = LayerReader::open(blob, length, "", false, &Budget::new(&limits)) else {
+    let Ok(mut reader) = LayerReader::open(blob, "", false, &Budget::new(&limits)) else {
         return;
     };
     while let Ok(Some(entry)) = reader.next_entry() {

@@ -12,21 +12,24 @@ use shifter_core::sanitize;
 use squashfs_writer::{self as squashfs, DataId, Writer};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// One layer blob in the cache, as the manifest and the image configuration describe it.
-#[derive(Debug, Clone)]
-pub struct LayerSource {
-    /// The blob, its own digest already verified by whoever fetched it.
-    pub path: PathBuf,
+/// Gives a blob's bytes from the first one, each time it is called. They may still be arriving: a
+/// read then waits. Whoever provides them compares them with the blob's own digest and lets the
+/// last read fail if it is wrong.
+pub type Open<'a> = dyn Fn() -> io::Result<Box<dyn Read + Send>> + Sync + 'a;
+
+/// One layer blob, as the manifest and the image configuration describe it.
+#[derive(Clone)]
+pub struct LayerSource<'a> {
     /// The manifest's media type; empty if none is known (the content then decides alone).
     pub media_type: String,
     /// `sha256:<hex>` of the uncompressed tar, verified if given.
     pub diff_id: Option<String>,
+    /// The blob as stored.
+    pub open: &'a Open<'a>,
 }
 
 /// What the caller may choose about a build.
@@ -66,12 +69,10 @@ pub enum BuildError {
         limit: usize,
     },
     /// A blob could not be opened.
-    #[error("cannot open layer {layer} '{path}'")]
+    #[error("cannot open layer {layer}")]
     Open {
         /// Which layer.
         layer: usize,
-        /// Its blob, made printable.
-        path: String,
         /// What the operating system answered.
         source: io::Error,
     },
@@ -138,7 +139,7 @@ impl From<squashfs::Error> for BuildError {
 /// Merges `layers` (bottom first) into one squashfs image, which replaces the contents of `out`.
 /// The data is not yet synchronised with the disk. After an error `out` is not an image.
 pub fn build_image(
-    layers: &[LayerSource],
+    layers: &[LayerSource<'_>],
     out: &mut File,
     options: &BuildOptions,
 ) -> Result<BuildReport, BuildError> {
@@ -149,11 +150,14 @@ pub fn build_image(
     if layers.len() > limit {
         return Err(BuildError::TooManyLayers { limit });
     }
-    let blobs = layers
-        .iter()
-        .enumerate()
-        .map(|(at, layer)| Blob::open(at + 1, layer));
-    let blobs = blobs.collect::<Result<Vec<_>, _>>()?;
+    let numbered = layers.iter().enumerate();
+    let blobs: Vec<Blob<'_>> = numbered
+        .map(|(at, layer)| Blob {
+            number: at + 1,
+            layer,
+            bytes: AtomicU64::new(0),
+        })
+        .collect();
 
     let mut merger = Merger::new(MergeOptions {
         keep_capabilities: options.keep_capabilities,
@@ -181,7 +185,10 @@ pub fn build_image(
         })
     })?;
     let (_, summary) = writer.finish(&tree)?;
-    let bytes_in = blobs.iter().map(|blob| blob.stamp.bytes).sum();
+    let bytes_in = blobs
+        .iter()
+        .map(|blob| blob.bytes.load(Ordering::Relaxed))
+        .sum();
     Ok(BuildReport {
         entries,
         bytes_in,
@@ -190,85 +197,25 @@ pub fn build_image(
     })
 }
 
-/// A blob that stays open between the passes.
+/// A layer and what is known about its blob.
 struct Blob<'a> {
     number: usize,
-    layer: &'a LayerSource,
-    file: File,
-    stamp: Stamp,
+    layer: &'a LayerSource<'a>,
+    /// Bytes as stored, once it has been read.
+    bytes: AtomicU64,
 }
 
-/// What changes when a file is written to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
-        }
-        Ok(Self {
-            bytes: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
-
-impl<'a> Blob<'a> {
-    fn open(number: usize, layer: &'a LayerSource) -> Result<Self, BuildError> {
-        let opened = File::open(&layer.path).and_then(|file| Ok((Stamp::of(&file)?, file)));
-        let (stamp, file) = opened.map_err(|source| {
-            let path = sanitize::text(&layer.path.to_string_lossy());
-            BuildError::Open {
-                layer: number,
-                path,
-                source,
-            }
-        })?;
-        Ok(Self {
-            number,
-            layer,
-            file,
-            stamp,
-        })
-    }
-
-    fn read(&self, verify: bool, budget: &Arc<Budget>) -> Result<LayerReader, LayerError> {
-        // The position is shared by all descriptors of one opening: one reader at a time.
-        let file = self.file.try_clone().and_then(|mut file| {
-            file.seek(SeekFrom::Start(0))?;
-            Ok(file)
-        });
-        let file = file.map_err(|source| LayerError::Read { source })?;
-        LayerReader::open(
-            file,
-            self.stamp.bytes,
-            &self.layer.media_type,
-            verify,
-            budget,
-        )
+impl Blob<'_> {
+    fn read(&self, verify: bool, budget: &Arc<Budget>) -> Result<LayerReader, BuildError> {
+        let layer = self.number;
+        let blob = (self.layer.open)().map_err(|source| BuildError::Open { layer, source })?;
+        LayerReader::open(blob, &self.layer.media_type, verify, budget).map_err(|e| self.error(e))
     }
 
     fn error(&self, source: LayerError) -> BuildError {
         BuildError::Layer {
             layer: self.number,
             source,
-        }
-    }
-
-    fn check_unchanged(&self) -> Result<(), BuildError> {
-        match Stamp::of(&self.file) {
-            Ok(stamp) if stamp == self.stamp => Ok(()),
-            _ => Err(BuildError::Changed { layer: self.number }),
         }
     }
 }
@@ -307,15 +254,17 @@ fn list_all(blobs: &[Blob<'_>], options: &BuildOptions) -> Result<Vec<List>, Bui
 }
 
 fn list(blob: &Blob<'_>, budget: &Arc<Budget>) -> Result<List, BuildError> {
+    let mut reader = blob.read(true, budget)?;
     let read = || {
-        let mut reader = blob.read(true, budget)?;
         let mut entries = Vec::new();
         while let Some(entry) = reader.next_entry()? {
             entries.push(entry);
         }
-        Ok((entries, reader.finish()?.unwrap_or_default()))
+        Ok((entries, reader.finish()?))
     };
-    let (entries, diff_id) = read().map_err(|e| blob.error(e))?;
+    let (entries, end) = read().map_err(|e| blob.error(e))?;
+    blob.bytes.store(end.blob_bytes, Ordering::Relaxed);
+    let diff_id = end.diff_id.unwrap_or_default();
     match &blob.layer.diff_id {
         Some(expected) if *expected != diff_id => Err(BuildError::DiffId {
             layer: blob.number,
@@ -345,7 +294,7 @@ fn copy_all(
         if wanted.peek().is_none() {
             continue;
         }
-        let mut reader = blob.read(false, &budget).map_err(|e| blob.error(e))?;
+        let mut reader = blob.read(false, &budget)?;
         let mut number = 0u32..;
         while let (Some(&(&source, &size)), Some(at)) = (wanted.peek(), number.next()) {
             let entry = reader.next_entry().map_err(|e| blob.error(e))?;
@@ -358,7 +307,6 @@ fn copy_all(
             written.insert(source, copy(&mut reader, blob, writer)?);
             wanted.next();
         }
-        blob.check_unchanged()?;
     }
     Ok(written)
 }

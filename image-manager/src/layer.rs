@@ -30,7 +30,7 @@ mod tests;
 pub use error::LayerError;
 pub use path::{PathError, normalise};
 pub use reader::{Chunk, Entry, EntryKind, LayerReader, Metadata};
-pub use stream::Budget;
+pub use stream::{Budget, End};
 
 /// What the layers of one image may cost, so that a hostile image cannot fill disk or memory.
 #[derive(Debug, Clone, PartialEq, Eq)]

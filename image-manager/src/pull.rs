@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -20,7 +21,7 @@ use shifter_core::reference::{Digest, ImageRef, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions, LayerSource, build_image};
+use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
 use crate::cache::{BlobCache, CacheError};
 use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{
@@ -195,19 +196,26 @@ fn make(
     let files = download(repository, &blobs, cache, watch)?;
 
     watch(Step::Building);
-    let by_digest: BTreeMap<&Digest, &File> =
-        blobs.iter().map(|blob| &blob.digest).zip(&files).collect();
-    let sources: Vec<LayerSource> = layers
+    let by_digest: BTreeMap<&Digest, File> =
+        blobs.iter().map(|blob| &blob.digest).zip(files).collect();
+    let opens: Vec<Box<Open<'_>>> = layers
         .iter()
-        .zip(&config.diff_ids)
-        .filter_map(|(layer, diff_id)| {
-            let file = by_digest.get(&layer.digest)?;
-            Some(LayerSource {
-                // The verified file itself, whatever becomes of its name.
-                path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
-                media_type: layer.media_type.clone(),
-                diff_id: Some(diff_id.clone()),
+        .map(|layer| -> Box<Open<'_>> {
+            let file = by_digest.get(&layer.digest);
+            Box::new(move || {
+                let file = file.ok_or(io::ErrorKind::NotFound)?;
+                // The verified file itself, whatever becomes of its name, at a position of its own.
+                let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+                Ok(Box::new(file) as Box<dyn Read + Send>)
             })
+        })
+        .collect();
+    let described = layers.iter().zip(&config.diff_ids).zip(&opens);
+    let sources: Vec<LayerSource<'_>> = described
+        .map(|((layer, diff_id), open)| LayerSource {
+            media_type: layer.media_type.clone(),
+            diff_id: Some(diff_id.clone()),
+            open: &**open,
         })
         .collect();
     let mut out = lock.begin()?;

@@ -3,7 +3,7 @@
 use super::header::{BLOCK, Header, text};
 use super::pax::{self, Pax};
 use super::sparse::{self, MapReader, OldMap, Part, SparseMap};
-use super::stream::{Budget, Stream};
+use super::stream::{Budget, End, Stream};
 use super::{LayerError, normalise};
 use shifter_core::sanitize;
 use squashfs_writer::Xattr;
@@ -106,17 +106,15 @@ pub struct LayerReader {
 }
 
 impl LayerReader {
-    /// Starts to read a blob of `blob_bytes` bytes. `verify` computes the digest that
-    /// [`Self::finish`] returns.
+    /// Starts to read a blob. `verify` computes the digest that [`Self::finish`] returns.
     pub fn open<R: Read + Send + 'static>(
         blob: R,
-        blob_bytes: u64,
         media_type: &str,
         verify: bool,
         budget: &Arc<Budget>,
     ) -> Result<Self, LayerError> {
         Ok(Self {
-            stream: Stream::open(blob, blob_bytes, media_type, verify, Arc::clone(budget))?,
+            stream: Stream::open(blob, media_type, verify, Arc::clone(budget))?,
             budget: Arc::clone(budget),
             contents: Contents::default(),
             entries: 0,
@@ -191,9 +189,8 @@ impl LayerReader {
         Ok(Some(Chunk::Data(self.stream.consumed(count))))
     }
 
-    /// Reads to the end of the blob, behind the end of the archive too, and returns the diff_id
-    /// (`sha256:<hex>`) if [`Self::open`] was asked to verify.
-    pub fn finish(mut self) -> Result<Option<String>, LayerError> {
+    /// Reads to the end of the blob, behind the end of the archive too.
+    pub fn finish(mut self) -> Result<End, LayerError> {
         while self.next_entry()?.is_some() {}
         self.stream.finish()
     }

@@ -1,20 +1,21 @@
-//! The uncompressed bytes of a blob: decompressed on a thread of their own, hashed, counted.
+//! The uncompressed bytes of a blob: decompressed on a thread, hashed on another, counted.
 //!
 //! Compression is decided by the first bytes and must agree with the media type. At most a few
-//! pieces are decompressed ahead.
+//! pieces are decompressed ahead; their buffers are used again.
 
 use super::{LayerError, Limits};
 use crate::hash::Hasher;
 use sha2::{Digest, Sha256};
 use shifter_core::sanitize;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 const PIECE: usize = 256 * 1024;
 const PIECES_AHEAD: usize = 4;
+/// Bytes of a blob read at once.
+const BLOB_BUFFER: usize = 128 * 1024;
 /// 128 MiB, what every zstd tool accepts without being asked; a frame may demand up to 2 TiB.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -133,85 +134,114 @@ impl Packing {
     }
 }
 
+/// What is known about a blob when it has been read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// `sha256:<hex>` of the uncompressed bytes, if it was asked for.
+    pub diff_id: Option<String>,
+    /// Bytes of the blob as stored.
+    pub blob_bytes: u64,
+}
+
+/// What the threads hand on.
+enum Message {
+    /// Uncompressed bytes, and how much of the blob it took to get so far.
+    Piece {
+        bytes: Vec<u8>,
+        blob_bytes: u64,
+    },
+    End(End),
+    Failed(io::Error),
+}
+
 /// The uncompressed bytes of one blob.
 pub(super) struct Stream {
-    pieces: Option<Receiver<io::Result<Vec<u8>>>>,
-    worker: Option<JoinHandle<()>>,
+    messages: Receiver<Message>,
+    /// Takes buffers back.
+    spare: Sender<Vec<u8>>,
     piece: Vec<u8>,
     used: usize,
-    hasher: Option<Hasher>,
+    end: Option<End>,
     budget: Arc<Budget>,
-    /// Bytes that this layer may still have because of its compression ratio.
-    allowed: u64,
-    ratio_limit: u64,
+    /// Uncompressed bytes so far.
+    bytes: u64,
 }
 
 impl Stream {
     pub(super) fn open<R: Read + Send + 'static>(
         blob: R,
-        blob_bytes: u64,
         media_type: &str,
         verify: bool,
         budget: Arc<Budget>,
     ) -> Result<Self, LayerError> {
-        let mut blob = Blob(blob);
-        let mut head = Vec::with_capacity(4);
-        Read::by_ref(&mut blob)
-            .take(4)
-            .read_to_end(&mut head)
-            .map_err(classify)?;
-        let packing = Packing::of(&head);
+        let mut blob = Blob::new(blob);
+        let packing = Packing::of(blob.fill_buf().map_err(classify)?);
         if Packing::promised(media_type)?.is_some_and(|promised| promised != packing) {
             let (media_type, found) = (sanitize::text(media_type), packing.name());
             return Err(LayerError::MediaType { media_type, found });
         }
-        let source = BufReader::with_capacity(PIECE, Cursor::new(head).chain(blob));
-        let (sender, pieces) = sync_channel(PIECES_AHEAD);
-        let worker = std::thread::Builder::new()
-            .name("layer".into())
-            .spawn(move || decompress(packing, source, &sender))
-            .map_err(|source| LayerError::Read { source })?;
-        let limits = budget.limits();
-        let ratio_limit = blob_bytes
-            .saturating_mul(limits.ratio)
-            .saturating_add(limits.free_bytes);
+        let (sender, mut messages) = sync_channel(PIECES_AHEAD);
+        let (spare, buffers) = channel();
+        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let builder = std::thread::Builder::new().name(name.into());
+            let started = builder.spawn(work);
+            started.map_err(|source| LayerError::Read { source })
+        };
+        // Nobody waits for these threads: they end when nobody listens or the blob ends, and a
+        // blob that is still arriving may keep one of them waiting.
+        start(
+            "layer",
+            Box::new(move || decompress(packing, blob, &buffers, &sender)),
+        )?;
+        if verify {
+            let (sender, hashed) = sync_channel(PIECES_AHEAD);
+            let raw = std::mem::replace(&mut messages, hashed);
+            start("diff_id", Box::new(move || hash(&raw, &sender)))?;
+        }
         Ok(Self {
-            pieces: Some(pieces),
-            worker: Some(worker),
+            messages,
+            spare,
             piece: Vec::new(),
             used: 0,
-            hasher: verify.then(|| Hasher::Sha256(Sha256::new())),
+            end: None,
             budget,
-            allowed: ratio_limit,
-            ratio_limit,
+            bytes: 0,
         })
     }
 
     /// The next bytes, as many as are at hand; empty at the end.
     pub(super) fn available(&mut self) -> Result<&[u8], LayerError> {
-        while self.used == self.piece.len() {
-            let Some(pieces) = &self.pieces else { break };
-            match pieces.recv() {
-                Err(_) => self.pieces = None,
-                Ok(piece) => {
-                    let piece = piece.map_err(classify)?;
-                    let length = piece.len() as u64;
-                    let limit = self.ratio_limit;
-                    let what = "bytes for a blob of this size";
-                    self.allowed = self
-                        .allowed
-                        .checked_sub(length)
-                        .ok_or(LayerError::Limit { what, limit })?;
-                    self.budget.take_bytes(length)?;
-                    if let Some(hasher) = &mut self.hasher {
-                        hasher.update(&piece);
-                    }
-                    self.piece = piece;
+        while self.used == self.piece.len() && self.end.is_none() {
+            match self.messages.recv() {
+                Ok(Message::Piece { bytes, blob_bytes }) => {
+                    self.count(bytes.len() as u64, blob_bytes)?;
+                    let old = std::mem::replace(&mut self.piece, bytes);
                     self.used = 0;
+                    // Fails only if the blob has ended.
+                    let _ = self.spare.send(old);
+                }
+                Ok(Message::End(end)) => self.end = Some(end),
+                Ok(Message::Failed(error)) => return Err(classify(error)),
+                Err(_) => {
+                    let source = io::Error::other("a thread that reads it ended early");
+                    return Err(LayerError::Read { source });
                 }
             }
         }
         Ok(&self.piece[self.used..])
+    }
+
+    fn count(&mut self, length: u64, blob_bytes: u64) -> Result<(), LayerError> {
+        self.bytes = self.bytes.saturating_add(length);
+        let limits = self.budget.limits();
+        let limit = blob_bytes
+            .saturating_mul(limits.ratio)
+            .saturating_add(limits.free_bytes);
+        if self.bytes > limit {
+            let what = "bytes for a blob of this size";
+            return Err(LayerError::Limit { what, limit });
+        }
+        self.budget.take_bytes(length)
     }
 
     /// Marks bytes that [`Self::available`] returned as read.
@@ -257,81 +287,155 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads to the end and returns the digest of everything, if it was asked for.
-    pub(super) fn finish(mut self) -> Result<Option<String>, LayerError> {
+    /// Reads to the end.
+    pub(super) fn finish(mut self) -> Result<End, LayerError> {
         loop {
             let count = self.available()?.len();
-            if count == 0 {
-                break;
-            }
             self.consume(count);
-        }
-        Ok(self.hasher.take().map(Hasher::finish))
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // Without a receiver the worker's next send fails, and it ends.
-        self.pieces = None;
-        if let Some(worker) = self.worker.take() {
-            let _ = worker.join();
+            if let Some(end) = self.end.take() {
+                return Ok(end);
+            }
         }
     }
 }
 
-/// The worker: sends pieces until the blob ends, something fails or nobody listens.
-fn decompress<R: BufRead>(packing: Packing, blob: R, pieces: &SyncSender<io::Result<Vec<u8>>>) {
+/// The first thread: sends pieces until the blob ends, something fails or nobody listens.
+fn decompress<R: Read>(
+    packing: Packing,
+    mut blob: Blob<R>,
+    buffers: &Receiver<Vec<u8>>,
+    messages: &SyncSender<Message>,
+) {
     match packing {
-        Packing::Plain => pump(blob, pieces),
-        Packing::Gzip => pump(flate2::bufread::MultiGzDecoder::new(blob), pieces),
+        Packing::Plain => pump(&mut blob, |blob| blob.count, buffers, messages),
+        Packing::Gzip => {
+            let mut decoder = flate2::bufread::MultiGzDecoder::new(blob);
+            pump(&mut decoder, |it| it.get_ref().count, buffers, messages);
+        }
         Packing::Zstd => {
             let decoder = zstd::Decoder::with_buffer(blob).and_then(|mut decoder| {
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;
                 Ok(decoder)
             });
             match decoder {
-                Ok(decoder) => pump(decoder, pieces),
+                Ok(mut decoder) => {
+                    pump(&mut decoder, |it| it.get_ref().count, buffers, messages);
+                }
                 Err(e) => {
-                    let _ = pieces.send(Err(e));
+                    let _ = messages.send(Message::Failed(e));
                 }
             }
         }
     }
 }
 
-fn pump(source: impl Read, pieces: &SyncSender<io::Result<Vec<u8>>>) {
-    let mut source = source.take(u64::MAX);
+fn pump<S: Read>(
+    source: &mut S,
+    blob_bytes: impl Fn(&S) -> u64,
+    buffers: &Receiver<Vec<u8>>,
+    messages: &SyncSender<Message>,
+) {
     loop {
-        source.set_limit(PIECE as u64);
-        let mut piece = Vec::with_capacity(PIECE);
-        let result = source.read_to_end(&mut piece);
-        // What was readable before the failure is of no use: the layer is refused as a whole.
+        let mut bytes = buffers.try_recv().unwrap_or_default();
+        bytes.clear();
+        bytes.reserve_exact(PIECE);
+        let result = source.by_ref().take(PIECE as u64).read_to_end(&mut bytes);
+        let blob_bytes = blob_bytes(source);
         let message = match result {
-            Ok(0) => return,
-            Ok(_) => Ok(piece),
-            Err(e) => Err(e),
+            Ok(0) => Message::End(End {
+                diff_id: None,
+                blob_bytes,
+            }),
+            Ok(_) => Message::Piece { bytes, blob_bytes },
+            // What was readable before is of no use: the layer is refused as a whole.
+            Err(e) => Message::Failed(e),
         };
-        let failed = message.is_err();
-        if pieces.send(message).is_err() || failed {
+        let is_last = !matches!(message, Message::Piece { .. });
+        if messages.send(message).is_err() || is_last {
             return;
         }
     }
 }
 
-/// The blob itself: its errors are wrapped, so that they are known behind a decompressor.
-struct Blob<R>(R);
+/// The second thread: hashes what passes through.
+fn hash(raw: &Receiver<Message>, hashed: &SyncSender<Message>) {
+    let mut hasher = Hasher::Sha256(Sha256::new());
+    while let Ok(message) = raw.recv() {
+        let message = match message {
+            Message::Piece { bytes, blob_bytes } => {
+                hasher.update(&bytes);
+                Message::Piece { bytes, blob_bytes }
+            }
+            Message::End(end) => {
+                let end = End {
+                    diff_id: Some(hasher.finish()),
+                    ..end
+                };
+                let _ = hashed.send(Message::End(end));
+                return;
+            }
+            failed @ Message::Failed(_) => failed,
+        };
+        if hashed.send(message).is_err() {
+            return;
+        }
+    }
+}
+
+/// The blob itself, buffered and counted. Its errors are wrapped, so that they are known behind a
+/// decompressor. The buffer is filled whole, so that what is counted does not depend on how the
+/// bytes arrive.
+struct Blob<R> {
+    blob: R,
+    buffer: Vec<u8>,
+    used: usize,
+    count: u64,
+    ended: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct BlobError(io::Error);
 
+impl<R: Read> Blob<R> {
+    fn new(blob: R) -> Self {
+        Self {
+            blob,
+            buffer: Vec::with_capacity(BLOB_BUFFER),
+            used: 0,
+            count: 0,
+            ended: false,
+        }
+    }
+}
+
+impl<R: Read> BufRead for Blob<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.used == self.buffer.len() && !self.ended {
+            self.buffer.clear();
+            self.used = 0;
+            let mut part = self.blob.by_ref().take(BLOB_BUFFER as u64);
+            let count = part
+                .read_to_end(&mut self.buffer)
+                .map_err(|e| io::Error::other(BlobError(e)))?;
+            self.count += count as u64;
+            self.ended = count < BLOB_BUFFER;
+        }
+        Ok(&self.buffer[self.used..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.used = (self.used + count).min(self.buffer.len());
+    }
+}
+
 impl<R: Read> Read for Blob<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.0.read(out).map_err(|e| match e.kind() {
-            io::ErrorKind::Interrupted => e,
-            _ => io::Error::other(BlobError(e)),
-        })
+        let bytes = self.fill_buf()?;
+        let count = bytes.len().min(out.len());
+        out[..count].copy_from_slice(&bytes[..count]);
+        self.consume(count);
+        Ok(count)
     }
 }
 

@@ -16,9 +16,8 @@ pub(super) fn read_with(
     kind: &str,
     limits: &Limits,
 ) -> Result<(Listing, String), LayerError> {
-    let length = blob.len() as u64;
     let blob = Cursor::new(blob.to_vec());
-    let mut reader = LayerReader::open(blob, length, kind, true, &Budget::new(limits))?;
+    let mut reader = LayerReader::open(blob, kind, true, &Budget::new(limits))?;
     let mut listing = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         let mut body = Vec::new();
@@ -30,7 +29,7 @@ pub(super) fn read_with(
         }
         listing.push((entry, body));
     }
-    Ok((listing, reader.finish()?.unwrap()))
+    Ok((listing, reader.finish()?.diff_id.unwrap()))
 }
 
 pub(super) fn read(blob: &[u8]) -> Result<Listing, LayerError> {
@@ -217,8 +216,10 @@ fn errors_of_the_blob_itself_are_told_apart() {
     let head = gzip(&archive(&[Sample::file("a", "x")]))[..20].to_vec();
     let blob = Cursor::new(head).chain(Failing);
     let budget = Budget::new(&Limits::default());
-    let mut reader = LayerReader::open(blob, 100, "", true, &budget).unwrap();
-    let error = reader.next_entry().unwrap_err();
+    let opened = LayerReader::open(blob, "", true, &budget);
+    let error = opened
+        .and_then(|mut reader| reader.next_entry())
+        .unwrap_err();
     assert!(matches!(error, LayerError::Read { .. }), "{error:?}");
 }
 
@@ -375,11 +376,11 @@ fn sparse_files_of_every_kind() {
 fn contents_need_not_be_read() {
     let blob = archive(&[Sample::file("a", vec![1; 10_000]), Sample::file("b", "end")]);
     let budget = Budget::new(&Limits::default());
-    let mut reader = LayerReader::open(Cursor::new(blob), 1, "", false, &budget).unwrap();
+    let mut reader = LayerReader::open(Cursor::new(blob), "", false, &budget).unwrap();
     reader.next_entry().unwrap();
     reader.next_chunk().unwrap();
     assert_eq!(reader.next_entry().unwrap().unwrap().path, b"b");
     assert_eq!(reader.next_chunk().unwrap(), Some(Chunk::Data(b"end")));
     assert_eq!(reader.next_chunk().unwrap(), None);
-    assert_eq!(reader.finish().unwrap(), None);
+    assert_eq!(reader.finish().unwrap().diff_id, None);
 }

@@ -11,8 +11,7 @@ use std::io::Cursor;
 fn entries(samples: &[Sample]) -> Vec<Entry> {
     let budget = Budget::new(&Limits::default());
     let blob = archive(samples);
-    let length = blob.len() as u64;
-    let mut reader = LayerReader::open(Cursor::new(blob), length, "", false, &budget).unwrap();
+    let mut reader = LayerReader::open(Cursor::new(blob), "", false, &budget).unwrap();
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
         entries.push(entry);

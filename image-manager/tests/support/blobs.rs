@@ -1,9 +1,11 @@
 //! Layers in files, and images built of them.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use image_manager::build::{BuildError, BuildOptions, BuildReport, LayerSource, build_image};
+use image_manager::build::{BuildError, BuildOptions, BuildReport, LayerSource, Open, build_image};
 use sha2::{Digest, Sha256};
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::PathBuf;
 
 pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -18,7 +20,14 @@ pub fn digest(bytes: &[u8]) -> String {
 /// Blobs in a directory of their own.
 pub struct Blobs {
     directory: tempfile::TempDir,
-    pub layers: Vec<LayerSource>,
+    pub layers: Vec<Layer>,
+}
+
+#[derive(Clone)]
+pub struct Layer {
+    pub path: PathBuf,
+    pub media_type: String,
+    pub diff_id: Option<String>,
 }
 
 impl Blobs {
@@ -35,7 +44,7 @@ impl Blobs {
             .path()
             .join(format!("layer-{}", self.layers.len()));
         std::fs::write(&path, blob).unwrap();
-        self.layers.push(LayerSource {
+        self.layers.push(Layer {
             path,
             media_type: media_type.into(),
             diff_id,
@@ -49,8 +58,31 @@ impl Blobs {
     ) -> Result<(tempfile::NamedTempFile, BuildReport), BuildError> {
         let mut out = tempfile::NamedTempFile::new().unwrap();
         out.write_all(&[0xaa; 100_000]).unwrap(); // whatever was there must go
-        let report = build_image(&self.layers, out.as_file_mut(), options)?;
+        let report = self.build_into(out.as_file_mut(), options)?;
         Ok((out, report))
+    }
+
+    pub fn build_into(
+        &self,
+        out: &mut File,
+        options: &BuildOptions,
+    ) -> Result<BuildReport, BuildError> {
+        let open = |layer: &Layer| -> Box<Open<'static>> {
+            let path = layer.path.clone();
+            Box::new(move || Ok(Box::new(File::open(&path)?) as Box<dyn Read + Send>))
+        };
+        let opens: Vec<_> = self.layers.iter().map(open).collect();
+        let sources: Vec<_> = self
+            .layers
+            .iter()
+            .zip(&opens)
+            .map(|(layer, open)| LayerSource {
+                media_type: layer.media_type.clone(),
+                diff_id: layer.diff_id.clone(),
+                open: &**open,
+            })
+            .collect();
+        build_image(&sources, out, options)
     }
 
     pub fn error(&self) -> BuildError {

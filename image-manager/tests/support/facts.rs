@@ -193,9 +193,8 @@ fn xattrs(at: &Path) -> BTreeMap<String, Vec<u8>> {
 /// A tree in an archive, without its root directory.
 pub fn of_tar(archive: Vec<u8>) -> Tree {
     let budget = Budget::new(&Limits::default());
-    let length = archive.len() as u64;
     let blob = Cursor::new(archive);
-    let mut reader = LayerReader::open(blob, length, "", false, &budget).unwrap();
+    let mut reader = LayerReader::open(blob, "", false, &budget).unwrap();
     let mut tree = Tree::new();
     let mut links = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
