@@ -111,7 +111,7 @@ pub struct Manifest {
 
 /// What a registry keeps under a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     Manifest(Manifest),
     Index(Vec<Descriptor>),
 }
@@ -138,7 +138,7 @@ struct RawDescriptor {
 }
 
 /// Parses a document that arrived with the given `Content-Type`.
-pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
+pub(crate) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
     let header = content_type.split(';').next().unwrap_or_default().trim();
     if SCHEMA_1.contains(&header) {
         return Err(ManifestError::SchemaOne);
@@ -215,7 +215,7 @@ fn check(raw: RawDescriptor) -> Result<Descriptor, ManifestError> {
 }
 
 /// Chooses the entry of an index for `architecture`, in Go's name for it, under Linux.
-pub(super) fn choose<'a>(
+pub(crate) fn choose<'a>(
     entries: &'a [Descriptor],
     architecture: &str,
 ) -> Result<&'a Descriptor, ManifestError> {

@@ -27,11 +27,11 @@ use crate::hash::{self, Hasher};
 use address::Address;
 use credentials::Login;
 use http::{Answer, Http};
-use manifest::Document;
 
 pub use credentials::Logins;
 pub use error::RegistryError;
 pub use manifest::{Descriptor, Manifest, ManifestError, host_architecture};
+pub(crate) use manifest::{Document, choose, parse as parse_document};
 pub use proxy::Proxies;
 
 /// Docker Hub's name in references, and the host that serves it.
