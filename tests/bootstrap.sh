@@ -20,7 +20,9 @@ test | bench | check)
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)
     # What the figures stand beside; ids for rootless podman need uidmap.
-    packages+=(bubblewrap charliecloud-runtime crun podman uidmap) ;;
+    packages+=(bubblewrap charliecloud-builders charliecloud-runtime crun podman uidmap)
+    # Images to pull.
+    packages+=(openssl python3-pip time) ;;
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;

@@ -13,6 +13,7 @@ mod machine;
 mod page_cache;
 mod peers;
 mod program;
+mod pull;
 mod site;
 mod slurm;
 mod starts;
@@ -32,7 +33,9 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
   page-cache  what several containers of one image keep in memory
   caches      starts with a per-node cache, and small writes in one
   slurm       steps in an allocation, without and with a container
-  all         every one of them, and at the end each goal with its verdict
+  pull        images from a registry on loopback to squashfs files, beside peers
+  pull-large  the same with an image of 32 layers
+  all         every one of them but pulls, and at the end each goal with its verdict
 --noisy measures also while the machine is busy: believe only ratios, if anything.
 --tiny is for trying the bench itself: a small image, small crowds.";
 
@@ -40,7 +43,7 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
 type Bench = fn(&Site, usize) -> Result<Vec<Row>>;
 
 /// In the order of `all`.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("starts", starts::measure),
     ("many", crowd::measure),
     ("etc-growth", growth::measure),
@@ -49,6 +52,8 @@ const BENCHES: [(&str, Bench); 8] = [
     ("page-cache", page_cache::measure),
     ("caches", caches::measure),
     ("slurm", slurm::measure),
+    ("pull", pull::measure),
+    ("pull-large", pull::measure_large),
 ];
 
 /// Runs the bench that the words of a command line ask for.
@@ -66,7 +71,7 @@ pub fn run(mut words: Vec<String>) -> Result<()> {
     };
     let chosen: Vec<Bench> = BENCHES
         .iter()
-        .filter(|(bench, _)| name == "all" || *bench == name)
+        .filter(|(bench, _)| *bench == name || name == "all" && !bench.starts_with("pull"))
         .map(|(_, measure)| *measure)
         .collect();
     if chosen.is_empty() || rounds == 0 {

@@ -1,25 +1,37 @@
-//! Blobs on disk, verified: `<cache>/<algorithm>/<hex>`, directories 0700, files 0600.
+//! Blobs on disk, verified; directories 0700, files 0600; see `folder` for where each is.
 //!
-//! A blob is written to `.tmp-<hex>` under a lock, compared with its digest, and renamed; two pulls
-//! that need one blob download it once. Callers get the open file and never the path, so what was
-//! verified is what is used, even if another pull removes the blob from the cache meanwhile. Blobs
-//! of pulls that failed and were never tried again go after a week.
+//! A blob is downloaded once however many pulls want it: [`BlobCache::download`] takes it from the
+//! cache, follows the process that is at it, or appends to what an earlier try left.
+//! [`BlobCache::reader`] gives its bytes from the first one on, also while they arrive. What a reader
+//! gets to the end of has the digest it was asked for by.
 
+mod download;
+mod flight;
+mod folder;
+mod keep;
+mod reader;
+
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shifter_core::reference::Digest;
 
 use crate::files;
 use crate::hash::Hasher;
-use crate::registry::{Descriptor, RegistryError, Repository};
+use crate::registry::{Access, Descriptor, RegistryError, Repository};
+use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
-
-const TEMPORARY_PREFIX: &str = ".tmp-";
-const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+use download::{Download, Landing};
+use flight::{End, Flight, Trust};
+use folder::Scope;
+pub use keep::{Trimmed, Usage};
+pub use reader::{BlobError, BlobReader};
 
 /// Says why a blob could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -30,163 +42,256 @@ pub enum CacheError {
     /// The disk did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another thread of this pull failed, and says why.
+    #[error("the download was given up")]
+    Abandoned,
+    /// A login turned out to be needed: it is begun again where private blobs are.
+    #[error("a login turned out to be needed")]
+    Private,
 }
 
-/// The blobs of one store.
+/// What a download is doing, for whoever watches. The bytes add up to the blob's size.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// So many bytes were there already.
+    Present(u64),
+    /// So many bytes came from the registry.
+    Received(u64),
+    /// So many bytes were downloaded by somebody else meanwhile.
+    Elsewhere(u64),
+    /// Somebody else downloads it: where.
+    Waiting(&'a str),
+}
+
+/// Where a blob comes from if it is not here.
+struct Origin<'a> {
+    /// For messages.
+    name: &'a str,
+    /// Whom it may serve, as far as that is known now.
+    scope: &'a dyn Fn() -> Scope,
+    source: &'a download::Source<'a>,
+}
+
+/// The blobs of one store, and those of them that one pull is fetching.
 pub struct BlobCache {
     dir: OwnedFd,
     path: PathBuf,
+    flights: Mutex<BTreeMap<String, Arc<Flight>>>,
+    is_abandoned: AtomicBool,
+    /// What says to others which blobs are needed here.
+    uses: Mutex<Vec<Lease>>,
 }
 
 impl BlobCache {
     /// Opens the cache that belongs to a store.
     pub fn of_store(store: &Store) -> Result<Self, StoreError> {
         let (dir, path) = store.cache_dir()?;
-        Ok(Self { dir, path })
-    }
-
-    /// Fails if the blobs that are not here yet cannot fit.
-    pub fn check_space<'a>(
-        &self,
-        blobs: impl IntoIterator<Item = &'a Descriptor>,
-    ) -> Result<(), StoreError> {
-        let is_missing = |blob: &&Descriptor| {
-            files::size(
-                &self.dir,
-                &format!("{}/{}", blob.digest.algorithm(), blob.digest.hex()),
-            )
-            .is_none()
-        };
-        let need = blobs
-            .into_iter()
-            .filter(is_missing)
-            .fold(0u64, |sum, blob| sum.saturating_add(blob.size));
-        let found = rustix::fs::fstatvfs(&self.dir)
-            .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if need <= free {
-            return Ok(());
-        }
-        Err(StoreError::Full {
-            dir: self.path.clone(),
-            need,
-            free: Some(free),
+        Ok(Self {
+            dir,
+            path,
+            flights: Mutex::default(),
+            is_abandoned: AtomicBool::new(false),
+            uses: Mutex::default(),
         })
     }
 
-    /// Returns a blob, from here or from the registry; `on_bytes` hears of every part downloaded.
+    /// Returns a blob's bytes from the first one on. Reading waits for [`BlobCache::download`] of
+    /// the same blob, which some other thread calls before or meanwhile, or for
+    /// [`BlobCache::abandon`]. Any number of readers may follow one blob, one after the other too.
+    pub fn reader(&self, blob: &Descriptor) -> BlobReader {
+        BlobReader::new(self.flight(&blob.digest), blob.digest.clone())
+    }
+
+    /// Has a blob here when it returns `Ok`: it was here, or somebody else has fetched it meanwhile,
+    /// or it comes from the registry, as far as it was not here.
+    pub fn download(
+        &self,
+        repository: &Repository<'_>,
+        blob: &Descriptor,
+        watch: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<(), CacheError> {
+        let scope = || match repository.access() {
+            Access::Public => Scope::Public,
+            Access::Private => Scope::Private(repository.source()),
+        };
+        let from = Origin {
+            name: &format!("{}@{}", repository.source(), blob.digest),
+            scope: &scope,
+            source: &|offset, sink| {
+                let mut before = offset;
+                repository.blob(blob, |part| {
+                    let skip = before.min(part.len() as u64);
+                    before -= skip;
+                    sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
+                })
+            },
+        };
+        self.obtain(blob, watch, &from)
+    }
+
+    fn obtain(
+        &self,
+        blob: &Descriptor,
+        watch: &(dyn Fn(Progress<'_>) + Sync),
+        from: &Origin<'_>,
+    ) -> Result<(), CacheError> {
+        let flight = self.flight(&blob.digest);
+        let is_mine = flight.update(|state| {
+            let is_free = !state.is_tended && state.end != Some(End::Complete);
+            if is_free {
+                (state.is_tended, state.end) = (true, None);
+            }
+            is_free
+        });
+        if !is_mine {
+            return match flight.wait(|_| false).end {
+                Some(End::Complete) => Ok(()),
+                _ => Err(CacheError::Abandoned),
+            };
+        }
+        let mut landing = Landing {
+            flight: &flight,
+            end: End::Failed,
+        };
+        loop {
+            let scope = (from.scope)();
+            let dir = scope
+                .make(&self.dir, &blob.digest)
+                .map_err(|error| self.failed("make a directory in", error, 0))?;
+            let download = Download {
+                cache: self,
+                blob,
+                flight: &flight,
+                scope,
+                dir: &dir,
+                origin: from.name,
+                watch,
+                is_in_scope: &|scope| *scope == (from.scope)(),
+            };
+            match download.run(from.source) {
+                Err(CacheError::Private) => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        landing.end = End::Complete;
+        Ok(())
+    }
+
+    /// Ends all downloads of this pull and all waiting for them, for the pull cannot succeed.
+    pub fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::SeqCst);
+        for flight in self.flights().values() {
+            flight.update(|state| {
+                if !state.is_tended && state.end.is_none() {
+                    state.end = Some(End::Failed);
+                }
+            });
+        }
+    }
+
+    /// Compares with their digests the blobs that nobody has read to the end yet, removes those
+    /// that are damaged, and begins anew: true if a second try may succeed where the first did not,
+    /// because a blob was damaged in the cache or came wrong from the registry at first.
+    pub fn recover(&self) -> Result<bool, StoreError> {
+        let mut is_worth_it = false;
+        let flights = std::mem::take(&mut *self.flights());
+        self.is_abandoned.store(false, Ordering::SeqCst);
+        for (text, flight) in flights {
+            let (state, digest) = (flight.now(), Digest::parse(&text));
+            let (Some(file), Ok(digest)) = (&state.file, digest) else {
+                continue;
+            };
+            is_worth_it |= state.round > 0;
+            let is_damaged = match (state.end, state.trust) {
+                (Some(End::Damaged), _) => true,
+                (Some(End::Complete), Trust::Unread) => !keep::is_intact(file, &digest)
+                    .map_err(|error| self.failed("read", error, 0))?,
+                _ => false,
+            };
+            if is_damaged {
+                is_worth_it = true;
+                self.remove(&digest)?;
+            }
+        }
+        Ok(is_worth_it)
+    }
+
+    /// Returns a blob, from here or from the registry; `on_bytes` hears of every part.
     pub fn fetch(
         &self,
         repository: &Repository<'_>,
         blob: &Descriptor,
-        mut on_bytes: impl FnMut(u64),
+        on_bytes: impl Fn(u64) + Sync,
     ) -> Result<File, CacheError> {
-        let dir = self.folder(&blob.digest)?;
-        let name = blob.digest.hex();
-        if let Some(file) = self.open(&dir, blob)? {
-            on_bytes(blob.size);
-            return Ok(file);
+        for _ in 0..2 {
+            self.download(repository, blob, &|progress| match progress {
+                Progress::Present(count)
+                | Progress::Received(count)
+                | Progress::Elsewhere(count) => on_bytes(count),
+                Progress::Waiting(_) => {}
+            })?;
+            let fail = |error| self.failed("read", error, 0);
+            match io::copy(&mut self.reader(blob), &mut io::sink()) {
+                Ok(_) => {
+                    let file = self.flight(&blob.digest).now().file;
+                    let file = file.ok_or(CacheError::Abandoned)?;
+                    return Ok(file.try_clone().map_err(fail)?);
+                }
+                Err(error) if error.get_ref().is_some_and(|e| e.is::<BlobError>()) => {
+                    self.recover()?;
+                }
+                Err(error) => return Err(fail(error).into()),
+            }
         }
-        let temporary = format!("{TEMPORARY_PREFIX}{name}");
-        let mut file =
-            files::lock(&dir, &temporary, || ()).map_err(|e| self.failed("lock", e, blob.size))?;
-        // Whoever held the lock before may have finished the download.
-        if let Some(finished) = self.open(&dir, blob)? {
-            files::remove(&dir, &temporary).map_err(|e| self.failed("remove", e, 0))?;
-            on_bytes(blob.size);
-            return Ok(finished);
-        }
-        let written = file
-            .set_len(0)
-            .map_err(RegistryError::Write)
-            .and_then(|()| {
-                repository.blob(blob, |part| {
-                    on_bytes(part.len() as u64);
-                    file.write_all(part)
-                })
-            })
-            .map_err(|error| match error {
-                RegistryError::Write(error) => self.failed("write to", error, blob.size).into(),
-                error => CacheError::from(error),
-            })
-            .and_then(|()| {
-                rustix::fs::renameat(&dir, &temporary, &dir, name)
-                    .map_err(|e| self.failed("write to", e.into(), blob.size).into())
-            });
-        if let Err(error) = written {
-            // The error is what matters; the next sweep takes what this does not.
-            let _ = files::remove(&dir, &temporary);
-            return Err(error);
-        }
-        file.rewind().map_err(|e| self.failed("read", e, 0))?;
-        Ok(file)
+        Err(CacheError::Abandoned)
     }
 
-    /// Removes a blob.
+    /// Removes a blob, wherever it is.
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        let dir = self.folder(digest)?;
-        files::remove(dir, digest.hex()).map_err(|error| self.failed("remove from", error, 0))
-    }
-
-    /// Removes parts of blobs that killed pulls left, and blobs that nobody came back for.
-    pub fn sweep(&self) -> Result<(), StoreError> {
-        for algorithm in ["sha256", "sha512"] {
-            let Ok(dir) = files::open_subdir(&self.dir, algorithm) else {
-                continue;
-            };
-            for name in files::names(&dir).map_err(|error| self.failed("list", error, 0))? {
-                self.sweep_file(&dir, &name)
-                    .map_err(|error| self.failed("clear", error, 0))?;
+        let fail = |error| self.failed("remove from", error, 0);
+        for (name, folder) in folder::all(&self.dir).map_err(fail)? {
+            if name.starts_with(digest.algorithm()) {
+                files::remove(folder, digest.hex()).map_err(fail)?;
             }
         }
         Ok(())
     }
 
-    fn sweep_file(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        if name.starts_with(TEMPORARY_PREFIX) {
-            return match files::try_lock(dir, name)? {
-                Some(_held) => files::remove(dir, name),
-                None => Ok(()),
-            };
+    fn uses(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flights(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Flight>>> {
+        // Nothing that holds the lock can panic.
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flight(&self, digest: &Digest) -> Arc<Flight> {
+        let mut flights = self.flights();
+        let flight = flights
+            .entry(digest.to_string())
+            .or_insert_with(|| Arc::new(Flight::new()));
+        if self.is_abandoned.load(Ordering::SeqCst) {
+            flight.update(|state| {
+                if !state.is_tended && state.end.is_none() {
+                    state.end = Some(End::Failed);
+                }
+            });
         }
-        let Some(file) = files::open(dir, name)? else {
-            return Ok(());
-        };
-        let age = SystemTime::now().duration_since(file.metadata()?.modified()?);
-        if age.is_ok_and(|age| age > KEEP) {
-            files::remove(dir, name)
-        } else {
-            Ok(())
+        Arc::clone(flight)
+    }
+
+    fn insist_on_going(&self) -> Result<(), CacheError> {
+        match self.is_abandoned.load(Ordering::SeqCst) {
+            true => Err(CacheError::Abandoned),
+            false => Ok(()),
         }
     }
 
-    /// Opens a blob if it is here and intact; a damaged one is removed.
-    fn open(&self, dir: &OwnedFd, blob: &Descriptor) -> Result<Option<File>, StoreError> {
-        let name = blob.digest.hex();
-        let fail = |error| self.failed("read", error, 0);
-        let Some(mut file) = files::open(dir, name).map_err(fail)? else {
-            return Ok(None);
-        };
-        let mut hasher = Hasher::like(&blob.digest);
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            let count = file.read(&mut buffer).map_err(fail)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-        }
-        if hasher.finish() != blob.digest.to_string() {
-            files::remove(dir, name).map_err(fail)?;
-            return Ok(None);
-        }
-        file.rewind().map_err(fail)?;
-        Ok(Some(file))
-    }
-
-    fn folder(&self, digest: &Digest) -> Result<OwnedFd, StoreError> {
-        files::make_dir(&self.dir, digest.algorithm(), 0o700)
-            .map_err(|error| self.failed("make a directory in", error, 0))
+    /// The same for where only an input error can be returned.
+    fn check_going(&self) -> io::Result<()> {
+        self.insist_on_going().map_err(io::Error::other)
     }
 
     fn failed(&self, action: &'static str, error: io::Error, need: u64) -> StoreError {
@@ -202,28 +307,19 @@ impl BlobCache {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sweeping_takes_what_nobody_uses() {
-        let home = tempfile::tempdir().unwrap();
-        let store = Store::create_user(home.path()).unwrap();
-        let cache = BlobCache::of_store(&store).unwrap();
-        let digest = Digest::parse(&format!("sha256:{}", "a".repeat(64))).unwrap();
-        let dir = cache.folder(&digest).unwrap();
-        let week = Duration::from_secs(7 * 24 * 3600);
-        for (name, age) in [(".tmp-dead", 0), (".tmp-live", 9), ("new", 6), ("old", 8)] {
-            let file = files::create(&dir, name).unwrap();
-            file.set_modified(SystemTime::now() - week / 7 * age)
-                .unwrap();
+/// Feeds a file's bytes to `hasher`, from the first one on and without moving its position.
+fn hash_file(file: &File, hasher: &mut Hasher) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut position = 0;
+    loop {
+        let count = file.read_at(&mut buffer, position)?;
+        if count == 0 {
+            return Ok(());
         }
-        let live = files::try_lock(&dir, ".tmp-live").unwrap();
-        cache.sweep().unwrap();
-        assert_eq!(files::names(&dir).unwrap(), [".tmp-live", "new"]);
-        drop(live);
-        cache.sweep().unwrap();
-        assert_eq!(files::names(&dir).unwrap(), ["new"]);
+        hasher.update(&buffer[..count]);
+        position += count as u64;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{
     Access, Client, Descriptor, RegistryError, Repository, Resolved, host_architecture,
 };
-use crate::store::{ImageLock, Store, StoreError, is_full};
+use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreError, is_full};
 
 /// Layers downloaded at once.
 const DOWNLOADS: usize = 3;
@@ -47,6 +47,9 @@ pub enum PullError {
     /// The image's own description of itself cannot be used.
     #[error(transparent)]
     Config(#[from] ImageConfigError),
+    /// Another part of the pull failed, and says why.
+    #[error("the download was given up")]
+    Abandoned,
     /// The layers do not make an image.
     #[error("cannot build the image")]
     Build(#[source] BuildError),
@@ -57,6 +60,7 @@ impl From<CacheError> for PullError {
         match error {
             CacheError::Registry(error) => error.into(),
             CacheError::Store(error) => error.into(),
+            CacheError::Abandoned | CacheError::Private => Self::Abandoned,
         }
     }
 }
@@ -69,6 +73,7 @@ impl PullError {
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
             Self::Config(_) | Self::Build(_) => ExitCode::Image,
+            Self::Abandoned => ExitCode::Internal,
         }
     }
 
@@ -112,12 +117,12 @@ pub struct Pulled {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Pulls `reference` into `store`. An image that needs a login may be seen by `puller` alone.
+/// Pulls `reference` into `store`. An image that needs a login may be seen by `audience` alone.
 pub fn pull(
     client: &Client,
     store: &Store,
     reference: &ImageRef,
-    puller: u32,
+    audience: &Audience,
     watch: &(dyn Fn(Step) + Sync),
 ) -> Result<Pulled, PullError> {
     if *reference.image_type() != ImageType::Docker {
@@ -130,45 +135,54 @@ pub fn pull(
     let mut config = ImageConfig::parse(&resolved.config, layer_count, host_architecture())?;
     let left_out = config.meta.remove_unwritable();
     if resolved.access == Access::Private {
-        config.meta.user_acl = vec![puller];
+        audience.restrict(&mut config.meta);
     }
+    let mut record = ImageRecord {
+        source: repository.source(),
+        is_private: resolved.access == Access::Private,
+        digest: Some(resolved.digest.to_string()),
+        pulled_by: Some(audience.puller),
+        pulled: Some(now()),
+        ..ImageRecord::default()
+    };
+    record.describe(&resolved.config);
 
     store.sweep()?;
     let cache = BlobCache::of_store(store)?;
     cache.sweep()?;
-    let mut lock = store.lock(&config.id, || watch(Step::Waiting))?;
+    let mut lock = store.lock(&config.id, |_| watch(Step::Waiting))?;
     let found = lock.complete()?;
+    // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
+    // that this registry gives away a private image, unless it came from there.
+    let found = found.filter(|found| found.is_public() || lock.is_from(&record.source));
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
-        None => {
-            let made = make(&repository, &resolved, &config, &cache, &mut lock, watch);
-            // Layers are worth keeping only where the next try would download them again.
-            let is_retried = matches!(made, Err(PullError::Registry(_)));
-            let removed = match is_retried {
-                true => Ok(()),
-                false => resolved
-                    .manifest
-                    .layers
-                    .iter()
-                    .try_for_each(|l| cache.remove(&l.digest)),
-            };
-            made?;
-            removed?;
-        }
+        None => make(
+            &repository,
+            &resolved,
+            &config,
+            record,
+            &cache,
+            &mut lock,
+            watch,
+        )?,
     }
     let (path, size) = lock.image()?;
     let entry = IndexEntry {
         reference: reference.canonical(),
         id: config.id.clone(),
         digest: Some(resolved.digest.to_string()),
-        pulled: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs()),
+        pulled: now(),
         size,
     };
+    lock.check()?;
     store.tag(reference, &entry)?;
     lock.keep()?;
+    drop(lock);
+    // What was pulled stays pulled if the cache cannot be made smaller.
+    cache.release();
+    let _ = cache.trim(store.cache_limit());
     Ok(Pulled {
         id: config.id,
         digest: resolved.digest,
@@ -184,6 +198,7 @@ fn make(
     repository: &Repository<'_>,
     resolved: &Resolved,
     config: &ImageConfig,
+    mut record: ImageRecord,
     cache: &BlobCache,
     lock: &mut ImageLock<'_>,
     watch: &(dyn Fn(Step) + Sync),
@@ -191,8 +206,8 @@ fn make(
     let layers = &resolved.manifest.layers;
     // Images repeat layers, mostly the empty one.
     let unique: BTreeMap<&Digest, &Descriptor> = layers.iter().map(|l| (&l.digest, l)).collect();
-    cache.check_space(unique.values().copied())?;
     let blobs: Vec<&Descriptor> = unique.values().copied().collect();
+    cache.reserve(&blobs)?;
     let files = download(repository, &blobs, cache, watch)?;
 
     watch(Step::Building);
@@ -226,7 +241,22 @@ fn make(
             PullError::Build(error)
         }
     })?;
-    Ok(lock.publish(&out, &config.meta)?)
+    let described = layers.iter().zip(&config.diff_ids);
+    record.layers = described
+        .map(|(layer, diff_id)| LayerRecord {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest.to_string(),
+            size: layer.size,
+            diff_id: diff_id.clone(),
+        })
+        .collect();
+    Ok(lock.publish(&out, &config.meta, record)?)
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// Fetches blobs, several at once; the files are in the order of `blobs`.

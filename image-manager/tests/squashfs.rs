@@ -299,6 +299,12 @@ impl Write for FailsOnce {
     }
 }
 
+impl std::io::Read for FailsOnce {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
 impl std::io::Seek for FailsOnce {
     fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
         self.0.seek(to)
@@ -330,7 +336,8 @@ fn tail_ends_share_blocks_up_to_the_last_byte() {
         let mut writer = Writer::new(Cursor::new(Vec::new()), &options).unwrap();
         for size in [2000, second] {
             let mut file = writer.start_file();
-            file.append(&vec![1; size]).unwrap();
+            file.append(&content(&[Piece::Noise(size as u8, size)]))
+                .unwrap();
             file.finish().unwrap();
         }
         let tree = Tree::new(Attributes::default()).unwrap();

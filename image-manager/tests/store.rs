@@ -44,8 +44,8 @@ fn recovers(site: &Site, reference: &str, moment: &str) {
         .collect();
     assert_eq!(
         names.len(),
-        4,
-        "{moment}: {names:?} is more than image, metadata, index and cache"
+        5,
+        "{moment}: {names:?} is more than image, record, metadata, index and cache"
     );
 }
 
@@ -89,6 +89,8 @@ fn killed_before_each_change() {
         "mkdirat",
         "ftruncate",
         "flock",
+        "linkat",
+        "pwrite64",
     ] {
         for count in 1.. {
             let site = Site::new(&[&registry.address]);
@@ -417,7 +419,10 @@ fn modes(site: &Site, id: &str) -> Vec<(String, u32)> {
 #[test]
 fn modes_are_fixed() {
     let registry = Registry::start();
-    let reference = registry.push("x:1", &small("x"));
+    let image = small("x");
+    let digest = image.layers[0].blob.digest();
+    let layer = format!(".cache/sha256/{}", digest.trim_start_matches("sha256:"));
+    let reference = registry.push("x:1", &image);
     for umask in ["0000", "0777"] {
         let site = Site::new(&[&registry.address]);
         let plain = site.command(&["pull", "--quiet", &reference]);
@@ -434,6 +439,8 @@ fn modes_are_fixed() {
         let expect = [
             (".cache", 0o700),
             (".cache/sha256", 0o700),
+            (layer.as_str(), 0o600),
+            ("ID.json", 0o644),
             ("ID.meta", 0o644),
             ("ID.squashfs", 0o644),
             ("index", 0o755),

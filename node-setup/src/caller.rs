@@ -6,7 +6,7 @@ use rustix::process::{getgid, getuid};
 use shifter_core::ids::JobId;
 
 use crate::error::{Context, Error, Result};
-use crate::process::read_proc;
+use crate::process::read_record;
 use crate::sys;
 
 /// The user who started the setuid program.
@@ -61,7 +61,7 @@ impl Caller {
 ///
 /// `is_plausible` only saves work: without it a process is not asked for its ancestors.
 pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
-    let cgroups = read_proc("/proc/self/cgroup").unwrap_or_default();
+    let cgroups = read_record("/proc/self/cgroup").unwrap_or_default();
     job_in_cgroups(&String::from_utf8_lossy(&cgroups), uid)
         .or_else(|| is_plausible.then(job_of_ancestor).flatten())
 }

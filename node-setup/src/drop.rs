@@ -1,15 +1,14 @@
 //! Giving up every privilege, for good, and making sure of it.
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
-    no_new_privs, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::process::read_proc;
-use crate::sys;
+use crate::process::read_record;
 
 /// Highest capability number there can be.
 const LAST_CAPABILITY: u32 = 63;
@@ -22,8 +21,9 @@ const LAST_CAPABILITY: u32 = 63;
 /// end the process then.
 pub fn become_user(caller: &Caller) -> Result<()> {
     empty_bounding_set()?;
-    become_caller(caller)?;
-    forbid_new_privileges()
+    take_ids(caller)?;
+    forbid_new_privileges()?;
+    verify(|status| status.is_only(caller) && status.has_groups_of(caller) && status.is_final())
 }
 
 /// Gives up what a process has in a user namespace of its own, where it is the caller already and
@@ -35,9 +35,7 @@ pub fn stay_user(caller: &Caller) -> Result<()> {
     empty_bounding_set()?;
     empty_sets()?;
     forbid_new_privileges()?;
-    is_only(caller)
-        .then_some(())
-        .ok_or(Error::Privilege("privileges are still there"))
+    verify(|status| status.is_only(caller) && status.is_final())
 }
 
 fn failed(_: rustix::io::Errno) -> Error {
@@ -61,10 +59,7 @@ fn empty_bounding_set() -> Result<()> {
 }
 
 fn forbid_new_privileges() -> Result<()> {
-    set_no_new_privs(true).map_err(failed)?;
-    (no_new_privs().unwrap_or(false) && is_bounding_set_empty())
-        .then_some(())
-        .ok_or(Error::Privilege("privileges are still there"))
+    set_no_new_privs(true).map_err(failed)
 }
 
 /// Becomes the caller for work outside of any container: setuid programs such as sudo stay
@@ -73,6 +68,11 @@ fn forbid_new_privileges() -> Result<()> {
 /// # Errors
 /// As for [`become_user`].
 pub fn become_caller(caller: &Caller) -> Result<()> {
+    take_ids(caller)?;
+    verify(|status| status.is_only(caller) && status.has_groups_of(caller))
+}
+
+fn take_ids(caller: &Caller) -> Result<()> {
     let groups: Vec<Gid> = caller
         .groups
         .iter()
@@ -82,12 +82,7 @@ pub fn become_caller(caller: &Caller) -> Result<()> {
     set_thread_groups(&groups).map_err(failed)?;
     set_thread_res_gid(gid, gid, gid).map_err(failed)?;
     set_thread_res_uid(uid, uid, uid).map_err(failed)?;
-    empty_sets()?;
-    let are_callers = |gid: &Gid| caller.groups.contains(&gid.as_raw());
-    let groups = sys::groups();
-    (is_only(caller) && groups.is_ok_and(|groups| groups.iter().all(are_callers)))
-        .then_some(())
-        .ok_or(Error::Privilege("privileges are still there"))
+    empty_sets()
 }
 
 fn empty_sets() -> Result<()> {
@@ -100,20 +95,94 @@ fn empty_sets() -> Result<()> {
     set_capabilities(None, none).map_err(failed)
 }
 
-/// True if no program that is started can ever have a capability.
-fn is_bounding_set_empty() -> bool {
-    let status = read_proc("/proc/self/status").unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    set.is_some_and(|set| u64::from_str_radix(set.trim(), 16) == Ok(0))
+/// Makes sure that the process is what it should be, and that root cannot be had back.
+fn verify(is_right: impl FnOnce(&Status<'_>) -> bool) -> Result<()> {
+    let status = read_record("/proc/self/status").unwrap_or_default();
+    let is_rid = is_right(&Status(&String::from_utf8_lossy(&status)))
+        && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err()
+        && set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).is_err();
+    is_rid
+        .then_some(())
+        .ok_or(Error::Privilege("privileges are still there"))
 }
 
-/// True if nothing beyond the caller's ids is left, and root cannot be had back.
-fn is_only(caller: &Caller) -> bool {
-    let caps = capabilities(None);
-    sys::user_ids() == [caller.uid; 3]
-        && sys::group_ids() == [caller.gid; 3]
-        && caps.is_ok_and(|c| (c.effective | c.permitted | c.inheritable).is_empty())
-        && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err()
-        && set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).is_err()
+/// The text of /proc/PID/status (proc_pid_status(5)): the kernel's own account of a process.
+struct Status<'a>(&'a str);
+
+impl Status<'_> {
+    fn field(&self, name: &str) -> Option<&str> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name))?;
+        line.strip_prefix(':').map(str::trim)
+    }
+
+    fn numbers(&self, name: &str) -> Option<Vec<u32>> {
+        let words = self.field(name)?.split_ascii_whitespace();
+        words.map(|word| word.parse().ok()).collect()
+    }
+
+    fn is_empty(&self, set: &str) -> bool {
+        self.field(set).map(|bits| u64::from_str_radix(bits, 16)) == Some(Ok(0))
+    }
+
+    /// True if all ids are the caller's: real, effective, saved and that for files; and no
+    /// capability is left.
+    fn is_only(&self, caller: &Caller) -> bool {
+        self.numbers("Uid") == Some(vec![caller.uid; 4])
+            && self.numbers("Gid") == Some(vec![caller.gid; 4])
+            && ["CapInh", "CapPrm", "CapEff", "CapAmb"]
+                .iter()
+                .all(|set| self.is_empty(set))
+    }
+
+    fn has_groups_of(&self, caller: &Caller) -> bool {
+        let groups = self.numbers("Groups");
+        groups.is_some_and(|groups| groups.iter().all(|gid| caller.groups.contains(gid)))
+    }
+
+    /// True if no program that is started can ever gain anything.
+    fn is_final(&self) -> bool {
+        self.is_empty("CapBnd") && self.field("NoNewPrivs") == Some("1")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RID: &str = "Name:\tUid: 0\nUid:\t7\t7\t7\t7\nGid:\t8\t8\t8\t8\nGroups:\t8 9 \n\
+        CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n\
+        CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n";
+
+    fn verdicts(text: &str) -> [bool; 3] {
+        let (status, groups) = (Status(text), vec![8, 9]);
+        let (uid, gid) = (7, 8);
+        let caller = Caller { uid, gid, groups };
+        [
+            status.is_only(&caller),
+            status.has_groups_of(&caller),
+            status.is_final(),
+        ]
+    }
+
+    #[test]
+    fn whatever_is_left_is_seen() {
+        assert_eq!(verdicts(RID), [true; 3]);
+        let no_groups = RID.replace("8 9 ", "");
+        assert_eq!(verdicts(&no_groups), [true; 3]);
+        for (from, to, expected) in [
+            ("Uid:\t7\t7\t7\t7", "Uid:\t7\t0\t7\t7", [false, true, true]),
+            ("Uid:\t7\t7\t7\t7", "Uid:\t7\t7\t7\t0", [false, true, true]),
+            ("Gid:\t8\t8", "Gid:\t8\t0", [false, true, true]),
+            ("8 9 ", "8 9 0", [true, false, true]),
+            ("CapEff:\t0", "CapEff:\t2", [false, true, true]),
+            ("CapAmb:\t0", "CapAmb:\t2", [false, true, true]),
+            ("CapBnd:\t0", "CapBnd:\t2", [true, true, false]),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0", [true, true, false]),
+            ("Gid:", "Gud:", [false, true, true]),
+            ("Groups:", "Group:", [true, false, true]),
+        ] {
+            assert_eq!(verdicts(&RID.replace(from, to)), expected, "{to}");
+        }
+        assert_eq!(verdicts(""), [false; 3]);
+    }
 }

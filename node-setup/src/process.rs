@@ -5,9 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
 
@@ -48,6 +50,25 @@ pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 const PROC_SIZE: usize = 16 << 10;
 const PROC_LIMIT: u64 = 64 << 20;
 
+/// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)):
+/// a read that leaves room had all of it.
+///
+/// # Errors
+/// As for open(2) and read(2).
+pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; PROC_SIZE];
+    let mut file = File::open(path)?;
+    let mut length = 0;
+    loop {
+        length += file.read(&mut bytes[length..])?;
+        if length < bytes.len() {
+            bytes.truncate(length);
+            return Ok(bytes);
+        }
+        bytes.resize(2 * length, 0);
+    }
+}
+
 /// What the caller had, to be restored.
 pub struct CallersProcess {
     umask: Mode,
@@ -56,44 +77,48 @@ pub struct CallersProcess {
 }
 
 /// Opens /dev/null for each of the descriptors 0, 1 and 2 that is closed, so that no file of
-/// ours ever takes its place.
+/// ours ever takes its place; also for what the C library opened when a setuid program was started
+/// without one: it does so in the direction that fails.
 pub fn fill_standard_descriptors() -> Result<()> {
-    for fd in 0..=2 {
-        if !sys::is_open(fd) {
-            // The lowest free number is this one, because all below are open.
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
-                .step("open", "/dev/null")?;
-            std::mem::forget(null);
-        }
-    }
-    replace_unusable_descriptors()
-}
-
-/// What is closed when a setuid program starts, the C library opens in the direction that fails.
-/// A command in a container gets /dev/null instead, for both.
-fn replace_unusable_descriptors() -> Result<()> {
     let stdio = [
         (rustix::stdio::stdin(), OFlags::WRONLY),
         (rustix::stdio::stdout(), OFlags::RDONLY),
         (rustix::stdio::stderr(), OFlags::RDONLY),
     ];
     for (number, (fd, useless)) in stdio.into_iter().enumerate() {
-        let stat = rustix::fs::fstat(fd).step("examine", "standard descriptors")?;
-        let is_null_or_full = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
-            && [NULL_DEVICE, FULL_DEVICE].contains(&stat.st_rdev);
-        let flags = rustix::fs::fcntl_getfl(fd).step("examine", "standard descriptors")?;
-        if is_null_or_full && flags & OFlags::RWMODE == useless {
-            let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
-                .step("open", "/dev/null")?;
-            match number {
-                0 => rustix::stdio::dup2_stdin(null),
-                1 => rustix::stdio::dup2_stdout(null),
-                _ => rustix::stdio::dup2_stderr(null),
+        let is_usable = match rustix::fs::fstat(fd) {
+            Ok(stat) => {
+                !is_null_or_full(&stat)
+                    || rustix::fs::fcntl_getfl(fd).step("examine", "standard descriptors")?
+                        & OFlags::RWMODE
+                        != useless
             }
-            .step("replace", "standard descriptors")?;
+            Err(Errno::BADF) => false,
+            Err(error) => return Err(error).step("examine", "standard descriptors"),
+        };
+        if is_usable {
+            continue;
         }
+        let null =
+            rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).step("open", "/dev/null")?;
+        if null.as_raw_fd() as usize == number {
+            // The lowest free number is this one, because all below are open.
+            std::mem::forget(null);
+            continue;
+        }
+        match number {
+            0 => rustix::stdio::dup2_stdin(null),
+            1 => rustix::stdio::dup2_stdout(null),
+            _ => rustix::stdio::dup2_stderr(null),
+        }
+        .step("replace", "standard descriptors")?;
     }
     Ok(())
+}
+
+fn is_null_or_full(stat: &rustix::fs::Stat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+        && [NULL_DEVICE, FULL_DEVICE].contains(&stat.st_rdev)
 }
 
 /// Takes the caller's hands off the process: signals blocked, limits relaxed, known umask.

@@ -248,24 +248,6 @@ pub fn groups() -> io::Result<Vec<Gid>> {
     }
 }
 
-/// Returns the real, effective and saved uid.
-pub fn user_ids() -> [u32; 3] {
-    let mut ids = [0; 3];
-    let [real, effective, saved] = &mut ids;
-    // SAFETY: the kernel writes three integers, which cannot fail.
-    unsafe { libc::getresuid(real, effective, saved) };
-    ids
-}
-
-/// Returns the real, effective and saved gid.
-pub fn group_ids() -> [u32; 3] {
-    let mut ids = [0; 3];
-    let [real, effective, saved] = &mut ids;
-    // SAFETY: the kernel writes three integers, which cannot fail.
-    unsafe { libc::getresgid(real, effective, saved) };
-    ids
-}
-
 /// Changes the identity with which files are looked up, for this thread, and returns the one
 /// before. Leaving 0 takes the file capabilities away, returning to 0 brings them back
 /// (capabilities(7)).
@@ -452,19 +434,6 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     // SAFETY: both arrays end with NULL and point to strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
-}
-
-/// Tells whether a number is an open descriptor.
-pub fn is_open(fd: c_int) -> bool {
-    // SAFETY: F_GETFD reads flags of a number that need not be a descriptor.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
-}
-
-/// Borrows one of the descriptors 0, 1 and 2, which the caller has made sure are open.
-pub fn standard(fd: c_int) -> BorrowedFd<'static> {
-    debug_assert!((0..=2).contains(&fd));
-    // SAFETY: 0, 1 and 2 are never closed by this crate.
-    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 fn check(result: i64) -> io::Result<()> {

@@ -9,7 +9,12 @@ use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 3] = ["registry.ca_file", "root.udi_image", "module.copy_path"];
+const EXAMPLES: [&str; 4] = [
+    "store.cache_dir",
+    "registry.ca_file",
+    "root.udi_image",
+    "module.copy_path",
+];
 
 /// Names that the sample gives to tables of which there may be any number.
 const TABLES: [&str; 3] = ["registry.", "module.", "per_node_cache."];

@@ -1,11 +1,15 @@
-//! File contents: cut into blocks, holes left out, tail ends packed into fragments, appended in
-//! order.
+//! File contents: cut into blocks, holes left out, tail ends packed into fragments.
 //!
-//! The blocks of one file lie next to each other: a fragment block goes out only between files.
+//! The caller's thread does this and everything else but the compressing. Bytes are copied once,
+//! into the block that they become part of, and once more where a small file joins others in a
+//! fragment block. The blocks of one file lie next to each other: a fragment block goes out only
+//! between files.
 
-use super::pool::{Block, Pool};
+use super::appender::Appender;
+use super::duplicates::{Digest, KnownTails};
+use super::pool::Pool;
 use super::{Error, Options};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Read, Seek, Write};
 
 /// Names contents written through one [`super::Writer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,17 +46,18 @@ enum Purpose {
     Fragment(usize),
 }
 
-/// Appends blocks to the output.
-pub(super) struct DataWriter<W: Write> {
-    out: BufWriter<W>,
-    position: u64,
+/// Cuts contents into blocks and sends them on their way.
+pub(super) struct DataWriter<W: Read + Write + Seek> {
+    out: Appender<W>,
     /// Set while a block is on its way to the output, so that none is ever lost unnoticed.
     is_broken: bool,
     pool: Pool<Purpose>,
     block_size: usize,
     pack_tails: bool,
+    share_equal: bool,
     files: Vec<FileData>,
     fragments: Vec<Fragment>,
+    known: KnownTails,
     /// The fragment block that is being filled.
     fragment: Vec<u8>,
     /// The block of the current file that is being filled.
@@ -60,24 +65,25 @@ pub(super) struct DataWriter<W: Write> {
 }
 
 /// All blocks of an image, and the output they were written to.
-pub(super) struct Finished<W: Write> {
-    pub(super) out: BufWriter<W>,
-    pub(super) position: u64,
+pub(super) struct Finished<W: Read + Write + Seek> {
+    pub(super) out: Appender<W>,
     pub(super) files: Vec<FileData>,
     pub(super) fragments: Vec<Fragment>,
 }
 
-impl<W: Write> DataWriter<W> {
-    pub(super) fn new(out: BufWriter<W>, position: u64, options: &Options) -> Result<Self, Error> {
+impl<W: Read + Write + Seek> DataWriter<W> {
+    pub(super) fn new(out: Appender<W>, options: &Options) -> Result<Self, Error> {
+        let block_size = options.block_size as usize;
         Ok(Self {
             out,
-            position,
             is_broken: false,
-            pool: Pool::new(options.compression, options.threads)?,
-            block_size: options.block_size as usize,
+            pool: Pool::new(options.compression, options.threads, block_size)?,
+            block_size,
             pack_tails: options.pack_tails,
+            share_equal: options.share_equal,
             files: Vec::new(),
             fragments: Vec::new(),
+            known: KnownTails::default(),
             fragment: Vec::new(),
             block: Vec::new(),
         })
@@ -174,30 +180,50 @@ impl<W: Write> DataWriter<W> {
     }
 
     fn pack_tail(&mut self) -> Result<(), Error> {
-        if self.fragment.len() + self.block.len() > self.block_size {
-            self.end_fragment()?;
-        }
-        // The index of the fragment being filled; its own entry comes when it is full.
-        let too_many = Error::TooMany {
-            what: "fragments",
-            limit: u32::MAX.into(),
+        let length = self.block.len();
+        let digest = self.share_equal.then(|| Digest::of(&self.block));
+        let current = self.fragment_index()?;
+        let known = digest.and_then(|digest| self.known.find(&digest, length, current));
+        let tail = match known {
+            Some(tail) => tail,
+            None => {
+                let tail = self.append_tail()?;
+                if let Some(digest) = digest {
+                    self.known.insert(digest, tail);
+                }
+                tail
+            }
         };
-        let fragment = u32::try_from(self.fragments.len()).map_err(|_| too_many)?;
-        let tail = Tail {
-            fragment,
-            offset: self.fragment.len() as u32,
-        };
-        self.fragment.extend_from_slice(&self.block);
-        let length = self.block.len() as u64;
         self.block.clear();
         let file = self.current();
-        file.size += length;
+        file.size += length as u64;
         file.tail = Some(tail);
         Ok(())
     }
 
+    /// Index of the fragment block that is being filled; its own entry comes when it is full.
+    fn fragment_index(&self) -> Result<u32, Error> {
+        u32::try_from(self.fragments.len()).map_err(|_| Error::TooMany {
+            what: "fragments",
+            limit: u32::MAX.into(),
+        })
+    }
+
+    fn append_tail(&mut self) -> Result<Tail, Error> {
+        if self.fragment.len() + self.block.len() > self.block_size {
+            self.end_fragment()?;
+        }
+        let tail = Tail {
+            fragment: self.fragment_index()?,
+            offset: self.fragment.len() as u32,
+        };
+        self.fragment.extend_from_slice(&self.block);
+        Ok(tail)
+    }
+
     fn end_fragment(&mut self) -> Result<(), Error> {
-        let next = self.pool.buffer();
+        let mut next = self.pool.buffer();
+        next.reserve(self.block_size);
         let raw = std::mem::replace(&mut self.fragment, next);
         self.fragments.push(Fragment::default());
         self.submit(raw, Purpose::Fragment(self.fragments.len() - 1))
@@ -207,15 +233,27 @@ impl<W: Write> DataWriter<W> {
         while self.pool.is_full() {
             self.store_next()?;
         }
-        self.pool.submit(raw, purpose)
+        let is_hashed = self.share_equal && matches!(purpose, Purpose::Data { .. });
+        self.pool.submit(raw, is_hashed, purpose)
     }
 
     /// Appends the oldest compressed block; `false` if there is none.
     fn store_next(&mut self) -> Result<bool, Error> {
         self.is_broken = true;
         let next = self.pool.next()?;
-        if let Some((purpose, block)) = &next {
-            self.store(purpose, block)?;
+        match &next {
+            Some((Purpose::Data { file, block: index }, block)) => {
+                self.out
+                    .append_block(&mut self.files, (*file, *index), block)?;
+            }
+            Some((Purpose::Fragment(index), block)) => {
+                self.out.end_file(&mut self.files);
+                self.fragments[*index] = Fragment {
+                    start: self.out.append(block.bytes())?,
+                    size: block.size_word(),
+                };
+            }
+            None => {}
         }
         self.is_broken = false;
         let Some((_, block)) = next else {
@@ -223,27 +261,6 @@ impl<W: Write> DataWriter<W> {
         };
         self.pool.recycle(block);
         Ok(true)
-    }
-
-    fn store(&mut self, purpose: &Purpose, block: &Block) -> Result<(), Error> {
-        self.out
-            .write_all(block.bytes())
-            .map_err(|source| Error::Write { source })?;
-        match *purpose {
-            Purpose::Data { file, block: index } => {
-                let file = &mut self.files[file];
-                file.start.get_or_insert(self.position);
-                file.blocks[index] = block.size_word();
-            }
-            Purpose::Fragment(index) => {
-                self.fragments[index] = Fragment {
-                    start: self.position,
-                    size: block.size_word(),
-                };
-            }
-        }
-        self.position += block.bytes().len() as u64;
-        Ok(())
     }
 
     /// Appends everything that is still under way.
@@ -256,9 +273,9 @@ impl<W: Write> DataWriter<W> {
             return Err(Error::Write { source });
         }
         while self.store_next()? {}
+        self.out.end_file(&mut self.files);
         Ok(Finished {
             out: self.out,
-            position: self.position,
             files: self.files,
             fragments: self.fragments,
         })
@@ -266,26 +283,21 @@ impl<W: Write> DataWriter<W> {
 
     /// Leaves a gap, which the format allows between files.
     #[cfg(test)]
-    pub(super) fn leave_gap(&mut self, bytes: u64) -> Result<(), Error>
-    where
-        W: io::Seek,
-    {
+    pub(super) fn leave_gap(&mut self, bytes: u64) -> Result<(), Error> {
         while self.store_next()? {}
-        self.position += bytes;
-        let target = io::SeekFrom::Start(self.position);
-        io::Seek::seek(&mut self.out, target).map_err(|source| Error::Write { source })?;
-        Ok(())
+        self.out.end_file(&mut self.files);
+        self.out.leave_gap(bytes)
     }
 }
 
 /// The contents of one file, on their way into the image.
 ///
 /// Dropping it without [`FileWriter::finish`] leaves dead bytes in the image but does no harm.
-pub struct FileWriter<'a, W: Write> {
+pub struct FileWriter<'a, W: Read + Write + Seek> {
     data: &'a mut DataWriter<W>,
 }
 
-impl<W: Write> FileWriter<'_, W> {
+impl<W: Read + Write + Seek> FileWriter<'_, W> {
     /// Appends bytes.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.data.append(bytes)
@@ -302,7 +314,7 @@ impl<W: Write> FileWriter<'_, W> {
     }
 }
 
-impl<W: Write> Write for FileWriter<'_, W> {
+impl<W: Read + Write + Seek> Write for FileWriter<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.append(bytes) {
             Ok(()) => Ok(bytes.len()),

@@ -46,13 +46,16 @@
 
 #![forbid(unsafe_code)]
 
+mod appender;
 mod compress;
 mod data;
 mod directory;
+mod duplicates;
 mod inode;
 mod metadata;
 mod pool;
 mod superblock;
+mod tables;
 mod tree;
 mod writer;
 mod xattr;
@@ -79,13 +82,21 @@ pub struct Options {
     pub compression: Compression,
     /// Bytes of file content per block: a power of two from 4 KiB to 1 MiB.
     pub block_size: u32,
-    /// Threads that compress; with 0 or 1 the caller's own thread does it.
+    /// Threads that compress; with 0 or 1 the caller's own thread does it. Each has at most 1 MiB
+    /// of blocks under way (two blocks, if that is more), as much again for what becomes of them,
+    /// and its compressor: in all some 4 MiB.
     pub threads: usize,
     /// Time in the superblock; `None` takes the newest time of any inode.
     pub mtime: Option<u32>,
     /// Whether the last, partial block of a file larger than one block is packed with others:
     /// a little smaller, but one seek more to read such a file to its end.
     pub pack_tails: bool,
+    /// Whether files with equal contents share the space for them, at the cost of a digest of
+    /// what is stored.
+    pub share_equal: bool,
+    /// Whether inodes can be found by their numbers, as the kernel needs for NFS exports and file
+    /// handles: 8 bytes for each.
+    pub export: bool,
 }
 
 impl Default for Options {
@@ -97,6 +108,8 @@ impl Default for Options {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(16)),
             mtime: None,
             pack_tails: false,
+            share_equal: true,
+            export: false,
         }
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct MetadataWriter {
 impl MetadataWriter {
     pub(super) fn new(compression: Compression) -> Result<Self, Error> {
         Ok(Self {
-            compressor: Compressor::new(compression)
+            compressor: Compressor::new(compression, BLOCK)
                 .map_err(|source| Error::Compress { source })?,
             pending: Vec::with_capacity(BLOCK),
             scratch: Vec::new(),

@@ -1,10 +1,12 @@
 //! Compresses blocks on a few threads and hands them back in the order in which they came.
 //!
-//! Memory is bounded: at most [`PER_THREAD`] blocks per thread are under way, and buffers are
-//! used again. With no threads the caller's own does the work, with the same result.
+//! Memory is bounded: each thread has at most [`PER_THREAD_BYTES`] of raw blocks under way (two
+//! blocks, if that is more) and as much again for what becomes of them, and buffers are used
+//! again. With no threads the caller's own does the work, with the same result.
 
 use super::Error;
 use super::compress::{Compression, Compressor};
+use super::duplicates::Digest;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,14 +14,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// Blocks under way for each thread: enough that none waits while the others' blocks differ.
-const PER_THREAD: usize = 4;
+/// Raw bytes under way for each thread: enough that none waits while the others' blocks differ,
+/// and that a thread is not woken for each block where those are small.
+const PER_THREAD_BYTES: usize = 1 << 20;
 
 /// One block on its way through the pool.
 pub(super) struct Block {
     raw: Vec<u8>,
     packed: Vec<u8>,
     smaller: bool,
+    /// Whether the digest is wanted, and then what it is.
+    is_hashed: bool,
+    digest: Digest,
 }
 
 impl Block {
@@ -39,8 +45,17 @@ impl Block {
         if self.smaller { size } else { size | 1 << 24 }
     }
 
+    /// Digest of [`Self::bytes`], if it was asked for. Compressors give the same bytes for the
+    /// same block, and hashing those is the smaller work.
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        self.is_hashed.then_some(&self.digest)
+    }
+
     fn compress(&mut self, compressor: &mut Compressor) -> io::Result<()> {
         self.smaller = compressor.compress(&self.raw, &mut self.packed)?;
+        if self.is_hashed {
+            self.digest = Digest::of(self.bytes());
+        }
         Ok(())
     }
 }
@@ -69,17 +84,19 @@ pub(super) struct Pool<T> {
 }
 
 impl<T> Pool<T> {
-    pub(super) fn new(compression: Compression, threads: usize) -> Result<Self, Error> {
+    pub(super) fn new(
+        compression: Compression,
+        threads: usize,
+        block_size: usize,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::Compress { source };
-        let engine = if threads <= 1 {
-            Engine::Inline(Box::new(Compressor::new(compression).map_err(failed)?))
+        let (engine, limit) = if threads <= 1 {
+            let compressor = Compressor::new(compression, block_size).map_err(failed)?;
+            (Engine::Inline(Box::new(compressor)), 1)
         } else {
-            Engine::Threads(Threads::start(compression, threads).map_err(failed)?)
-        };
-        let limit = if threads <= 1 {
-            1
-        } else {
-            threads * PER_THREAD
+            let pool = Threads::start(compression, threads, block_size).map_err(failed)?;
+            let each = (PER_THREAD_BYTES / block_size).max(2);
+            (Engine::Threads(pool), threads * each)
         };
         Ok(Self {
             engine,
@@ -108,13 +125,20 @@ impl<T> Pool<T> {
         self.under_way.len() >= self.limit
     }
 
-    /// Starts compressing a block.
-    pub(super) fn submit(&mut self, raw: Vec<u8>, purpose: T) -> Result<(), Error> {
+    /// Starts compressing a block; `is_hashed` asks for its digest as well.
+    pub(super) fn submit(
+        &mut self,
+        raw: Vec<u8>,
+        is_hashed: bool,
+        purpose: T,
+    ) -> Result<(), Error> {
         let packed = self.spare.pop().map(|b| b.packed).unwrap_or_default();
         let mut block = Block {
             raw,
             packed,
             smaller: false,
+            is_hashed,
+            digest: Digest::default(),
         };
         match &mut self.engine {
             Engine::Inline(compressor) => {
@@ -150,7 +174,7 @@ impl<T> Pool<T> {
 }
 
 impl Threads {
-    fn start(compression: Compression, threads: usize) -> io::Result<Self> {
+    fn start(compression: Compression, threads: usize, block_size: usize) -> io::Result<Self> {
         let (jobs, queue) = channel::<(u64, Block)>();
         let (results, done) = channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -163,7 +187,7 @@ impl Threads {
         for _ in 0..threads {
             let queue = Arc::clone(&queue);
             let results = results.clone();
-            let mut compressor = Compressor::new(compression)?;
+            let mut compressor = Compressor::new(compression, block_size)?;
             let worker = std::thread::Builder::new()
                 .name("squashfs".into())
                 .spawn(move || {

@@ -19,13 +19,20 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry; in a world of its own every port is free.
     pub fn start(port: u16) -> Result<Self> {
+        Self::start_on(port, &format!("{DIR}-{port}"), "")
+    }
+
+    /// Starts a registry with its files, or those of another one, below `files`; `http` is more of
+    /// that section of its configuration, as TLS.
+    pub fn start_on(port: u16, files: &str, http: &str) -> Result<Self> {
         let dir = format!("{DIR}-{port}");
         std::fs::create_dir_all(&dir)?;
+        std::fs::create_dir_all(files)?;
         let config = format!("{dir}/config.yml");
         let text = format!(
             "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
-             storage: {{ filesystem: {{ rootdirectory: {dir} }}, delete: {{ enabled: true }} }}\n\
-             http: {{ addr: '127.0.0.1:{port}' }}\n"
+             storage: {{ filesystem: {{ rootdirectory: {files} }}, delete: {{ enabled: true }} }}\n\
+             http: {{ addr: '127.0.0.1:{port}' {http} }}\n"
         );
         std::fs::write(&config, text)?;
         let serve = Call::new(["docker-registry", "serve", &config]).timeout(0);

@@ -21,7 +21,7 @@ use shifter_core::exit::ExitCode;
 use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
 
-use crate::store::{Store, StoreError, StoreKind, StoredImage, Viewer};
+use crate::store::{Owner, Store, StoreError, StoreKind, StoredImage, Viewer};
 use args::{Command, Options};
 use caller::Caller;
 
@@ -181,7 +181,13 @@ impl Session {
                     is_foreign |= store.lookup(reference, &viewer).map_err(fail)?.is_some();
                     continue;
                 }
-                let waiting = || output::note("waiting for a pull of this image to end");
+                let waiting = |owner: &Owner| {
+                    let text = format!(
+                        "waiting for {} to be done with this image",
+                        owner.describe()
+                    );
+                    output::note(&text);
+                };
                 if store.remove(reference, waiting).map_err(fail)?.is_some() {
                     return Ok(());
                 }

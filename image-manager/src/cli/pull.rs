@@ -13,7 +13,7 @@ use shifter_core::sanitize;
 use super::{Failure, Session, output, print};
 use crate::pull::{Pulled, pull};
 use crate::registry::{Client, Logins, Proxies};
-use crate::store::{Store, StoreError, StoreKind, megabytes};
+use crate::store::{Audience, Store, StoreError, StoreKind, megabytes};
 
 /// The search path of the site's command.
 const FIXED_PATH: &str = "/usr/bin:/bin";
@@ -58,11 +58,15 @@ impl Session {
     fn pull_into(&self, kind: StoreKind) -> Result<ExitCode, Failure> {
         let context = "cannot pull";
         let home = self.caller.home.as_deref();
+        let config = &self.config.store;
+        let site_limit = config.cache_size_limit_bytes();
+        let user_limit = config.user_cache_size_limit_bytes();
         let store = match (kind, home) {
-            (StoreKind::Site, _) => {
-                Store::create_site(&self.config.store.path, self.config.store.image_owner)
+            (StoreKind::Site, _) => Store::create_site(&config.path, config.image_owner)
+                .map(|store| store.with_cache(config.cache_dir.clone(), site_limit)),
+            (StoreKind::User, Some(home)) => {
+                Store::create_user(home).map(|store| store.with_cache(None, user_limit))
             }
-            (StoreKind::User, Some(home)) => Store::create_user(home),
             (StoreKind::User, None) => Err(StoreError::NoHome),
         };
         let store = store.map_err(|error| Failure::of_store(context, &error))?;
@@ -96,7 +100,8 @@ impl Session {
         let canonical = reference.canonical();
         let progress = output::Progress::new(&canonical, !self.options.quiet);
         let watch = |step| progress.show(step);
-        let pulled = pull(client, store, reference, self.caller.puller(), &watch);
+        let audience = Audience::only(self.caller.puller());
+        let pulled = pull(client, store, reference, &audience, &watch);
         progress.clear();
         let pulled = pulled.map_err(|error| Failure {
             code: error.exit_code(),

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use shifter_core::exit::ExitCode;
 use thiserror::Error;
@@ -48,6 +49,8 @@ pub enum RegistryError {
         status: u16,
         /// The registry's own words, with a leading `: `, or nothing.
         message: String,
+        /// How long it asks to be left alone.
+        asked: Option<Duration>,
     },
     /// The registry does not let this user have the image.
     #[error("the registry '{registry}' denied access ({status}){message}")]
@@ -151,6 +154,26 @@ impl RegistryError {
         }
     }
 
+    /// True if the same request may succeed a little later.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Stalled { .. } | Self::BrokeOff { .. } => true,
+            Self::Unreachable { source, .. } => source
+                .downcast_ref::<ureq::Error>()
+                .is_some_and(is_passing_fault),
+            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
+            _ => false,
+        }
+    }
+
+    /// Returns how long the server asked to be left alone.
+    pub(super) fn asked_pause(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { asked, .. } => *asked,
+            _ => None,
+        }
+    }
+
     /// Returns a known way out.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -171,6 +194,24 @@ impl RegistryError {
             Self::Unreachable { source, .. } => tls_hint(&source.to_string()),
             _ => None,
         }
+    }
+}
+
+/// True for a fault of the network rather than of what was asked for: not for a certificate that
+/// does not fit, a name that does not exist, or an answer that is not HTTP.
+fn is_passing_fault(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => true,
+        ureq::Error::Io(error) => match error.kind() {
+            // rustls's verdicts come wrapped in one of these two.
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => false,
+            // What getaddrinfo says has no kind of its own.
+            _ => {
+                let text = error.to_string();
+                !text.contains("failed to lookup address") || text.contains("Temporary failure")
+            }
+        },
+        _ => false,
     }
 }
 

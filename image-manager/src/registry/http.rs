@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use shifter_core::config::Registry;
 use shifter_core::sanitize;
@@ -20,7 +20,9 @@ use ureq::{Agent, Body, Timeout};
 
 use super::address::Address;
 use super::error::RegistryError;
+use super::manifest;
 use super::proxy::Proxies;
+use super::retry::{self, Patience};
 
 const REDIRECTS: usize = 5;
 /// Bytes read of a body that explains an error.
@@ -34,22 +36,26 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// How long a server may take.
+/// What a request is for.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
-    /// Time for a name to be resolved, and for a connection to be made.
-    connect: Duration,
-    /// Time in which something must arrive.
-    progress: Duration,
-    /// What must have arrived in that time: a server that trickles is as good as dead.
-    bytes: u64,
+pub(super) enum Want {
+    /// A manifest or an index.
+    Manifest,
+    /// A blob, from a byte on.
+    Blob(Option<u64>),
+    /// An answer in JSON.
+    Json,
 }
 
-const PATIENCE: Patience = Patience {
-    connect: Duration::from_secs(10),
-    progress: Duration::from_secs(60),
-    bytes: 16 << 10,
-};
+impl Want {
+    fn accept(self) -> &'static str {
+        match self {
+            Self::Manifest => manifest::ACCEPT,
+            Self::Blob(_) => "*/*",
+            Self::Json => "application/json",
+        }
+    }
+}
 
 /// Makes requests under the site's rules.
 pub(super) struct Http {
@@ -78,8 +84,19 @@ impl Http {
             proxies,
             agents,
             system_roots,
-            patience: PATIENCE,
+            patience: Patience::default(),
         }
+    }
+
+    /// Changes how patient to be; connections made before are not used any more.
+    pub fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+        self.agents = Mutex::default();
+    }
+
+    /// Returns how patient to be.
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Finds the configuration of `host:port`, or of `host` where the port is the default.
@@ -109,7 +126,7 @@ impl Http {
     pub fn get(
         &self,
         first: &Address,
-        accept: &str,
+        want: &Want,
         authorization: Option<&str>,
     ) -> Result<Answer, RegistryError> {
         let mut address = first.clone();
@@ -125,7 +142,11 @@ impl Http {
             let mut request = self
                 .agent(&address)?
                 .get(address.full())
-                .header("Accept", accept);
+                .header("Accept", want.accept())
+                .header("Accept-Encoding", "identity");
+            if let Want::Blob(Some(offset)) = want {
+                request = request.header("Range", format!("bytes={offset}-"));
+            }
             if let Some(value) = authorization {
                 request = request.header("Authorization", value);
             }
@@ -247,6 +268,13 @@ impl Answer {
     pub fn length(&self) -> Option<u64> {
         self.header("content-length")
             .and_then(|text| text.parse().ok())
+    }
+
+    /// Returns how long the server asks to be left alone.
+    pub fn asked_pause(&self) -> Option<Duration> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |time| time.as_secs());
+        retry::asked(self.header("retry-after")?, now)
     }
 
     /// Reads the whole body if it is not larger than `limit`.
@@ -446,7 +474,7 @@ mod tests {
         let silent = move |_stream| pause(3000);
         let (http, address) = server(silent);
         let begin = Instant::now();
-        let error = http.get(&address, "*/*", None).err().unwrap();
+        let error = http.get(&address, &Want::Json, None).err().unwrap();
         assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
 
         let stops = move |mut stream: std::net::TcpStream| {
@@ -468,7 +496,7 @@ mod tests {
             Box::new(trickles),
         ] {
             let (http, address) = server(answer);
-            let answer = http.get(&address, "*/*", None).unwrap();
+            let answer = http.get(&address, &Want::Json, None).unwrap();
             let error = answer.read("it", 1 << 20).unwrap_err();
             assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
         }

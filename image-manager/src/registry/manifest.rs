@@ -90,6 +90,18 @@ pub struct Descriptor {
     platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Names a blob that is known from elsewhere than a manifest.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Platform {
     #[serde(default)]

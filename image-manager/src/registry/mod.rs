@@ -8,31 +8,34 @@
 //! known to be public or private ([`Access`]).
 
 mod address;
+mod blob;
 mod challenge;
 mod credentials;
 mod error;
 mod http;
 mod manifest;
 mod proxy;
+mod retry;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shifter_core::config;
 use shifter_core::reference::{Digest, ImageRef};
 use shifter_core::sanitize;
 
-use crate::hash::{self, Hasher};
+use crate::hash;
 use address::Address;
 use credentials::Login;
-use http::{Answer, Http};
+use http::{Answer, Http, Want};
+use retry::Tries;
 
 pub use credentials::Logins;
 pub use error::RegistryError;
 pub use manifest::{Descriptor, Manifest, ManifestError, host_architecture};
 pub(crate) use manifest::{Document, choose, parse as parse_document};
 pub use proxy::Proxies;
+pub use retry::Patience;
 
 /// Docker Hub's name in references, and the host that serves it.
 const HUB_NAME: &str = "docker.io";
@@ -102,6 +105,13 @@ impl Client {
         }
     }
 
+    /// Replaces how long and how often the client tries.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.http.set_patience(patience);
+        self
+    }
+
     /// Opens the repository that a reference names; nothing is sent yet.
     pub fn repository(&self, reference: &ImageRef) -> Result<Repository<'_>, RegistryError> {
         let registry = reference
@@ -133,6 +143,19 @@ impl Client {
 }
 
 impl Repository<'_> {
+    /// Returns its name with that of the registry: `docker.io/library/debian`.
+    pub fn source(&self) -> String {
+        format!("{}/{}", self.registry, self.name)
+    }
+
+    /// Returns whether a login has been needed so far.
+    pub fn access(&self) -> Access {
+        match self.auth().uses_login {
+            true => Access::Private,
+            false => Access::Public,
+        }
+    }
+
     /// Finds the image that `reference` names for this machine, and fetches its configuration.
     pub fn resolve(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
         let wanted = reference.digest().cloned();
@@ -159,71 +182,12 @@ impl Repository<'_> {
                     });
                 }
             };
-            let entry = manifest::choose(&entries, host_architecture())
+            let entry = choose(&entries, host_architecture())
                 .map_err(|source| self.unusable(&digest.to_string(), source))?;
             let name = entry.digest.to_string();
             document = self.document(&name, Some(&entry.digest), Some(entry))?.0;
         }
         Err(self.unusable(&digest.to_string(), ManifestError::TooDeep))
-    }
-
-    /// Streams a blob into `sink`, which gets at most the announced length.
-    ///
-    /// # Errors
-    /// What `sink` was given is not the blob unless this returns `Ok`.
-    pub fn blob(
-        &self,
-        blob: &Descriptor,
-        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
-    ) -> Result<(), RegistryError> {
-        let answer = self.get(&format!("blobs/{}", blob.digest), "*/*")?;
-        let address = answer.address.clone();
-        let forged = |reason: String| RegistryError::Forged {
-            what: "the blob",
-            address: address.to_string(),
-            reason,
-        };
-        let wrong_length = |found: String| {
-            forged(format!(
-                "the manifest promises {} bytes, the registry {found}",
-                blob.size
-            ))
-        };
-        if let Some(length) = answer.length()
-            && length != blob.size
-        {
-            return Err(wrong_length(format!("has {length}")));
-        }
-        let mut hasher = Hasher::like(&blob.digest);
-        // One byte more than promised is enough to know.
-        let mut body = answer.into_body().take(blob.size.saturating_add(1));
-        let mut buffer = vec![0; 128 << 10];
-        let mut total = 0;
-        loop {
-            let count = body
-                .read(&mut buffer)
-                .map_err(|error| http::broke_off(&address, error))?;
-            if count == 0 {
-                break;
-            }
-            total += count as u64;
-            if total > blob.size {
-                return Err(wrong_length("sends more".into()));
-            }
-            hasher.update(&buffer[..count]);
-            sink(&buffer[..count]).map_err(RegistryError::Write)?;
-        }
-        if total != blob.size {
-            return Err(wrong_length(format!("sent {total}")));
-        }
-        let found = hasher.finish();
-        if found != blob.digest.to_string() {
-            return Err(forged(format!(
-                "its digest is {found}, not {}",
-                blob.digest
-            )));
-        }
-        Ok(())
     }
 
     /// Fetches a manifest or index and compares it with everything known of it beforehand.
@@ -234,7 +198,7 @@ impl Repository<'_> {
         descriptor: Option<&Descriptor>,
     ) -> Result<(Document, Digest), RegistryError> {
         let what = "the manifest";
-        let answer = self.get(&format!("manifests/{name}"), manifest::ACCEPT)?;
+        let answer = self.get(&format!("manifests/{name}"), &Want::Manifest)?;
         let address = answer.address.to_string();
         let forged = |reason: String| RegistryError::Forged {
             what,
@@ -259,7 +223,7 @@ impl Repository<'_> {
             }
         }
         let document =
-            manifest::parse(&bytes, &content_type).map_err(|source| self.unusable(name, source))?;
+            parse_document(&bytes, &content_type).map_err(|source| self.unusable(name, source))?;
         if let Some(descriptor) = descriptor {
             if descriptor.size != bytes.len() as u64 {
                 let (promised, found) = (descriptor.size, bytes.len());
@@ -298,6 +262,15 @@ impl Repository<'_> {
         Ok(bytes)
     }
 
+    /// Waits before the next try, or gives up with the error.
+    fn pause(&self, tries: &mut Tries, error: RegistryError) -> Result<(), RegistryError> {
+        let Some(pause) = tries.pause(&error) else {
+            return Err(error);
+        };
+        std::thread::sleep(pause);
+        Ok(())
+    }
+
     fn url(&self, path: &str) -> Address {
         self.base.with_path(format!("/v2/{}/{path}", self.name))
     }
@@ -309,14 +282,15 @@ impl Repository<'_> {
 
     /// Asks for something of the repository: anonymously, then with a fresh token, then with the
     /// user's login. At most two requests for each of the two identities.
-    fn get(&self, path: &str, accept: &str) -> Result<Answer, RegistryError> {
+    fn get(&self, path: &str, want: &Want) -> Result<Answer, RegistryError> {
         let url = self.url(path);
         let mut is_fresh = false;
         loop {
             let header = self.auth().header.clone();
-            let answer = self.http.get(&url, accept, header.as_deref())?;
+            let answer = self.http.get(&url, want, header.as_deref())?;
             match answer.status() {
                 200 => return Ok(answer),
+                206 | 416 if matches!(want, Want::Blob(Some(_))) => return Ok(answer),
                 401 if !is_fresh
                     && answer.address.same_origin(&url)
                     && self.authorize(&answer)? =>
@@ -378,11 +352,9 @@ impl Repository<'_> {
         let scope = challenge.get("scope").unwrap_or(&own_scope);
         let path = challenge::token_path(&server.path, challenge.get("service"), scope);
         let basic = login.map(Login::basic);
-        let answer = self.http.get(
-            &server.with_path(path),
-            "application/json",
-            basic.as_deref(),
-        )?;
+        let answer = self
+            .http
+            .get(&server.with_path(path), &Want::Json, basic.as_deref())?;
         match answer.status() {
             200 => {
                 let body = answer.read("the token", TOKEN_LIMIT)?;
@@ -395,6 +367,7 @@ impl Repository<'_> {
             status => Err(RegistryError::Refused {
                 address: answer.address.to_string(),
                 status,
+                asked: answer.asked_pause(),
                 message: answer.message(),
             }),
         }
@@ -417,6 +390,7 @@ impl Repository<'_> {
         let (status, address) = (answer.status(), answer.address.to_string());
         let registry = self.registry.clone();
         let is_the_registry = answer.address.same_origin(&self.base);
+        let asked = answer.asked_pause();
         let message = answer.message();
         match status {
             401 | 403 if is_the_registry => {
@@ -433,6 +407,7 @@ impl Repository<'_> {
                 address,
                 status,
                 message,
+                asked,
             },
         }
     }

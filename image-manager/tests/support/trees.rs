@@ -187,7 +187,16 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         size().prop_map(Piece::Zeroes),
         size().prop_map(|len| Piece::Hole(len as u64)),
     ];
-    prop::collection::vec(piece, 0..4)
+    // Few enough to be drawn twice: files that are equal, or equal up to some block.
+    let common = prop_oneof![
+        4 => (0u8..2, prop_oneof![Just(600usize), Just(8192)])
+            .prop_map(|(seed, len)| Piece::Noise(seed, len)),
+        1 => Just(Piece::Hole(8192)),
+    ];
+    prop_oneof![
+        prop::collection::vec(piece, 0..4),
+        prop::collection::vec(common, 1..5),
+    ]
 }
 
 fn xattrs() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
@@ -263,17 +272,21 @@ pub fn options() -> impl Strategy<Value = Options> {
     let compression = prop_oneof![
         (1i32..5).prop_map(|level| Compression::Zstd { level }),
         (1u32..10).prop_map(|level| Compression::Gzip { level }),
+        (0u32..10).prop_map(|level| Compression::Xz { level }),
         Just(Compression::Lz4),
         Just(Compression::None),
     ];
     let block_size = prop_oneof![Just(4096u32), Just(8192), Just(1 << 17), Just(1 << 20)];
-    (compression, block_size, 0usize..4, any::<bool>()).prop_map(
-        |(compression, block_size, threads, pack_tails)| Options {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (compression, block_size, 0usize..4, flags).prop_map(
+        |(compression, block_size, threads, (pack_tails, share_equal, export))| Options {
             compression,
             block_size,
             threads,
             mtime: None,
             pack_tails,
+            share_equal,
+            export,
         },
     )
 }

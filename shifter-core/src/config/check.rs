@@ -44,6 +44,7 @@ fn paths(config: &Config) -> Fault {
         ("path", &config.store.path),
         ("kmod_base_path", &config.kernel.kmod_base_path),
     ];
+    paths.extend(config.store.cache_dir.iter().map(|dir| ("cache_dir", dir)));
     paths.extend(config.root.udi_image.iter().map(|dir| ("udi_image", dir)));
     paths.extend(config.root.cdi_dirs.iter().map(|dir| ("cdi_dirs", dir)));
     paths.extend(
@@ -59,6 +60,15 @@ fn paths(config: &Config) -> Fault {
 }
 
 fn sizes(config: &Config) -> Fault {
+    let store = &config.store;
+    for (key, text) in [
+        ("cache_size_limit", &store.cache_size_limit),
+        ("user_cache_size_limit", &store.user_cache_size_limit),
+    ] {
+        if let Err(rule) = super::tables::cache_size(text) {
+            return Some((key, format!("'{text}' is {rule}")));
+        }
+    }
     let fault = || format!("the size must be from 1 to {TMPFS_LIMIT}");
     if !(1..=TMPFS_LIMIT).contains(&config.root.tmpfs_size_mib) {
         return Some(("tmpfs_size_mib", fault()));

@@ -1,0 +1,316 @@
+//! Blobs that arrive, break off, are wrong or damaged, and are wanted by several at once.
+
+use std::io::Read;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use super::*;
+use crate::hash::sha256_hex;
+
+struct Bench {
+    _home: tempfile::TempDir,
+    store: Store,
+}
+
+fn bench() -> Bench {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::create_user(home.path()).unwrap();
+    Bench { _home: home, store }
+}
+
+fn descriptor(bytes: &[u8]) -> Descriptor {
+    let digest = Digest::parse(&format!("sha256:{}", sha256_hex(bytes))).unwrap();
+    Descriptor::new(String::new(), digest, bytes.len() as u64)
+}
+
+impl Bench {
+    fn cache(&self) -> BlobCache {
+        BlobCache::of_store(&self.store).unwrap()
+    }
+}
+
+/// Bytes that look different everywhere.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(99);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+fn read(reader: &mut BlobReader) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).map(|_| bytes)
+}
+
+fn broken() -> RegistryError {
+    RegistryError::Stalled {
+        address: "x".into(),
+        waited: "long".into(),
+    }
+}
+
+impl BlobCache {
+    /// Has a blob that everybody may have.
+    fn get(
+        &self,
+        blob: &Descriptor,
+        watch: &(dyn Fn(Progress<'_>) + Sync),
+        source: &download::Source<'_>,
+    ) -> Result<(), CacheError> {
+        let origin = Origin {
+            name: "x",
+            scope: &|| Scope::Public,
+            source,
+        };
+        self.obtain(blob, watch, &origin)
+    }
+
+    fn public(&self) -> OwnedFd {
+        let digest = descriptor(b"").digest;
+        Scope::Public.make(&self.dir, &digest).unwrap()
+    }
+}
+
+fn quiet(_: Progress<'_>) {}
+
+fn blob_error(error: &io::Error) -> &BlobError {
+    error.get_ref().unwrap().downcast_ref().unwrap()
+}
+
+#[test]
+fn a_reader_follows_the_download() {
+    let (bench, bytes) = (bench(), noise(5 << 20));
+    let (cache, blob) = (bench.cache(), descriptor(&bytes));
+    let (step, steps) = std::sync::mpsc::sync_channel::<()>(0);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let (mut reader, mut found) = (cache.reader(&blob), vec![0; 1 << 20]);
+            reader.read_exact(&mut found).unwrap();
+            // Only now the rest may arrive.
+            drop(step);
+            found.extend(read(&mut reader).unwrap());
+            found
+        });
+        let done = cache.get(&blob, &quiet, &|offset, sink| {
+            assert_eq!(offset, 0);
+            sink(&bytes[..2 << 20]).unwrap();
+            assert!(steps.recv().is_err(), "the reader has read what is there");
+            for part in bytes[2 << 20..].chunks(70_000) {
+                sink(part).unwrap();
+            }
+            Ok(())
+        });
+        done.unwrap();
+        assert!(reading.join().unwrap() == bytes);
+    });
+    // Another pull finds it and does not ask.
+    let again = bench.cache();
+    let count = AtomicUsize::new(0);
+    again
+        .get(
+            &blob,
+            &|progress| match progress {
+                Progress::Present(n) => _ = count.fetch_add(n as usize, Ordering::SeqCst),
+                other => panic!("{other:?}"),
+            },
+            &|_, _| panic!("nothing is to be downloaded"),
+        )
+        .unwrap();
+    assert_eq!(count.into_inner(), bytes.len());
+    for _ in 0..2 {
+        assert!(read(&mut again.reader(&blob)).unwrap() == bytes);
+    }
+}
+
+#[test]
+fn what_broke_off_is_resumed() {
+    let (bench, bytes) = (bench(), noise(3_000_000));
+    let blob = descriptor(&bytes);
+    let cut = 1_234_567;
+    let first = bench.cache().get(&blob, &quiet, &|_, sink| {
+        sink(&bytes[..cut]).unwrap();
+        Err(broken())
+    });
+    assert!(matches!(
+        first,
+        Err(CacheError::Registry(RegistryError::Stalled { .. }))
+    ));
+    let cache = bench.cache();
+    let seen = Mutex::new((0, 0));
+    cache
+        .get(
+            &blob,
+            &|progress| match progress {
+                Progress::Present(n) => seen.lock().unwrap().0 += n,
+                Progress::Received(n) => seen.lock().unwrap().1 += n,
+                other => panic!("{other:?}"),
+            },
+            &|offset, sink| {
+                assert_eq!(offset, cut as u64);
+                sink(&bytes[cut..]).unwrap();
+                Ok(())
+            },
+        )
+        .unwrap();
+    let all = bytes.len() as u64;
+    assert_eq!(seen.into_inner().unwrap(), (cut as u64, all - cut as u64));
+    assert!(read(&mut cache.reader(&blob)).unwrap() == bytes);
+}
+
+#[test]
+fn a_wrong_digest_is_fetched_again_once() {
+    let (bench, bytes) = (bench(), noise(2 << 20));
+    let blob = descriptor(&bytes);
+    let mut wrong = bytes.clone();
+    wrong[7] ^= 1;
+    // A part whose beginning is wrong is begun again, and who read it is told.
+    let cache = bench.cache();
+    let tries = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(&mut cache.reader(&blob)));
+        let (tries, cache) = (&tries, &cache);
+        let obtained = cache.get(&blob, &quiet, &|offset, sink| {
+            assert_eq!(offset, 0);
+            let is_first = tries.fetch_add(1, Ordering::SeqCst) == 0;
+            sink(if is_first { &wrong } else { &bytes }).unwrap();
+            Ok(())
+        });
+        obtained.unwrap();
+        // It either read the wrong bytes and is told, or began after them.
+        match reading.join().unwrap() {
+            Ok(found) => assert!(found == bytes),
+            Err(error) => assert!(matches!(blob_error(&error), BlobError::Restarted(_))),
+        }
+    });
+    assert_eq!(tries.into_inner(), 2);
+    assert!(cache.recover().unwrap(), "a second build may succeed");
+
+    let other = bench.cache();
+    other.remove(&blob.digest).unwrap();
+    let tries = AtomicUsize::new(0);
+    let refused = other.get(&blob, &quiet, &|_, sink| {
+        tries.fetch_add(1, Ordering::SeqCst);
+        sink(&wrong).unwrap();
+        Ok(())
+    });
+    assert!(matches!(
+        refused,
+        Err(CacheError::Registry(RegistryError::Forged { .. }))
+    ));
+    assert_eq!(tries.into_inner(), 2);
+    let failed = read(&mut other.reader(&blob)).unwrap_err();
+    assert!(matches!(blob_error(&failed), BlobError::Failed(_)));
+    let dir = other.public();
+    assert!(files::names(dir).unwrap().is_empty(), "nothing wrong stays");
+}
+
+#[test]
+fn a_damaged_blob_is_noticed_removed_and_fetched_again() {
+    let (bench, bytes) = (bench(), noise(300_000));
+    let blob = descriptor(&bytes);
+    let whole = |_: u64, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
+        sink(&bytes).unwrap();
+        Ok(())
+    };
+    bench.cache().get(&blob, &quiet, &whole).unwrap();
+    for is_read in [true, false] {
+        let cache = bench.cache();
+        let dir = cache.public();
+        let mut file = files::create(&dir, blob.digest.hex()).unwrap();
+        let mut damaged = bytes.clone();
+        damaged[200_000] ^= 1;
+        io::Write::write_all(&mut file, &damaged).unwrap();
+        cache
+            .get(&blob, &quiet, &|_, _| panic!("it is there"))
+            .unwrap();
+        if is_read {
+            let error = read(&mut cache.reader(&blob)).unwrap_err();
+            assert!(matches!(blob_error(&error), BlobError::Damaged(_)));
+        }
+        assert!(cache.recover().unwrap());
+        cache.get(&blob, &quiet, &whole).unwrap();
+        assert!(read(&mut cache.reader(&blob)).unwrap() == bytes);
+        assert!(!cache.recover().unwrap());
+    }
+}
+
+#[test]
+fn a_length_that_is_not_the_blobs_is_refused() {
+    let (bench, bytes) = (bench(), noise(300_000));
+    let (blob, mut liar) = (descriptor(&bytes), descriptor(&bytes));
+    let whole = |_: u64, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
+        sink(&bytes).unwrap();
+        Ok(())
+    };
+    bench.cache().get(&blob, &quiet, &whole).unwrap();
+    liar.size += 1;
+    let refused = bench.cache().get(&liar, &quiet, &whole);
+    assert!(matches!(
+        refused,
+        Err(CacheError::Registry(RegistryError::Forged { .. }))
+    ));
+    let untouched = bench.cache();
+    untouched
+        .get(&blob, &quiet, &|_, _| panic!("it is still there"))
+        .unwrap();
+}
+
+#[test]
+fn pulls_at_once_download_once() {
+    let (bench, bytes) = (bench(), noise(4 << 20));
+    let blob = descriptor(&bytes);
+    let downloads = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                // A cache of its own, as in a process of its own; two threads in each.
+                let cache = bench.cache();
+                std::thread::scope(|inner| {
+                    for _ in 0..2 {
+                        inner.spawn(|| {
+                            let obtained = cache.get(&blob, &quiet, &|offset, sink| {
+                                downloads.fetch_add(1, Ordering::SeqCst);
+                                assert_eq!(offset, 0);
+                                for part in bytes.chunks(100_000) {
+                                    sink(part).unwrap();
+                                    std::thread::sleep(Duration::from_millis(2));
+                                }
+                                Ok(())
+                            });
+                            obtained.unwrap();
+                        });
+                    }
+                    assert!(read(&mut cache.reader(&blob)).unwrap() == bytes);
+                });
+            });
+        }
+    });
+    assert_eq!(downloads.into_inner(), 1);
+}
+
+#[test]
+fn giving_up_ends_everything_that_waits() {
+    let (bench, bytes) = (bench(), noise(2 << 20));
+    let (cache, blob, other) = (bench.cache(), descriptor(&bytes), descriptor(b"other"));
+    std::thread::scope(|scope| {
+        let never = scope.spawn(|| read(&mut cache.reader(&other)));
+        let cut = scope.spawn(|| read(&mut cache.reader(&blob)));
+        let given_up = cache.get(&blob, &quiet, &|_, sink| {
+            sink(&bytes[..1 << 20]).unwrap();
+            cache.abandon();
+            sink(&bytes[1 << 20..]).map_err(RegistryError::Write)
+        });
+        assert!(
+            matches!(given_up, Err(CacheError::Abandoned)),
+            "{given_up:?}"
+        );
+        for reading in [never, cut] {
+            let error = reading.join().unwrap().unwrap_err();
+            assert!(matches!(blob_error(&error), BlobError::Failed(_)));
+        }
+    });
+    let late = read(&mut cache.reader(&descriptor(b"late"))).unwrap_err();
+    assert!(matches!(blob_error(&late), BlobError::Failed(_)));
+}

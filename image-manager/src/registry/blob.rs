@@ -1,0 +1,258 @@
+//! Blobs: one stream of bytes made of as many answers as it takes.
+//!
+//! A connection that breaks is taken up where it broke, with a `Range` request. A server that does
+//! not know ranges sends everything again, and what is there already is skipped. The sink therefore
+//! sees every byte once, in order. Nothing is written to disk here.
+
+use std::io::{self, Read};
+
+use crate::hash::Hasher;
+
+use super::error::RegistryError;
+use super::http::{self, Answer};
+use super::manifest::Descriptor;
+use super::retry::Tries;
+use super::{Repository, Want};
+
+/// Bytes read at once.
+const BUFFER: usize = 128 << 10;
+
+/// One blob on its way.
+struct Transfer<'a> {
+    blob: &'a Descriptor,
+    /// Bytes the sink has.
+    done: u64,
+    /// The digest of those bytes, where all of them passed through here.
+    hasher: Option<Hasher>,
+    /// False once the server was seen to answer ranges wrongly.
+    uses_ranges: bool,
+}
+
+impl Repository<'_> {
+    /// Streams a blob into `sink`, which gets at most the announced length.
+    ///
+    /// # Errors
+    /// What `sink` was given is not the blob unless this returns `Ok`.
+    pub fn blob(
+        &self,
+        blob: &Descriptor,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), RegistryError> {
+        self.blob_from(blob, 0, sink)
+    }
+
+    /// Streams a blob from byte `offset` on into `sink`. Retries, tokens and mirrors are in here,
+    /// and `sink` gets each byte once.
+    ///
+    /// From the first byte on, the digest is compared here. From a later one it is the caller's to
+    /// compare, who alone has the bytes before; if it is wrong, or this fails with
+    /// [`RegistryError::Forged`], one more call from byte 0 is worth the while: the next mirror may
+    /// be honest, and a damaged transfer does not repeat itself.
+    ///
+    /// # Errors
+    /// What `sink` was given is not the blob unless this returns `Ok`.
+    pub fn blob_from(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), RegistryError> {
+        if offset > blob.size {
+            let address = self.url(&format!("blobs/{}", blob.digest)).to_string();
+            let reason = format!("{offset} bytes are there already, and it has {}", blob.size);
+            return Err(RegistryError::Forged {
+                what: "the blob",
+                address,
+                reason,
+            });
+        }
+        let mut transfer = Transfer {
+            blob,
+            done: offset,
+            hasher: (offset == 0).then(|| Hasher::like(&blob.digest)),
+            uses_ranges: true,
+        };
+        let mut tries = Tries::new(self.http.patience());
+        let mut mark = offset;
+        while transfer.done != blob.size || blob.size == 0 {
+            let path = format!("blobs/{}", blob.digest);
+            let part = self
+                .get(&path, &Want::Blob(transfer.range()))
+                .and_then(|answer| transfer.take(answer, &tries, &mut sink));
+            let error = match part {
+                Ok(()) if blob.size == 0 => break,
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            // A server that cuts every connection is good enough as long as each brings something.
+            if transfer.done >= mark.saturating_add(self.http.patience().bytes) {
+                tries.got_on();
+            }
+            mark = transfer.done;
+            self.pause(&mut tries, error)?;
+        }
+        transfer.finish(self)
+    }
+}
+
+impl Transfer<'_> {
+    /// Returns the offset to ask for, if not for everything.
+    fn range(&self) -> Option<u64> {
+        (self.uses_ranges && self.done > 0).then_some(self.done)
+    }
+
+    /// Passes on what an answer brings.
+    fn take(
+        &mut self,
+        answer: Answer,
+        tries: &Tries,
+        sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), RegistryError> {
+        let address = answer.address.clone();
+        let size = self.blob.size;
+        let wrong_length = |found: String| RegistryError::Forged {
+            what: "the blob",
+            address: address.to_string(),
+            reason: format!("the manifest promises {size} bytes, the registry {found}"),
+        };
+        let is_whole = answer.status() != 206;
+        let (mut skip, end) = match answer.status() {
+            206 => match answer.header("content-range").and_then(content_range) {
+                Some(range) if range.total.is_some_and(|total| total != size) => {
+                    return Err(wrong_length(format!("has {}", range.total.unwrap_or(0))));
+                }
+                Some(range) if range.first == self.done && range.last < size => (0, range.last + 1),
+                // Not the part that was asked for: everything from the start will be.
+                _ => {
+                    self.uses_ranges = false;
+                    return Ok(());
+                }
+            },
+            416 => {
+                self.uses_ranges = false;
+                return Ok(());
+            }
+            _ => (self.done, size),
+        };
+        let expected = end - self.done + skip;
+        if let Some(length) = answer.length()
+            && length != expected
+        {
+            return Err(wrong_length(match is_whole {
+                true => format!("has {length}"),
+                false => format!("sends {length} as a part of {expected}"),
+            }));
+        }
+        // One byte more than promised is enough to know.
+        let mut body = answer.into_body().take(expected.saturating_add(1));
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let count = body
+                .read(&mut buffer)
+                .map_err(|error| http::broke_off(&address, error))?;
+            if count == 0 {
+                break;
+            }
+            if tries.is_over() {
+                return Err(RegistryError::Stalled {
+                    address: address.to_string(),
+                    waited: "the time for one layer is over".into(),
+                });
+            }
+            let skipped = skip.min(count as u64);
+            skip -= skipped;
+            let part = &buffer[usize::try_from(skipped).unwrap_or(count)..count];
+            if self.done + part.len() as u64 > end {
+                return Err(wrong_length("sends more".into()));
+            }
+            self.pass(part, sink)?;
+        }
+        if self.done == end {
+            return Ok(());
+        }
+        // Without a length on the wire a cut connection looks like an end: take it up once more.
+        Err(RegistryError::BrokeOff {
+            address: address.to_string(),
+            source: io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the registry sent {} of {size} bytes", self.done),
+            ),
+        })
+    }
+
+    fn pass(
+        &mut self,
+        part: &[u8],
+        sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), RegistryError> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(part);
+        }
+        sink(part).map_err(RegistryError::Write)?;
+        self.done += part.len() as u64;
+        Ok(())
+    }
+
+    fn finish(self, repository: &Repository<'_>) -> Result<(), RegistryError> {
+        let Some(hasher) = self.hasher else {
+            return Ok(());
+        };
+        let (found, wanted) = (hasher.finish(), &self.blob.digest);
+        if found == wanted.to_string() {
+            return Ok(());
+        }
+        let address = repository.url(&format!("blobs/{wanted}"));
+        Err(RegistryError::Forged {
+            what: "the blob",
+            address: address.to_string(),
+            reason: format!("its digest is {found}, not {wanted}"),
+        })
+    }
+}
+
+/// What a `Content-Range` header says.
+#[derive(Debug, PartialEq, Eq)]
+struct Range {
+    first: u64,
+    last: u64,
+    total: Option<u64>,
+}
+
+/// Reads `bytes FIRST-LAST/TOTAL`, where the total may be `*`.
+fn content_range(header: &str) -> Option<Range> {
+    let rest = header.trim().strip_prefix("bytes")?.trim_start();
+    let (range, total) = rest.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let total = match total.trim() {
+        "*" => None,
+        number => Some(number.parse().ok()?),
+    };
+    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first <= last).then_some(Range { first, last, total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let range = |first, last, total| Some(Range { first, last, total });
+        let table = [
+            ("bytes 5-9/10", range(5, 9, Some(10))),
+            ("bytes 5-9/*", range(5, 9, None)),
+            ("bytes=5-9/10", None),
+            ("bytes */10", None),
+            ("bytes 9-5/10", None),
+            ("bytes 5-18446744073709551616/*", None),
+            ("items 0-1/2", None),
+            ("", None),
+        ];
+        for (text, expect) in table {
+            assert_eq!(content_range(text), expect, "{text}");
+        }
+    }
+}

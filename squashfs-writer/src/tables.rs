@@ -1,0 +1,225 @@
+//! The inode and directory tables: which inode gets which number, and what lies where.
+//!
+//! Directories come after what is in them, because their listings say where that is, and in the
+//! order in which a walk leaves them. The inodes of a directory's files lie next to each other and
+//! before its own, in the order of names: what is looked at together is in few metadata blocks.
+
+use super::data::FileData;
+use super::directory::{self, Name};
+use super::inode::{self, Head};
+use super::metadata::{MetadataWriter, Position};
+use super::tree::{Attributes, Content, InodeId, Kind, Tree};
+use super::xattr::XattrWriter;
+use super::{Compression, Error};
+use std::collections::HashMap;
+
+const MAX_IDS: usize = u16::MAX as usize;
+
+/// The inode and directory tables while they grow.
+pub(super) struct Tables<'a> {
+    tree: &'a Tree,
+    files: &'a [FileData],
+    inodes: MetadataWriter,
+    directories: MetadataWriter,
+    xattrs: XattrWriter<'a>,
+    ids: Vec<u32>,
+    id_index: HashMap<u32, u16>,
+    slots: Vec<Slot>,
+    count: u32,
+    newest: u32,
+}
+
+/// What is known about one inode so far; number 0 means that nothing links to it.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    number: u32,
+    links: u32,
+    /// A directory's parent.
+    parent: u32,
+    written: Option<Position>,
+}
+
+/// The finished tables.
+pub(super) struct Built<'a> {
+    pub(super) inodes: Vec<u8>,
+    pub(super) directories: Vec<u8>,
+    pub(super) xattrs: XattrWriter<'a>,
+    pub(super) ids: Vec<u32>,
+    pub(super) root: Position,
+    pub(super) count: u32,
+    pub(super) newest: u32,
+    /// The reference of each inode in the order of their numbers, as the export table has them.
+    pub(super) numbered: Vec<u8>,
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(
+        tree: &'a Tree,
+        files: &'a [FileData],
+        compression: Compression,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            tree,
+            files,
+            inodes: MetadataWriter::new(compression)?,
+            directories: MetadataWriter::new(compression)?,
+            xattrs: XattrWriter::new(compression)?,
+            ids: Vec::new(),
+            id_index: HashMap::new(),
+            slots: vec![Slot::default(); tree.inodes.len()],
+            count: 0,
+            newest: 0,
+        })
+    }
+
+    pub(super) fn build(mut self) -> Result<Built<'a>, Error> {
+        let directories = self.number();
+        let mut root = Position::default();
+        for &id in directories.iter().rev() {
+            root = self.write_directory(id)?;
+        }
+        let numbered = self.numbered();
+        Ok(Built {
+            inodes: self.inodes.finish()?,
+            directories: self.directories.finish()?,
+            xattrs: self.xattrs,
+            ids: self.ids,
+            root,
+            count: self.count,
+            newest: self.newest,
+            numbered,
+        })
+    }
+
+    /// Numbers every inode that can be reached and counts its links. The entries of a directory
+    /// get neighbouring numbers, which keeps listings short. Returns the directories, parents
+    /// before children and the last name first, so that backwards it is the order of a walk.
+    fn number(&mut self) -> Vec<InodeId> {
+        let tree = self.tree;
+        let mut order = Vec::new();
+        let mut waiting = vec![Tree::ROOT];
+        self.count = 1;
+        // "." and the name in the parent; each subdirectory's ".." adds one.
+        self.slots[0] = Slot {
+            number: 1,
+            links: 2,
+            ..Slot::default()
+        };
+        while let Some(id) = waiting.pop() {
+            order.push(id);
+            let Content::Directory(names) = &tree.inode(id).content else {
+                continue;
+            };
+            let parent = self.slots[id.0 as usize].number;
+            for &child in names.values() {
+                let slot = &mut self.slots[child.0 as usize];
+                slot.links += 1;
+                if slot.number == 0 {
+                    self.count += 1;
+                    slot.number = self.count;
+                }
+                if tree.is_directory(child) {
+                    slot.links += 1;
+                    slot.parent = parent;
+                    self.slots[id.0 as usize].links += 1;
+                    waiting.push(child);
+                }
+            }
+        }
+        // The root is not in any directory: like other tools, give it a parent beyond all inodes.
+        self.slots[0].parent = self.count + 1;
+        order
+    }
+
+    fn numbered(&self) -> Vec<u8> {
+        let mut numbered = vec![0; self.count as usize * 8];
+        for slot in &self.slots {
+            if let Some(position) = slot.written {
+                let at = (slot.number as usize - 1) * 8; // what is written has a number
+                numbered[at..at + 8].copy_from_slice(&position.reference().to_le_bytes());
+            }
+        }
+        numbered
+    }
+
+    fn write_directory(&mut self, id: InodeId) -> Result<Position, Error> {
+        let tree = self.tree;
+        let Content::Directory(children) = &tree.inode(id).content else {
+            return Ok(Position::default()); // `number` returns directories only
+        };
+        let mut names = Vec::with_capacity(children.len());
+        for (name, &child) in children {
+            let inode = match self.slots[child.0 as usize].written {
+                Some(position) => position,
+                None => self.write_other(child)?,
+            };
+            let kind = match &tree.inode(child).content {
+                Content::Directory(_) => inode::DIRECTORY,
+                Content::Other(kind) => inode::kind_number(kind),
+            };
+            let number = self.slots[child.0 as usize].number;
+            names.push(Name {
+                name,
+                inode,
+                number,
+                kind,
+            });
+        }
+        let listing = directory::write(&mut self.directories, &names)?;
+        let head = self.head(id)?;
+        let record = inode::directory(&head, &listing, self.slots[id.0 as usize].parent)?;
+        self.write_record(id, &record)
+    }
+
+    fn write_other(&mut self, id: InodeId) -> Result<Position, Error> {
+        let tree = self.tree;
+        let head = self.head(id)?;
+        let record = match &tree.inode(id).content {
+            Content::Directory(_) => return Ok(Position::default()), // written before its parent
+            Content::Other(Kind::File(data)) => {
+                let data = self.files.get(data.0 as usize);
+                let reason = "the file's contents are of another image";
+                inode::file(&head, data.ok_or(Error::Inode { reason })?)
+            }
+            Content::Other(kind) => inode::special(&head, kind),
+        };
+        self.write_record(id, &record)
+    }
+
+    fn write_record(&mut self, id: InodeId, record: &[u8]) -> Result<Position, Error> {
+        let position = self.inodes.position();
+        self.inodes.write(record)?;
+        self.slots[id.0 as usize].written = Some(position);
+        Ok(position)
+    }
+
+    fn head(&mut self, id: InodeId) -> Result<Head<'a>, Error> {
+        let attributes: &'a Attributes = &self.tree.inode(id).attributes;
+        let slot = self.slots[id.0 as usize];
+        self.newest = self.newest.max(attributes.mtime);
+        Ok(Head {
+            attributes,
+            uid: self.id(attributes.uid)?,
+            gid: self.id(attributes.gid)?,
+            number: slot.number,
+            links: slot.links,
+            xattrs: self.xattrs.index(&attributes.xattrs)?,
+        })
+    }
+
+    fn id(&mut self, id: u32) -> Result<u16, Error> {
+        if let Some(&index) = self.id_index.get(&id) {
+            return Ok(index);
+        }
+        if self.ids.len() >= MAX_IDS {
+            return Err(Error::TooMany {
+                what: "different uids and gids",
+                limit: MAX_IDS as u64,
+            });
+        }
+        let index = self.ids.len() as u16; // below MAX_IDS
+        self.ids.push(id);
+        self.id_index.insert(id, index);
+        Ok(index)
+    }
+}
