@@ -29,7 +29,7 @@ use shifter_core::store::IndexEntry;
 use crate::build::{BuildOptions, LayerSource, Open, build_image};
 use crate::cancel::Cancel;
 use crate::image_config::ImageConfig;
-use crate::store::{ImageLock, Store, is_full};
+use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full};
 use input::Input;
 use names::Names;
 use section::{Section, Verified};
@@ -129,10 +129,10 @@ struct Blob {
 pub struct Target {
     /// The tags it gets.
     pub names: Vec<ImageRef>,
-    /// Users who may have it; with no group either, everybody may.
-    pub users: Vec<u32>,
-    /// Groups that may have it.
-    pub groups: Vec<u32>,
+    /// Real uid of who imports it.
+    pub importer: u32,
+    /// Who may have it; without it everybody may.
+    pub audience: Option<Audience>,
 }
 
 /// What an import is doing, for whoever watches.
@@ -252,6 +252,17 @@ impl Archive {
         }
     }
 
+    /// Says what the file is, for the image's record.
+    fn source(&self) -> &'static str {
+        match (&self.content, &self.input) {
+            (Content::Docker(..), _) => "import:docker-archive",
+            (Content::Oci(..), Input::Layout(_)) => "import:oci",
+            (Content::Oci(..), _) => "import:oci-archive",
+            (Content::RootFs, _) => "import:tar",
+            (Content::Squashfs, _) => "import:squashfs",
+        }
+    }
+
     /// Puts one image into the store; `number` is its place in [`Archive::names`].
     pub fn import(
         &self,
@@ -272,22 +283,34 @@ impl Archive {
             }
         }
         let (id, mut meta) = match &image {
-            Image::Layers(config, _) => (config.id.clone(), config.meta.clone()),
+            Image::Layers { config, .. } => (config.id.clone(), config.meta.clone()),
             Image::Squashfs(file) => (squashfs::id(file, cancel)?, squashfs::meta()),
         };
         let left_out = meta.remove_unwritable();
-        meta.user_acl.clone_from(&target.users);
-        meta.group_acl.clone_from(&target.groups);
+        if let Some(audience) = &target.audience {
+            audience.restrict(&mut meta);
+        }
+        let mut record = ImageRecord {
+            source: self.source().to_owned(),
+            is_private: target.audience.is_some(),
+            digest: digest.as_ref().map(Digest::to_string),
+            pulled_by: Some(target.importer),
+            pulled: Some(now()),
+            ..ImageRecord::default()
+        };
+        image.describe(&mut record);
 
         store.sweep()?;
-        let mut lock = store.lock(&id, || watch(ImportStep::Waiting))?;
+        let mut lock = store.lock(&id, |_| watch(ImportStep::Waiting))?;
         let found = lock.complete()?;
+        // An id is no secret: only who has the layers too may let others see a private image.
+        let found = found.filter(|found| found.is_public() || store.kind() == StoreKind::User);
         let is_new = found.is_none();
         match found {
             Some(found) => lock.widen(&found, &meta)?,
             None => {
                 watch(ImportStep::Building);
-                self.make(&image, &id, &meta, &mut lock, cancel)?;
+                self.make(&image, &id, &meta, record, &mut lock, cancel)?;
             }
         }
         let (path, size) = lock.image()?;
@@ -296,11 +319,10 @@ impl Archive {
                 reference: reference.canonical(),
                 id: id.clone(),
                 digest: digest.as_ref().map(Digest::to_string),
-                pulled: SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .map_or(0, |time| time.as_secs()),
+                pulled: now(),
                 size,
             };
+            lock.check()?;
             store.tag(reference, &entry)?;
         }
         lock.keep()?;
@@ -350,8 +372,13 @@ impl Archive {
             }
             _ => return Err(ImportError::NoImage),
         };
-        let config = ImageConfig::parse(&config, layers.len(), &self.architecture)?;
-        Ok((Image::Layers(Box::new(config), layers), digest))
+        let parsed = ImageConfig::parse(&config, layers.len(), &self.architecture)?;
+        let image = Image::Layers {
+            config: Box::new(parsed),
+            raw: config,
+            layers,
+        };
+        Ok((image, digest))
     }
 
     /// Builds or copies the image and publishes it.
@@ -360,12 +387,13 @@ impl Archive {
         image: &Image,
         id: &ImageId,
         meta: &ImageMeta,
+        record: ImageRecord,
         lock: &mut ImageLock<'_>,
         cancel: &Cancel,
     ) -> Result<(), ImportError> {
         let mut out = lock.begin()?;
         let made = match image {
-            Image::Layers(config, layers) => build(config, layers, &mut out, cancel),
+            Image::Layers { config, layers, .. } => build(config, layers, &mut out, cancel),
             Image::Squashfs(file) => match squashfs::copy(file, Some(&mut out), cancel) {
                 Ok(digest) if digest == id.as_str() => Ok(()),
                 Ok(_) => Err(ImportError::Changed),
@@ -385,20 +413,56 @@ impl Archive {
             return Err(ImportError::Changed);
         }
         cancel.check()?;
-        Ok(lock.publish(&out, meta)?)
+        Ok(lock.publish(&out, meta, record)?)
     }
 
     fn input_bytes(&self, image: &Image) -> u64 {
         match image {
             Image::Squashfs(file) => file.length(),
-            Image::Layers(_, layers) => layers.iter().map(|layer| layer.section.length()).sum(),
+            Image::Layers { layers, .. } => layers.iter().map(|layer| layer.section.length()).sum(),
         }
     }
 }
 
 enum Image {
-    Layers(Box<ImageConfig>, Vec<Blob>),
+    Layers {
+        config: Box<ImageConfig>,
+        raw: Vec<u8>,
+        layers: Vec<Blob>,
+    },
     Squashfs(Section),
+}
+
+impl Image {
+    /// Adds what is known of an image to its record.
+    fn describe(&self, record: &mut ImageRecord) {
+        let Self::Layers {
+            config,
+            raw,
+            layers,
+        } = self
+        else {
+            return;
+        };
+        record.describe(raw);
+        let described = layers.iter().zip(&config.diff_ids);
+        let described = described.map(|(layer, diff_id)| LayerRecord {
+            media_type: layer.media_type.clone(),
+            digest: layer
+                .digest
+                .as_ref()
+                .map_or_else(String::new, Digest::to_string),
+            size: layer.section.length(),
+            diff_id: diff_id.clone(),
+        });
+        record.layers = described.collect();
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 fn build(
