@@ -57,7 +57,7 @@ install:
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
 		modules/mpich.toml modules/gpu.toml; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done

@@ -29,6 +29,7 @@ use shifter_core::store::IndexEntry;
 use crate::build::{BuildOptions, LayerSource, Open, build_image};
 use crate::cancel::Cancel;
 use crate::image_config::ImageConfig;
+use crate::registry::Wanted;
 use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full};
 use input::Input;
 use names::Names;
@@ -89,8 +90,8 @@ pub struct Request<'a> {
     pub format: Option<SourceFormat>,
     /// Which image, where there are several.
     pub select: Option<&'a str>,
-    /// The architecture, in Go's words.
-    pub architecture: &'a str,
+    /// Which image of several, and what it must be for.
+    pub wanted: &'a Wanted,
     /// Whether a squashfs file, which nobody can verify, is taken.
     pub is_squashfs_allowed: bool,
 }
@@ -100,7 +101,7 @@ pub struct Archive {
     input: Input,
     stamp: Option<section::Stamp>,
     content: Content,
-    architecture: String,
+    wanted: Wanted,
     may_nest: bool,
 }
 
@@ -189,7 +190,7 @@ impl Archive {
             input,
             stamp,
             content,
-            architecture: request.architecture.to_owned(),
+            wanted: request.wanted.clone(),
             may_nest: request.format == Some(SourceFormat::Tar),
         };
         archive.select(request.select)?;
@@ -342,6 +343,7 @@ impl Archive {
         number: usize,
         cancel: &Cancel,
     ) -> Result<(Image, Option<Digest>), ImportError> {
+        let architecture = &*self.wanted.platform().architecture;
         let (config, layers, digest) = match (&self.content, &self.input) {
             (Content::Docker(names, found), _) => {
                 let one = found.get(number).ok_or(ImportError::NoImage)?;
@@ -355,11 +357,11 @@ impl Archive {
                     (None, Input::Layout(dir)) => oci::Layout::Directory(dir),
                     _ => return Err(ImportError::NoImage),
                 };
-                let parts = layout.read(&one.image, &self.architecture)?;
+                let parts = layout.read(&one.image, &self.wanted)?;
                 (parts.config, parts.layers, Some(parts.digest))
             }
             (Content::RootFs, Input::RootFs(file)) => {
-                let config = rootfs::config(file, &self.architecture, self.may_nest, cancel)?;
+                let config = rootfs::config(file, architecture, self.may_nest, cancel)?;
                 let layer = Blob {
                     section: file.clone(),
                     media_type: String::new(),
@@ -372,7 +374,7 @@ impl Archive {
             }
             _ => return Err(ImportError::NoImage),
         };
-        let parsed = ImageConfig::parse(&config, layers.len(), &self.architecture)?;
+        let parsed = ImageConfig::parse(&config, layers.len(), architecture)?;
         let image = Image::Layers {
             config: Box::new(parsed),
             raw: config,

@@ -27,6 +27,16 @@ pub(super) fn read(named: Option<&Path>, uid: u32) -> Result<Config, Failure> {
 /// Reads a configuration that the user named. It steers only this user's own process, so it may be
 /// the user's own file; what is root's is checked when the runtime reads it.
 fn read_named(path: &Path, uid: u32) -> Result<Config, Failure> {
+    Config::parse(&read_text(path, uid)?, path).map_err(|error: ConfigError| {
+        Failure::new(
+            ExitCode::Usage,
+            output::chain(&error as &(dyn Error + 'static)),
+        )
+    })
+}
+
+/// Reads a file of settings that is root's or the user's and that nobody else can write.
+pub(super) fn read_text(path: &Path, uid: u32) -> Result<String, Failure> {
     let fail = |reason: String| {
         let path = sanitize::text(&path.display().to_string());
         Failure::new(ExitCode::Usage, format!("cannot read '{path}': {reason}"))
@@ -47,11 +57,5 @@ fn read_named(path: &Path, uid: u32) -> Result<Config, Failure> {
         Ok(bytes)
     };
     let bytes = read().map_err(|error| fail(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))?;
-    Config::parse(&text, path).map_err(|error: ConfigError| {
-        Failure::new(
-            ExitCode::Usage,
-            output::chain(&error as &(dyn Error + 'static)),
-        )
-    })
+    String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))
 }

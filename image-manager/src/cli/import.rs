@@ -12,7 +12,6 @@ use super::progress::{Phase, Progress};
 use super::pull::{DoneRecord, warn_of_left_out};
 use super::{Session, output, signals};
 use crate::import::{Archive, ImportError, ImportStep, Imported, Request, Target};
-use crate::registry::host_architecture;
 use crate::store::{Store, StoreKind, megabytes};
 
 impl Session {
@@ -29,6 +28,7 @@ impl Session {
             (None, true) => StoreKind::Site,
             (None, false) => StoreKind::User,
         };
+        let wanted = self.wanted()?;
         let audience = self.audience()?;
         // Without a list everybody may have it.
         let is_restricted = !audience.users.is_empty() || !audience.groups.is_empty();
@@ -40,12 +40,11 @@ impl Session {
         let label = name.as_ref().map_or_else(|| file.clone(), shown);
         let progress = Progress::new(&label, self.wishes());
         progress.phase(Phase::Reading);
-        let platform = self.options.platform.as_deref();
         let request = Request {
             path: Path::new(file),
             format: self.options.source_format,
             select: self.options.select.as_deref(),
-            architecture: platform.map_or(host_architecture(), architecture),
+            wanted: &wanted,
             is_squashfs_allowed: kind == StoreKind::User || !self.is_for_somebody_else(),
         };
         let archive = Archive::open(&request, &store, &self.cancel);
@@ -199,13 +198,6 @@ fn own_names(names: &[String], rules: &TypeRules<'_>) -> Result<Vec<ImageRef>, I
     }
 }
 
-/// Returns the architecture of `os/architecture[/variant]`, or of the architecture alone.
-fn architecture(platform: &str) -> &str {
-    let mut parts = platform.split('/');
-    let first = parts.next().unwrap_or_default();
-    parts.next().unwrap_or(first)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,11 +221,5 @@ mod tests {
         );
         assert!(matches!(names(&["latest"]), Err(ImportError::NoName)));
         assert!(matches!(names(&["../x:1"]), Err(ImportError::Name { .. })));
-    }
-
-    #[test]
-    fn architectures() {
-        assert_eq!(architecture("linux/arm64/v8"), "arm64");
-        assert_eq!(architecture("arm64"), "arm64");
     }
 }

@@ -5,6 +5,7 @@
 
 mod args;
 mod caller;
+mod client;
 mod command;
 mod config;
 mod failure;
@@ -33,6 +34,7 @@ use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
 use crate::cancel::Cancel;
+use crate::registry::Wanted;
 use crate::store::{Audience, Store, StoreError, StoreKind, Viewer};
 use args::Options;
 use caller::Caller;
@@ -164,6 +166,18 @@ impl Session {
             }
             StoreKind::User => store.with_cache(None, config.user_cache_size_limit_bytes()),
         }
+    }
+
+    /// Returns the platform whose images are wanted.
+    fn wanted(&self) -> Result<Wanted, Failure> {
+        let Some(text) = &self.options.platform else {
+            return Ok(Wanted::default());
+        };
+        Wanted::parse(text).ok_or_else(|| {
+            let message = format!("'{}' is not a platform", sanitize::text(text));
+            Failure::new(ExitCode::Usage, message)
+                .with_hint("linux/amd64, linux/arm64/v8".to_owned())
+        })
     }
 
     /// Returns for whom an image is that not everybody may have.

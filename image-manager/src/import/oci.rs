@@ -13,7 +13,7 @@ use super::section::Section;
 use super::{Blob, CONFIG_LIMIT, Found, IMAGE_LIMIT, MANIFEST_LIMIT};
 use crate::files;
 use crate::hash;
-use crate::registry::{Descriptor, Document, choose, parse_document};
+use crate::registry::{Descriptor, Document, Wanted, choose, parse_document};
 
 /// The list of images.
 pub(super) const LIST: &str = "index.json";
@@ -88,15 +88,15 @@ impl Layout<'_> {
         Ok(found)
     }
 
-    /// Finds manifest, configuration and layers of an image for an architecture.
-    pub fn read(&self, image: &Image, architecture: &str) -> Result<Parts, ImportError> {
+    /// Finds manifest, configuration and layers of an image for a platform.
+    pub fn read(&self, image: &Image, wanted: &Wanted) -> Result<Parts, ImportError> {
         let unusable = |name: &str, source| ImportError::Document {
             name: name.to_owned(),
             source,
         };
         let one = match &image.0[..] {
             [one] => one,
-            several => choose(several, architecture).map_err(|e| unusable(LIST, e))?,
+            several => first(choose(several, wanted).map_err(|e| unusable(LIST, e))?)?,
         };
         let digest = one.digest.clone();
         let mut at = one.clone();
@@ -115,9 +115,7 @@ impl Layout<'_> {
                     });
                 }
             };
-            at = choose(&entries, architecture)
-                .map_err(|e| unusable(&name, e))?
-                .clone();
+            at = first(choose(&entries, wanted).map_err(|e| unusable(&name, e))?)?.clone();
         }
         Err(ImportError::Member {
             name: LIST.into(),
@@ -186,6 +184,11 @@ impl Layout<'_> {
             }),
         }
     }
+}
+
+/// The one that fits best.
+fn first(fitting: Vec<&Descriptor>) -> Result<&Descriptor, ImportError> {
+    fitting.into_iter().next().ok_or(ImportError::NoImage)
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -37,7 +37,7 @@ impl Site {
             path,
             format,
             select: None,
-            architecture: "amd64",
+            wanted: &Wanted::parse("linux/amd64").unwrap(),
             is_squashfs_allowed: true,
         };
         Archive::open(&request, &self.store, &Cancel::default())
@@ -238,7 +238,7 @@ fn archives_of_several_images_are_listed_and_chosen_from() {
             path: &path,
             format: None,
             select: Some(name),
-            architecture: "amd64",
+            wanted: &Wanted::parse("linux/amd64").unwrap(),
             is_squashfs_allowed: true,
         };
         Archive::open(&request, &site.store, &Cancel::default()).map(|archive| archive.names())
@@ -299,7 +299,7 @@ fn root_file_systems_and_squashfs_files() {
         path: &site.file(&squashfs),
         format: None,
         select: None,
-        architecture: "amd64",
+        wanted: &Wanted::parse("linux/amd64").unwrap(),
         is_squashfs_allowed: false,
     };
     let denied = Archive::open(&request, &site.store, &Cancel::default());
