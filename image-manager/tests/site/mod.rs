@@ -47,7 +47,17 @@ impl Site {
         let config = temp.path().join("shifter.toml");
         fs::write(&config, text).unwrap();
         fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
-        Self { temp }
+        let site = Self { temp };
+        // What fails here fails for good.
+        site.registries("retries = 0\n");
+        site
+    }
+
+    /// Writes the site's file of registries.
+    pub fn registries(&self, text: &str) {
+        let path = self.root().join("registries.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     }
 
     pub fn root(&self) -> &Path {
