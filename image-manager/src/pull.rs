@@ -5,6 +5,8 @@
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,22 +14,23 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
-use shifter_core::reference::{Digest, ImageRef, ImageType};
+use shifter_core::reference::{Digest, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
 use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
-use crate::cache::{BlobCache, CacheError};
+use crate::cache::{BlobCache, CacheError, Progress};
+use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
-use crate::registry::{
-    Access, Client, Descriptor, RegistryError, Repository, Resolved, host_architecture,
-};
-use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreError, is_full};
+use crate::registry::{Access, Descriptor, RegistryError, Repository, Resolved};
+use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
+
+pub use watch::{Event, Request};
 
 /// Layers downloaded at once.
 const DOWNLOADS: usize = 3;
@@ -50,6 +53,9 @@ pub enum PullError {
     /// Another part of the pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
+    /// The user wants to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The layers do not make an image.
     #[error("cannot build the image")]
     Build(#[source] BuildError),
@@ -73,7 +79,7 @@ impl PullError {
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
             Self::Config(_) | Self::Build(_) => ExitCode::Image,
-            Self::Abandoned => ExitCode::Internal,
+            Self::Abandoned | Self::Cancelled(_) => ExitCode::Internal,
         }
     }
 
@@ -85,19 +91,6 @@ impl PullError {
             _ => None,
         }
     }
-}
-
-/// What a pull is doing, for whoever watches.
-#[derive(Clone, Copy, Debug)]
-pub enum Step {
-    /// Asks the registry.
-    Resolving,
-    /// Waits for another pull of the same image.
-    Waiting,
-    /// Downloads layers: bytes done and bytes in all.
-    Downloading(u64, u64),
-    /// Writes the image.
-    Building,
 }
 
 /// An image that is in the store now.
@@ -117,22 +110,32 @@ pub struct Pulled {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Pulls `reference` into `store`. An image that needs a login may be seen by `audience` alone.
-pub fn pull(
-    client: &Client,
-    store: &Store,
-    reference: &ImageRef,
-    audience: &Audience,
-    watch: &(dyn Fn(Step) + Sync),
-) -> Result<Pulled, PullError> {
+/// Pulls an image. One that needs a login may be seen by the request's audience alone.
+pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
+    let Request {
+        store,
+        reference,
+        audience,
+        watch,
+        ..
+    } = *request;
     if *reference.image_type() != ImageType::Docker {
         return Err(PullError::NotPullable(reference.image_type().to_string()));
     }
-    watch(Step::Resolving);
-    let repository = client.repository(reference)?;
-    let resolved = repository.resolve(reference)?;
+    watch(Event::Resolving);
+    let repository = request.client.repository(reference)?;
+    let resolved = repository.resolve_for(reference, request.wanted)?;
+    watch(Event::Resolved {
+        digest: &resolved.digest,
+        layers: &resolved.manifest.layers,
+    });
+    request.cancel.check()?;
     let layer_count = resolved.manifest.layers.len();
-    let mut config = ImageConfig::parse(&resolved.config, layer_count, host_architecture())?;
+    let mut config = ImageConfig::parse(
+        &resolved.config,
+        layer_count,
+        &request.wanted.platform().architecture,
+    )?;
     let left_out = config.meta.remove_unwritable();
     if resolved.access == Access::Private {
         audience.restrict(&mut config.meta);
@@ -150,7 +153,9 @@ pub fn pull(
     store.sweep()?;
     let cache = BlobCache::of_store(store)?;
     cache.sweep()?;
-    let mut lock = store.lock(&config.id, |_| watch(Step::Waiting))?;
+    let mut lock = store.lock(&config.id, |owner| {
+        watch(Event::Waiting(&owner.describe()));
+    })?;
     let found = lock.complete()?;
     // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
     // that this registry gives away a private image, unless it came from there.
@@ -159,13 +164,13 @@ pub fn pull(
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
         None => make(
+            request,
             &repository,
             &resolved,
             &config,
             record,
             &cache,
             &mut lock,
-            watch,
         )?,
     }
     let (path, size) = lock.image()?;
@@ -195,22 +200,23 @@ pub fn pull(
 
 /// Downloads the layers, builds the image and publishes it.
 fn make(
+    request: &Request<'_>,
     repository: &Repository<'_>,
     resolved: &Resolved,
     config: &ImageConfig,
     mut record: ImageRecord,
     cache: &BlobCache,
     lock: &mut ImageLock<'_>,
-    watch: &(dyn Fn(Step) + Sync),
 ) -> Result<(), PullError> {
     let layers = &resolved.manifest.layers;
     // Images repeat layers, mostly the empty one.
     let unique: BTreeMap<&Digest, &Descriptor> = layers.iter().map(|l| (&l.digest, l)).collect();
     let blobs: Vec<&Descriptor> = unique.values().copied().collect();
     cache.reserve(&blobs)?;
-    let files = download(repository, &blobs, cache, watch)?;
+    (request.watch)(Event::Downloading);
+    let files = download(request, repository, &blobs, cache)?;
 
-    watch(Step::Building);
+    (request.watch)(Event::Building);
     let by_digest: BTreeMap<&Digest, File> =
         blobs.iter().map(|blob| &blob.digest).zip(files).collect();
     let opens: Vec<Box<Open<'_>>> = layers
@@ -234,8 +240,14 @@ fn make(
         })
         .collect();
     let mut out = lock.begin()?;
-    build_image(&sources, &mut out, &BuildOptions::default()).map_err(|error| {
-        if is_full(&error) {
+    let options = BuildOptions {
+        cancel: request.cancel.clone(),
+        ..BuildOptions::default()
+    };
+    build_image(&sources, &mut out, &options).map_err(|error| {
+        if let BuildError::Cancelled(cancelled) = error {
+            PullError::Cancelled(cancelled)
+        } else if is_full(&error) {
             PullError::Store(lock.full(layers.iter().map(|layer| layer.size).sum()))
         } else {
             PullError::Build(error)
@@ -250,6 +262,7 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
+    request.cancel.check()?;
     Ok(lock.publish(&out, &config.meta, record)?)
 }
 
@@ -261,23 +274,22 @@ fn now() -> u64 {
 
 /// Fetches blobs, several at once; the files are in the order of `blobs`.
 fn download(
+    request: &Request<'_>,
     repository: &Repository<'_>,
     blobs: &[&Descriptor],
     cache: &BlobCache,
-    watch: &(dyn Fn(Step) + Sync),
 ) -> Result<Vec<File>, PullError> {
-    let total = blobs
-        .iter()
-        .fold(0u64, |sum, blob| sum.saturating_add(blob.size));
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let next = AtomicUsize::new(0);
     let results: Mutex<BTreeMap<usize, Result<File, CacheError>>> = Mutex::default();
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(blob) = blobs.get(at) else { return };
             let result = cache.fetch(repository, blob, |bytes| {
-                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                watch(Step::Downloading(done, total));
+                (request.watch)(Event::Layer {
+                    digest: &blob.digest,
+                    progress: Progress::Received(bytes),
+                });
             });
             if result.is_err() {
                 // The image cannot be had any more: let the other threads finish and stop.
