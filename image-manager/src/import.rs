@@ -491,7 +491,11 @@ fn build(
             diff_id: Some(diff_id.clone()),
         })
         .collect();
-    build_image(&sources, out, &BuildOptions::default()).map_err(ImportError::Build)?;
+    let options = BuildOptions {
+        cancel: cancel.clone(),
+        ..BuildOptions::default()
+    };
+    build_image(&sources, out, &options).map_err(ImportError::Build)?;
     Ok(())
 }
 

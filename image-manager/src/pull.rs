@@ -1,36 +1,29 @@
 //! Pulling one image: from a reference to a published file in a store.
 //!
-//! Owns the order: resolve, check the configuration, lock the image's id, download, build, publish,
-//! drop the layers, tag. What each step means is in the modules it calls. An image that is there
+//! Owns the order: resolve, check the configuration, lock the image's id, download and build, publish,
+//! tag. What each step means is in the modules it calls. An image that is there
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+mod layers;
+
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{Digest, ImageRef, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
-use crate::cache::{BlobCache, CacheError};
+use crate::build::{BuildError, BuildOptions};
+use crate::cache::{BlobCache, CacheError, Progress};
+use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
-use crate::registry::{
-    Access, Client, Descriptor, RegistryError, Repository, Resolved, host_architecture,
-};
+use crate::registry::{Access, Client, Descriptor, RegistryError, host_architecture};
 use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreError, is_full};
-
-/// Layers downloaded at once.
-const DOWNLOADS: usize = 3;
+use layers::Layers;
 
 /// Says which part of a pull failed.
 #[derive(Debug, Error)]
@@ -50,6 +43,9 @@ pub enum PullError {
     /// Another part of the pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
+    /// Somebody asked it to stop; what was downloaded is kept.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The layers do not make an image.
     #[error("cannot build the image")]
     Build(#[source] BuildError),
@@ -73,7 +69,7 @@ impl PullError {
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
             Self::Config(_) | Self::Build(_) => ExitCode::Image,
-            Self::Abandoned => ExitCode::Internal,
+            Self::Abandoned | Self::Cancelled(_) => ExitCode::Internal,
         }
     }
 
@@ -87,17 +83,26 @@ impl PullError {
     }
 }
 
-/// What a pull is doing, for whoever watches.
+/// What a pull is doing, for whoever watches. Several threads tell.
 #[derive(Clone, Copy, Debug)]
-pub enum Step {
+pub enum Step<'a> {
     /// Asks the registry.
     Resolving,
     /// Waits for another pull of the same image.
     Waiting,
-    /// Downloads layers: bytes done and bytes in all.
-    Downloading(u64, u64),
-    /// Writes the image.
+    /// These layers will be needed, in this order. Told again if all begins again.
+    Layers(&'a [&'a Descriptor]),
+    /// Something happened to one of them.
+    Layer {
+        /// Which.
+        digest: &'a Digest,
+        /// What.
+        progress: Progress<'a>,
+    },
+    /// All layers are here; what is left of the image is written.
     Building,
+    /// The image is made durable.
+    Publishing,
 }
 
 /// An image that is in the store now.
@@ -118,12 +123,14 @@ pub struct Pulled {
 }
 
 /// Pulls `reference` into `store`. An image that needs a login may be seen by `audience` alone.
+/// Raising the cancel flag of `options` ends it soon; the next pull then goes on where it was.
 pub fn pull(
     client: &Client,
     store: &Store,
     reference: &ImageRef,
     audience: &Audience,
-    watch: &(dyn Fn(Step) + Sync),
+    options: &BuildOptions,
+    watch: &(dyn Fn(Step<'_>) + Sync),
 ) -> Result<Pulled, PullError> {
     if *reference.image_type() != ImageType::Docker {
         return Err(PullError::NotPullable(reference.image_type().to_string()));
@@ -158,15 +165,17 @@ pub fn pull(
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
-        None => make(
-            &repository,
-            &resolved,
-            &config,
-            record,
-            &cache,
-            &mut lock,
-            watch,
-        )?,
+        None => {
+            let layers = Layers {
+                repository: &repository,
+                layers: &resolved.manifest.layers,
+                diff_ids: &config.diff_ids,
+                cache: &cache,
+                options,
+                watch,
+            };
+            make(&layers, &config.meta, record, &mut lock)?;
+        }
     }
     let (path, size) = lock.image()?;
     let entry = IndexEntry {
@@ -195,53 +204,23 @@ pub fn pull(
 
 /// Downloads the layers, builds the image and publishes it.
 fn make(
-    repository: &Repository<'_>,
-    resolved: &Resolved,
-    config: &ImageConfig,
+    layers: &Layers<'_>,
+    meta: &ImageMeta,
     mut record: ImageRecord,
-    cache: &BlobCache,
     lock: &mut ImageLock<'_>,
-    watch: &(dyn Fn(Step) + Sync),
 ) -> Result<(), PullError> {
-    let layers = &resolved.manifest.layers;
-    // Images repeat layers, mostly the empty one.
-    let unique: BTreeMap<&Digest, &Descriptor> = layers.iter().map(|l| (&l.digest, l)).collect();
-    let blobs: Vec<&Descriptor> = unique.values().copied().collect();
-    cache.reserve(&blobs)?;
-    let files = download(repository, &blobs, cache, watch)?;
-
-    watch(Step::Building);
-    let by_digest: BTreeMap<&Digest, File> =
-        blobs.iter().map(|blob| &blob.digest).zip(files).collect();
-    let opens: Vec<Box<Open<'_>>> = layers
-        .iter()
-        .map(|layer| -> Box<Open<'_>> {
-            let file = by_digest.get(&layer.digest);
-            Box::new(move || {
-                let file = file.ok_or(io::ErrorKind::NotFound)?;
-                // The verified file itself, whatever becomes of its name, at a position of its own.
-                let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-                Ok(Box::new(file) as Box<dyn Read + Send>)
-            })
-        })
-        .collect();
-    let described = layers.iter().zip(&config.diff_ids).zip(&opens);
-    let sources: Vec<LayerSource<'_>> = described
-        .map(|((layer, diff_id), open)| LayerSource {
-            media_type: layer.media_type.clone(),
-            diff_id: Some(diff_id.clone()),
-            open: &**open,
-        })
-        .collect();
+    let blobs = layers.blobs();
+    layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
-    build_image(&sources, &mut out, &BuildOptions::default()).map_err(|error| {
-        if is_full(&error) {
-            PullError::Store(lock.full(layers.iter().map(|layer| layer.size).sum()))
-        } else {
-            PullError::Build(error)
+    layers.build(&mut out).map_err(|error| match error {
+        PullError::Build(error) if is_full(&error) => {
+            PullError::Store(lock.full(blobs.iter().map(|blob| blob.size).sum()))
         }
+        error => error,
     })?;
-    let described = layers.iter().zip(&config.diff_ids);
+    layers.options.cancel.check()?;
+    (layers.watch)(Step::Publishing);
+    let described = layers.layers.iter().zip(layers.diff_ids);
     record.layers = described
         .map(|(layer, diff_id)| LayerRecord {
             media_type: layer.media_type.clone(),
@@ -250,50 +229,11 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
-    Ok(lock.publish(&out, &config.meta, record)?)
+    Ok(lock.publish(&out, meta, record)?)
 }
 
 fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())
-}
-
-/// Fetches blobs, several at once; the files are in the order of `blobs`.
-fn download(
-    repository: &Repository<'_>,
-    blobs: &[&Descriptor],
-    cache: &BlobCache,
-    watch: &(dyn Fn(Step) + Sync),
-) -> Result<Vec<File>, PullError> {
-    let total = blobs
-        .iter()
-        .fold(0u64, |sum, blob| sum.saturating_add(blob.size));
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let results: Mutex<BTreeMap<usize, Result<File, CacheError>>> = Mutex::default();
-    let work = || {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(blob) = blobs.get(at) else { return };
-            let result = cache.fetch(repository, blob, |bytes| {
-                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                watch(Step::Downloading(done, total));
-            });
-            if result.is_err() {
-                // The image cannot be had any more: let the other threads finish and stop.
-                next.store(blobs.len(), Ordering::Relaxed);
-            }
-            results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(at, result);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..DOWNLOADS.min(blobs.len()) {
-            scope.spawn(work);
-        }
-    });
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(results.into_values().collect::<Result<_, _>>()?)
 }

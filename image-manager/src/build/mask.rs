@@ -179,7 +179,11 @@ mod tests {
         let link = |target: &str| EntryKind::HardLink(target.as_bytes().to_vec());
         for (what, layers, want) in [
             ("nothing", vec![vec![]], vec![]),
-            ("a file", vec![vec![file("a")]], vec!["a", "a/b", "a/b/c", "a/bc"]),
+            (
+                "a file",
+                vec![vec![file("a")]],
+                vec!["a", "a/b", "a/b/c", "a/bc"],
+            ),
             (
                 "a nested one",
                 vec![vec![file("a/b")]],

@@ -11,6 +11,8 @@ use shifter_core::sanitize;
 use super::failure::{Failure, Outcome, file_hint, shown};
 use super::progress::{Phase, Progress, Wishes};
 use super::{Session, output, signals};
+use crate::build::BuildOptions;
+use crate::cache::Progress as Transfer;
 use crate::pull::{Pulled, Step, pull};
 use crate::registry::Client;
 use crate::store::{Audience, Store, StoreKind, megabytes};
@@ -98,13 +100,34 @@ impl Session {
         let begin = Instant::now();
         let canonical = reference.canonical();
         let progress = Progress::new(&canonical, self.wishes());
-        let watch = |step| match step {
+        let watch = |step: Step<'_>| match step {
             Step::Resolving => progress.phase(Phase::Resolving),
             Step::Waiting => progress.phase(Phase::Waiting),
-            Step::Downloading(_, _) => progress.phase(Phase::Downloading),
-            Step::Building => progress.phase(Phase::Building),
+            Step::Layers(layers) => {
+                let named: Vec<_> = layers
+                    .iter()
+                    .map(|layer| (layer.digest.to_string(), layer.size))
+                    .collect();
+                progress.layers(named.iter().map(|(digest, size)| (digest.as_str(), *size)));
+                progress.phase(Phase::Downloading);
+            }
+            Step::Layer {
+                digest,
+                progress: of,
+            } => match of {
+                Transfer::Present(bytes) | Transfer::Elsewhere(bytes) => {
+                    progress.received(&digest.to_string(), bytes, true);
+                }
+                Transfer::Received(bytes) => progress.received(&digest.to_string(), bytes, false),
+                Transfer::Waiting(_) => {}
+            },
+            Step::Building | Step::Publishing => progress.phase(Phase::Building),
         };
-        let pulled = pull(client, store, reference, audience, &watch);
+        let options = BuildOptions {
+            cancel: self.cancel.clone(),
+            ..BuildOptions::default()
+        };
+        let pulled = pull(client, store, reference, audience, &options, &watch);
         progress.clear();
         let pulled = pulled.map_err(|error| {
             let message = format!(
