@@ -6,6 +6,7 @@
 //! digests in the configuration.
 
 mod layers;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,17 +14,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
-use shifter_core::reference::{Digest, ImageRef, ImageType};
+use shifter_core::reference::{Digest, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions};
-use crate::cache::{BlobCache, CacheError, Progress};
+use crate::build::BuildError;
+use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
-use crate::registry::{Access, Client, Descriptor, RegistryError, host_architecture};
-use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreError, is_full};
+use crate::registry::{Access, RegistryError};
+use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
+
 use layers::Layers;
+pub use watch::{Event, Request};
 
 /// Says which part of a pull failed.
 #[derive(Debug, Error)]
@@ -43,7 +46,7 @@ pub enum PullError {
     /// Another part of the pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
-    /// Somebody asked it to stop; what was downloaded is kept.
+    /// The user wants to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     /// The layers do not make an image.
@@ -83,28 +86,6 @@ impl PullError {
     }
 }
 
-/// What a pull is doing, for whoever watches. Several threads tell.
-#[derive(Clone, Copy, Debug)]
-pub enum Step<'a> {
-    /// Asks the registry.
-    Resolving,
-    /// Waits for another pull of the same image.
-    Waiting,
-    /// These layers will be needed, in this order. Told again if all begins again.
-    Layers(&'a [&'a Descriptor]),
-    /// Something happened to one of them.
-    Layer {
-        /// Which.
-        digest: &'a Digest,
-        /// What.
-        progress: Progress<'a>,
-    },
-    /// All layers are here; what is left of the image is written.
-    Building,
-    /// The image is made durable.
-    Publishing,
-}
-
 /// An image that is in the store now.
 #[derive(Clone, Debug)]
 pub struct Pulled {
@@ -122,24 +103,32 @@ pub struct Pulled {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Pulls `reference` into `store`. An image that needs a login may be seen by `audience` alone.
-/// Raising the cancel flag of `options` ends it soon; the next pull then goes on where it was.
-pub fn pull(
-    client: &Client,
-    store: &Store,
-    reference: &ImageRef,
-    audience: &Audience,
-    options: &BuildOptions,
-    watch: &(dyn Fn(Step<'_>) + Sync),
-) -> Result<Pulled, PullError> {
+/// Pulls an image. One that needs a login may be seen by the request's audience alone.
+pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
+    let Request {
+        store,
+        reference,
+        audience,
+        watch,
+        ..
+    } = *request;
     if *reference.image_type() != ImageType::Docker {
         return Err(PullError::NotPullable(reference.image_type().to_string()));
     }
-    watch(Step::Resolving);
-    let repository = client.repository(reference)?;
-    let resolved = repository.resolve(reference)?;
+    watch(Event::Resolving);
+    let repository = request.client.repository(reference)?;
+    let resolved = repository.resolve_for(reference, request.wanted)?;
+    watch(Event::Resolved {
+        digest: &resolved.digest,
+        layers: &resolved.manifest.layers,
+    });
+    request.cancel.check()?;
     let layer_count = resolved.manifest.layers.len();
-    let mut config = ImageConfig::parse(&resolved.config, layer_count, host_architecture())?;
+    let mut config = ImageConfig::parse(
+        &resolved.config,
+        layer_count,
+        &request.wanted.platform().architecture,
+    )?;
     let left_out = config.meta.remove_unwritable();
     if resolved.access == Access::Private {
         audience.restrict(&mut config.meta);
@@ -157,7 +146,9 @@ pub fn pull(
     store.sweep()?;
     let cache = BlobCache::of_store(store)?;
     cache.sweep()?;
-    let mut lock = store.lock(&config.id, |_| watch(Step::Waiting))?;
+    let mut lock = store.lock(&config.id, |owner| {
+        watch(Event::Waiting(&owner.describe()));
+    })?;
     let found = lock.complete()?;
     // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
     // that this registry gives away a private image, unless it came from there.
@@ -167,12 +158,11 @@ pub fn pull(
         Some(found) => lock.widen(&found, &config.meta)?,
         None => {
             let layers = Layers {
+                request,
                 repository: &repository,
                 layers: &resolved.manifest.layers,
                 diff_ids: &config.diff_ids,
                 cache: &cache,
-                options,
-                watch,
             };
             make(&layers, &config.meta, record, &mut lock)?;
         }
@@ -218,8 +208,6 @@ fn make(
         }
         error => error,
     })?;
-    layers.options.cancel.check()?;
-    (layers.watch)(Step::Publishing);
     let described = layers.layers.iter().zip(layers.diff_ids);
     record.layers = described
         .map(|(layer, diff_id)| LayerRecord {
@@ -229,6 +217,7 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
+    layers.request.cancel.check()?;
     Ok(lock.publish(&out, meta, record)?)
 }
 

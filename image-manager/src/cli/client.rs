@@ -31,11 +31,12 @@ impl Session {
     /// Makes a client with these logins.
     pub(super) fn client_with(&self, context: &str, logins: Logins) -> Result<Client, Failure> {
         let rules = self.rules(context)?;
-        let stop = self.cancel.clone();
+        let (stop, current) = (self.cancel.clone(), self.current.clone());
         // These name no file and no program, and a proxy that the site's owner has is meant.
         let proxies = Proxies::from_env(|name| std::env::var(name).ok());
         let client = Client::new(rules, logins, proxies);
-        Ok(client.with_stop(move || stop.is_cancelled()))
+        let client = client.with_stop(move || stop.is_cancelled());
+        Ok(client.with_watch(move |event| current.show(event)))
     }
 
     /// Returns the user whose logins count.

@@ -122,8 +122,14 @@ impl Session {
         seconds: f64,
     ) -> Result<(), Failure> {
         let canonical = name.canonical();
+        if !self.options.quiet {
+            let id: String = imported.id.as_str().chars().take(12).collect();
+            let size = megabytes(imported.size);
+            let text = format!("imported {canonical} (id {id}, {size}, {seconds:.1} s)");
+            output::result(&text);
+        }
         if self.options.json {
-            return output::record(&DoneRecord {
+            output::record(&DoneRecord {
                 event: "done",
                 reference: &canonical,
                 image_type: name.image_type().as_str(),
@@ -133,13 +139,7 @@ impl Session {
                 path: imported.path.display().to_string(),
                 size: imported.size,
                 new: imported.is_new,
-            });
-        }
-        if !self.options.quiet {
-            let id: String = imported.id.as_str().chars().take(12).collect();
-            let size = megabytes(imported.size);
-            let text = format!("imported {canonical} (id {id}, {size}, {seconds:.1} s)");
-            output::result(&text);
+            })?;
         }
         Ok(())
     }

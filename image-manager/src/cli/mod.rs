@@ -40,6 +40,7 @@ use args::Options;
 use caller::Caller;
 use command::Command;
 use failure::{Failure, Outcome, file_hint};
+use progress::Current;
 
 /// Everything a command needs.
 struct Session {
@@ -47,6 +48,7 @@ struct Session {
     caller: Caller,
     options: Options,
     cancel: Cancel,
+    current: Current,
 }
 
 /// Runs the program with the arguments after its name.
@@ -88,6 +90,7 @@ fn start(args: impl IntoIterator<Item = OsString>) -> Result<Option<Session>, Fa
         caller,
         options,
         cancel: Cancel::default(),
+        current: Current::default(),
     }))
 }
 

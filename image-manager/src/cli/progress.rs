@@ -8,12 +8,15 @@ mod events;
 mod model;
 
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use shifter_core::sanitize;
 
-use super::terminal;
+use super::{output, terminal};
+use crate::cache::Progress as Received;
+use crate::pull::Event;
+use crate::registry::{self as client, Descriptor};
 use bars::Bars;
 use events::Events;
 use model::Model;
@@ -66,6 +69,35 @@ struct State {
 /// The progress of one image.
 pub(super) struct Progress(Mutex<State>);
 
+/// The progress of the image that is being worked at, for those who serve all images in turn.
+#[derive(Clone, Default)]
+pub(super) struct Current(Arc<Mutex<Weak<Progress>>>);
+
+impl Current {
+    /// Names it; it counts for as long as it is there.
+    pub fn set(&self, progress: &Arc<Progress>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(progress);
+    }
+
+    /// Shows what the client does besides what it was asked for.
+    pub fn show(&self, event: &client::Event<'_>) {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(progress) = current.upgrade() else {
+            return;
+        };
+        drop(current);
+        progress.retried(&match event {
+            client::Event::Retry { error, pause } => {
+                let seconds = pause.as_secs_f64();
+                format!("{}: again in {seconds:.1} s", output::chain(*error))
+            }
+            client::Event::NextSource { error, next } => {
+                format!("{}: asking '{next}'", output::chain(*error))
+            }
+        });
+    }
+}
+
 /// Which way of showing is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wishes {
@@ -94,6 +126,27 @@ impl Progress {
         }))
     }
 
+    /// Shows what a pull tells.
+    pub fn show(&self, event: &Event<'_>) {
+        match *event {
+            Event::Resolving => self.phase(Phase::Resolving),
+            Event::Resolved { layers, .. } => self.layers(layers),
+            Event::Waiting(_) => self.phase(Phase::Waiting),
+            Event::Downloading => self.phase(Phase::Downloading),
+            Event::Building => self.phase(Phase::Building),
+            Event::Layer { digest, progress } => {
+                let digest = digest.to_string();
+                match progress {
+                    Received::Present(bytes) | Received::Elsewhere(bytes) => {
+                        self.received(&digest, bytes, true);
+                    }
+                    Received::Received(bytes) => self.received(&digest, bytes, false),
+                    Received::Waiting(_) => {}
+                }
+            }
+        }
+    }
+
     /// Says what is done now.
     pub fn phase(&self, phase: Phase) {
         let mut state = self.state();
@@ -111,9 +164,11 @@ impl Progress {
     }
 
     /// Says which layers there are: digest and size.
-    pub fn layers<'a>(&self, layers: impl IntoIterator<Item = (&'a str, u64)>) {
+    fn layers(&self, layers: &[Descriptor]) {
         let mut state = self.state();
-        state.model.set_layers(layers);
+        state
+            .model
+            .set_layers(layers.iter().map(|l| (l.digest.to_string(), l.size)));
         let State { model, view, .. } = &mut *state;
         match view {
             View::Lines(lines) => lines.tell(true, &model.label, || model.summary()),
@@ -124,7 +179,7 @@ impl Progress {
     }
 
     /// Says that more of a layer is here.
-    pub fn received(&self, digest: &str, bytes: u64, was_here: bool) {
+    fn received(&self, digest: &str, bytes: u64, was_here: bool) {
         let mut state = self.state();
         let is_done = state.model.received(digest, bytes, was_here);
         let State { model, view, .. } = &mut *state;
@@ -136,17 +191,17 @@ impl Progress {
         state.draw(is_done);
     }
 
-    /// Says that a layer's download is tried again, and why.
-    pub fn retried(&self, digest: &str, reason: &str) {
+    /// Says that a request is made again, and why.
+    fn retried(&self, reason: &str) {
         let mut state = self.state();
-        state.model.retried(digest);
+        state.model.retries += 1;
         let reason = sanitize::text(reason);
         let State { model, view, .. } = &mut *state;
         match view {
             View::Lines(lines) => {
                 lines.tell(true, &model.label, || format!("trying again: {reason}"));
             }
-            View::Events(events) => events.retry(digest, &reason),
+            View::Events(events) => events.retry(&reason),
             View::Bars(_) | View::Nothing => {}
         }
         state.draw(true);
@@ -157,11 +212,6 @@ impl Progress {
         if let View::Bars(bars) = &mut self.state().view {
             write(&bars.clear());
         }
-    }
-
-    /// True if what happens is told in JSON.
-    pub fn is_json(&self) -> bool {
-        matches!(self.state().view, View::Events(_))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,5 +1,6 @@
 //! `pull`: choosing the store, and pulling images one after the other.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -9,12 +10,10 @@ use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
 use super::failure::{Failure, Outcome, file_hint, shown};
-use super::progress::{Phase, Progress, Wishes};
+use super::progress::{Progress, Wishes};
 use super::{Session, output, signals};
-use crate::build::BuildOptions;
-use crate::cache::Progress as Transfer;
-use crate::pull::{Pulled, Step, pull};
-use crate::registry::Client;
+use crate::pull::{Pulled, Request, pull};
+use crate::registry::{Client, Wanted};
 use crate::store::{Audience, Store, StoreKind, megabytes};
 
 /// Where a pull goes.
@@ -70,6 +69,7 @@ impl Session {
         let store = self
             .writable_store(kind)
             .map_err(|error| Failure::of_store(context, &error))?;
+        let wanted = self.wanted()?;
         let audience = self.audience()?;
         signals::watch(&self.cancel);
         let client = self.pull_client(&references)?;
@@ -78,7 +78,9 @@ impl Session {
             if self.cancel.is_cancelled() {
                 break;
             }
-            if let Err(failure) = self.pull_one(&client, &store, reference, text, &audience) {
+            if let Err(failure) =
+                self.pull_one(&client, &store, (reference, text), &wanted, &audience)
+            {
                 outcome.add(self.report(reference, &failure)?);
             }
         }
@@ -93,41 +95,23 @@ impl Session {
         &self,
         client: &Client,
         store: &Store,
-        reference: &ImageRef,
-        text: &str,
+        (reference, text): (&ImageRef, &str),
+        wanted: &Wanted,
         audience: &Audience,
     ) -> Result<(), Failure> {
         let begin = Instant::now();
         let canonical = reference.canonical();
-        let progress = Progress::new(&canonical, self.wishes());
-        let watch = |step: Step<'_>| match step {
-            Step::Resolving => progress.phase(Phase::Resolving),
-            Step::Waiting => progress.phase(Phase::Waiting),
-            Step::Layers(layers) => {
-                let named: Vec<_> = layers
-                    .iter()
-                    .map(|layer| (layer.digest.to_string(), layer.size))
-                    .collect();
-                progress.layers(named.iter().map(|(digest, size)| (digest.as_str(), *size)));
-                progress.phase(Phase::Downloading);
-            }
-            Step::Layer {
-                digest,
-                progress: of,
-            } => match of {
-                Transfer::Present(bytes) | Transfer::Elsewhere(bytes) => {
-                    progress.received(&digest.to_string(), bytes, true);
-                }
-                Transfer::Received(bytes) => progress.received(&digest.to_string(), bytes, false),
-                Transfer::Waiting(_) => {}
-            },
-            Step::Building | Step::Publishing => progress.phase(Phase::Building),
-        };
-        let options = BuildOptions {
-            cancel: self.cancel.clone(),
-            ..BuildOptions::default()
-        };
-        let pulled = pull(client, store, reference, audience, &options, &watch);
+        let progress = Arc::new(Progress::new(&canonical, self.wishes()));
+        self.current.set(&progress);
+        let pulled = pull(&Request {
+            client,
+            store,
+            reference,
+            wanted,
+            audience,
+            cancel: &self.cancel,
+            watch: &|event| progress.show(&event),
+        });
         progress.clear();
         let pulled = pulled.map_err(|error| {
             let message = format!(
@@ -139,7 +123,7 @@ impl Session {
             Failure::new(error.exit_code(), message).with_hint(hint)
         })?;
         warn_of_left_out(&pulled.left_out);
-        if !self.options.quiet && !self.options.json {
+        if !self.options.quiet {
             output::result(&summary(&canonical, &pulled, begin.elapsed().as_secs_f64()));
         }
         if self.options.json {

@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn names_that_are_digests() {
-        let hex = crate::hash::sha256_hex(b"x");
+        let hex = hash::sha256_hex(b"x");
         for name in [
             format!("{hex}.json"),
             format!("sha256:{hex}"),

@@ -14,21 +14,20 @@ use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
 use crate::cache::{BlobCache, BlobReader, CacheError};
 use crate::registry::{Descriptor, Repository};
 
-use super::{PullError, Step};
+use super::{Event, PullError, Request};
 
 /// Layers downloaded at once.
 const DOWNLOADS: usize = 4;
 
 /// What is pulled, and with what.
 pub(super) struct Layers<'a> {
+    pub request: &'a Request<'a>,
     pub repository: &'a Repository<'a>,
     /// Bottom first.
     pub layers: &'a [Descriptor],
     /// As many.
     pub diff_ids: &'a [String],
     pub cache: &'a BlobCache,
-    pub options: &'a BuildOptions,
-    pub watch: &'a (dyn Fn(Step<'_>) + Sync),
 }
 
 impl Layers<'_> {
@@ -69,10 +68,14 @@ impl Layers<'_> {
             })
             .collect();
         let blobs = self.blobs();
-        (self.watch)(Step::Layers(&blobs));
+        let options = BuildOptions {
+            cancel: self.request.cancel.clone(),
+            ..BuildOptions::default()
+        };
+        (self.request.watch)(Event::Downloading);
         let (built, is_a_blob, downloaded) = std::thread::scope(|scope| {
             let download = scope.spawn(|| self.download(&blobs));
-            let built = build_image(&sources, out, self.options);
+            let built = build_image(&sources, out, &options);
             let is_a_blob = has_failed.load(Ordering::SeqCst);
             if built.is_err() {
                 self.cache.abandon();
@@ -116,7 +119,7 @@ impl Layers<'_> {
             while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let digest = &blob.digest;
                 let watch = |progress: crate::cache::Progress<'_>| {
-                    (self.watch)(Step::Layer { digest, progress });
+                    (self.request.watch)(Event::Layer { digest, progress });
                 };
                 if let Err(error) = self.cache.download(self.repository, blob, &watch) {
                     // The image cannot be had any more: whoever reads or downloads stops.
@@ -128,7 +131,7 @@ impl Layers<'_> {
                     return;
                 }
                 if left.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    (self.watch)(Step::Building);
+                    (self.request.watch)(Event::Building);
                 }
             }
         };

@@ -53,13 +53,13 @@ impl Events {
             self.told.insert(digest.to_owned(), now);
             self.tell(json!({
                 "event": "layer", "digest": digest, "done": layer.done, "size": layer.size,
-                "retries": layer.retries, "cached": layer.was_here,
+                "cached": layer.was_here,
             }));
         }
     }
 
-    pub fn retry(&self, digest: &str, reason: &str) {
-        self.tell(json!({"event": "retry", "digest": digest, "reason": reason}));
+    pub fn retry(&self, reason: &str) {
+        self.tell(json!({"event": "retry", "reason": reason}));
     }
 
     fn tell(&self, mut event: Value) {

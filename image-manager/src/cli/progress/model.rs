@@ -52,7 +52,6 @@ pub(super) struct Layer {
     pub digest: String,
     pub size: u64,
     pub done: u64,
-    pub retries: u32,
     pub was_here: bool,
 }
 
@@ -74,6 +73,8 @@ pub(super) struct Model {
     pub label: String,
     pub phase: Phase,
     pub layers: Vec<Layer>,
+    /// Requests that were made again.
+    pub retries: u32,
     /// Bytes that came from the registry.
     received: u64,
     began: Option<Instant>,
@@ -85,21 +86,21 @@ impl Model {
             label,
             phase: Phase::Starting,
             layers: Vec::new(),
+            retries: 0,
             received: 0,
             began: None,
         }
     }
 
-    pub fn set_layers<'a>(&mut self, layers: impl IntoIterator<Item = (&'a str, u64)>) {
+    pub fn set_layers(&mut self, layers: impl IntoIterator<Item = (String, u64)>) {
         self.layers.clear();
         for (digest, size) in layers {
             // Images repeat layers, mostly the empty one.
             if self.layers.iter().all(|known| known.digest != digest) {
                 self.layers.push(Layer {
-                    digest: digest.to_owned(),
+                    digest,
                     size,
                     done: 0,
-                    retries: 0,
                     was_here: false,
                 });
             }
@@ -119,12 +120,6 @@ impl Model {
         layer.done = layer.done.saturating_add(bytes).min(layer.size);
         layer.was_here |= was_here;
         layer.is_done()
-    }
-
-    pub fn retried(&mut self, digest: &str) {
-        if let Some(layer) = self.layers.iter_mut().find(|layer| layer.digest == digest) {
-            layer.retries += 1;
-        }
     }
 
     /// Returns bytes done and bytes in all.
@@ -156,6 +151,11 @@ impl Model {
         if let Some(rate) = self.rate() {
             text.push_str(&format!(", {}/s", megabytes(rate)));
         }
+        match self.retries {
+            0 => {}
+            1 => text.push_str(", 1 retry"),
+            count => text.push_str(&format!(", {count} retries")),
+        }
         text
     }
 }
@@ -167,14 +167,15 @@ mod tests {
     #[test]
     fn layers_add_up() {
         let mut model = Model::new("x".into());
-        model.set_layers([("sha256:a", 10), ("sha256:b", 5), ("sha256:a", 10)]);
+        let layers = [("sha256:a", 10), ("sha256:b", 5), ("sha256:a", 10)];
+        model.set_layers(layers.map(|(digest, size)| (digest.to_owned(), size)));
         assert_eq!(model.summary(), "2 layers, 15 B");
         assert!(!model.received("sha256:a", 4, true));
         assert!(model.received("sha256:a", 6, false));
         assert!(!model.received("sha256:a", 6, false));
         assert!(!model.received("sha256:none", 6, false));
-        model.retried("sha256:b");
-        assert_eq!((model.total(), model.layers[1].retries), ((10, 15), 1));
-        assert_eq!(model.amount(), "10 B of 15 B");
+        model.retries = 2;
+        assert_eq!(model.total(), (10, 15));
+        assert_eq!(model.amount(), "10 B of 15 B, 2 retries");
     }
 }
