@@ -1,39 +1,32 @@
 //! Pulling one image: from a reference to a published file in a store.
 //!
-//! Owns the order: resolve, check the configuration, lock the image's id, download, build, publish,
-//! drop the layers, tag. What each step means is in the modules it calls. An image that is there
+//! Owns the order: resolve, check the configuration, lock the image's id, download and build, publish,
+//! tag. What each step means is in the modules it calls. An image that is there
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
 
+mod layers;
 mod watch;
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{Digest, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
-use crate::cache::{BlobCache, CacheError, Progress};
+use crate::build::BuildError;
+use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
-use crate::registry::{Access, Descriptor, RegistryError, Repository, Resolved};
+use crate::registry::{Access, RegistryError};
 use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
 
+use layers::Layers;
 pub use watch::{Event, Request};
-
-/// Layers downloaded at once.
-const DOWNLOADS: usize = 3;
 
 /// Says which part of a pull failed.
 #[derive(Debug, Error)]
@@ -163,15 +156,16 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
-        None => make(
-            request,
-            &repository,
-            &resolved,
-            &config,
-            record,
-            &cache,
-            &mut lock,
-        )?,
+        None => {
+            let layers = Layers {
+                request,
+                repository: &repository,
+                layers: &resolved.manifest.layers,
+                diff_ids: &config.diff_ids,
+                cache: &cache,
+            };
+            make(&layers, &config.meta, record, &mut lock)?;
+        }
     }
     let (path, size) = lock.image()?;
     let entry = IndexEntry {
@@ -200,60 +194,21 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
 
 /// Downloads the layers, builds the image and publishes it.
 fn make(
-    request: &Request<'_>,
-    repository: &Repository<'_>,
-    resolved: &Resolved,
-    config: &ImageConfig,
+    layers: &Layers<'_>,
+    meta: &ImageMeta,
     mut record: ImageRecord,
-    cache: &BlobCache,
     lock: &mut ImageLock<'_>,
 ) -> Result<(), PullError> {
-    let layers = &resolved.manifest.layers;
-    // Images repeat layers, mostly the empty one.
-    let unique: BTreeMap<&Digest, &Descriptor> = layers.iter().map(|l| (&l.digest, l)).collect();
-    let blobs: Vec<&Descriptor> = unique.values().copied().collect();
-    cache.reserve(&blobs)?;
-    (request.watch)(Event::Downloading);
-    let files = download(request, repository, &blobs, cache)?;
-
-    (request.watch)(Event::Building);
-    let by_digest: BTreeMap<&Digest, File> =
-        blobs.iter().map(|blob| &blob.digest).zip(files).collect();
-    let opens: Vec<Box<Open<'_>>> = layers
-        .iter()
-        .map(|layer| -> Box<Open<'_>> {
-            let file = by_digest.get(&layer.digest);
-            Box::new(move || {
-                let file = file.ok_or(io::ErrorKind::NotFound)?;
-                // The verified file itself, whatever becomes of its name, at a position of its own.
-                let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-                Ok(Box::new(file) as Box<dyn Read + Send>)
-            })
-        })
-        .collect();
-    let described = layers.iter().zip(&config.diff_ids).zip(&opens);
-    let sources: Vec<LayerSource<'_>> = described
-        .map(|((layer, diff_id), open)| LayerSource {
-            media_type: layer.media_type.clone(),
-            diff_id: Some(diff_id.clone()),
-            open: &**open,
-        })
-        .collect();
+    let blobs = layers.blobs();
+    layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
-    let options = BuildOptions {
-        cancel: request.cancel.clone(),
-        ..BuildOptions::default()
-    };
-    build_image(&sources, &mut out, &options).map_err(|error| {
-        if let BuildError::Cancelled(cancelled) = error {
-            PullError::Cancelled(cancelled)
-        } else if is_full(&error) {
-            PullError::Store(lock.full(layers.iter().map(|layer| layer.size).sum()))
-        } else {
-            PullError::Build(error)
+    layers.build(&mut out).map_err(|error| match error {
+        PullError::Build(error) if is_full(&error) => {
+            PullError::Store(lock.full(blobs.iter().map(|blob| blob.size).sum()))
         }
+        error => error,
     })?;
-    let described = layers.iter().zip(&config.diff_ids);
+    let described = layers.layers.iter().zip(layers.diff_ids);
     record.layers = described
         .map(|(layer, diff_id)| LayerRecord {
             media_type: layer.media_type.clone(),
@@ -262,50 +217,12 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
-    request.cancel.check()?;
-    Ok(lock.publish(&out, &config.meta, record)?)
+    layers.request.cancel.check()?;
+    Ok(lock.publish(&out, meta, record)?)
 }
 
 fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())
-}
-
-/// Fetches blobs, several at once; the files are in the order of `blobs`.
-fn download(
-    request: &Request<'_>,
-    repository: &Repository<'_>,
-    blobs: &[&Descriptor],
-    cache: &BlobCache,
-) -> Result<Vec<File>, PullError> {
-    let next = AtomicUsize::new(0);
-    let results: Mutex<BTreeMap<usize, Result<File, CacheError>>> = Mutex::default();
-    let work = || {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(blob) = blobs.get(at) else { return };
-            let result = cache.fetch(repository, blob, |bytes| {
-                (request.watch)(Event::Layer {
-                    digest: &blob.digest,
-                    progress: Progress::Received(bytes),
-                });
-            });
-            if result.is_err() {
-                // The image cannot be had any more: let the other threads finish and stop.
-                next.store(blobs.len(), Ordering::Relaxed);
-            }
-            results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(at, result);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..DOWNLOADS.min(blobs.len()) {
-            scope.spawn(work);
-        }
-    });
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(results.into_values().collect::<Result<_, _>>()?)
 }
