@@ -114,6 +114,11 @@ impl Session {
         });
         progress.clear();
         let pulled = pulled.map_err(|error| {
+            if self.cancel.is_cancelled() {
+                let message = format!("cannot pull image '{}': interrupted", shown(reference));
+                let hint = "what was downloaded is kept for the next pull".to_owned();
+                return Failure::internal(message).with_hint(hint);
+            }
             let message = format!(
                 "cannot pull image '{}': {}",
                 shown(reference),

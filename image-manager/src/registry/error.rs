@@ -235,7 +235,7 @@ impl RegistryError {
                 registry,
                 ..
             } => Some(format!(
-                "the image may not exist or be private; log in with 'docker login {registry}' or 'podman login --authfile ~/.docker/config.json {registry}'"
+                "the image may not exist or be private; log in with 'shifter login {registry}'"
             )),
             Self::Denied {
                 with_login: true, ..
@@ -255,7 +255,7 @@ impl RegistryError {
                 ..
             } => Some("choose one of them with '--platform'".into()),
             Self::Refused { status: 429, .. } => Some(
-                "the registry limits anonymous pulls; wait, or log in with 'docker login'".into(),
+                "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),
             Self::Unreachable { source, .. } => tls_hint(&source.to_string()),
             _ => None,
