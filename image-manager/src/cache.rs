@@ -28,7 +28,7 @@ use crate::registry::{Access, Descriptor, RegistryError, Repository};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
 use download::{Download, Landing};
-use flight::{End, Flight, Trust};
+use flight::{End, Flight, State, Trust};
 use folder::Scope;
 pub use keep::{Trimmed, Usage};
 pub use reader::{BlobError, BlobReader};
@@ -76,6 +76,8 @@ struct Origin<'a> {
 pub struct BlobCache {
     dir: OwnedFd,
     path: PathBuf,
+    /// True if the images take their room from the same disk.
+    is_beside_images: bool,
     flights: Mutex<BTreeMap<String, Arc<Flight>>>,
     is_abandoned: AtomicBool,
     /// What says to others which blobs are needed here.
@@ -86,9 +88,13 @@ impl BlobCache {
     /// Opens the cache that belongs to a store.
     pub fn of_store(store: &Store) -> Result<Self, StoreError> {
         let (dir, path) = store.cache_dir()?;
+        let is_beside_images = store
+            .is_on_disk_of(&dir)
+            .map_err(StoreError::io("examine", &path))?;
         Ok(Self {
             dir,
             path,
+            is_beside_images,
             flights: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
             uses: Mutex::default(),
@@ -117,14 +123,7 @@ impl BlobCache {
         let from = Origin {
             name: &format!("{}@{}", repository.source(), blob.digest),
             scope: &scope,
-            source: &|offset, sink| {
-                let mut before = offset;
-                repository.blob(blob, |part| {
-                    let skip = before.min(part.len() as u64);
-                    before -= skip;
-                    sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
-                })
-            },
+            source: &|offset, sink| repository.blob_from(blob, offset, sink),
         };
         self.obtain(blob, watch, &from)
     }
@@ -190,31 +189,35 @@ impl BlobCache {
         }
     }
 
-    /// Compares with their digests the blobs that nobody has read to the end yet, removes those
-    /// that are damaged, and begins anew: true if a second try may succeed where the first did not,
-    /// because a blob was damaged in the cache or came wrong from the registry at first.
+    /// After a failure, and when every download and reader has come to its end: compares with their
+    /// digests the blobs that nobody has read to the end, removes those that are damaged, and
+    /// begins anew. True if a second try may succeed where the first did not, because a blob was
+    /// damaged in the cache or came wrong from the registry at first.
     pub fn recover(&self) -> Result<bool, StoreError> {
         let mut is_worth_it = false;
         let flights = std::mem::take(&mut *self.flights());
         self.is_abandoned.store(false, Ordering::SeqCst);
         for (text, flight) in flights {
-            let (state, digest) = (flight.now(), Digest::parse(&text));
-            let (Some(file), Ok(digest)) = (&state.file, digest) else {
+            let Ok(digest) = Digest::parse(&text) else {
                 continue;
             };
-            is_worth_it |= state.round > 0;
-            let is_damaged = match (state.end, state.trust) {
-                (Some(End::Damaged), _) => true,
-                (Some(End::Complete), Trust::Unread) => !keep::is_intact(file, &digest)
-                    .map_err(|error| self.failed("read", error, 0))?,
-                _ => false,
-            };
+            let is_damaged = self.is_damaged(&digest, &flight.now())?;
             if is_damaged {
-                is_worth_it = true;
                 self.remove(&digest)?;
             }
+            is_worth_it |= is_damaged || flight.now().round > 0;
         }
         Ok(is_worth_it)
+    }
+
+    fn is_damaged(&self, digest: &Digest, state: &State) -> Result<bool, StoreError> {
+        match (&state.file, state.end, state.trust) {
+            (_, Some(End::Damaged), _) => Ok(true),
+            (Some(file), Some(End::Complete), Trust::Unread) => keep::is_intact(file, digest)
+                .map(|is_intact| !is_intact)
+                .map_err(|error| self.failed("read", error, 0)),
+            _ => Ok(false),
+        }
     }
 
     /// Returns a blob, from here or from the registry; `on_bytes` hears of every part.
@@ -239,7 +242,8 @@ impl BlobCache {
                     return Ok(file.try_clone().map_err(fail)?);
                 }
                 Err(error) if error.get_ref().is_some_and(|e| e.is::<BlobError>()) => {
-                    self.recover()?;
+                    self.flights().remove(&blob.digest.to_string());
+                    self.remove(&blob.digest)?;
                 }
                 Err(error) => return Err(fail(error).into()),
             }

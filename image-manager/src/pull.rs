@@ -158,15 +158,23 @@ pub fn pull(
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
-        None => make(
-            &repository,
-            &resolved,
-            &config,
-            record,
-            &cache,
-            &mut lock,
-            watch,
-        )?,
+        None => {
+            let made = make(
+                &repository,
+                &resolved,
+                &config,
+                record,
+                &cache,
+                &mut lock,
+                watch,
+            );
+            if let Err(PullError::Store(StoreError::Full { .. })) = made {
+                let layers: Vec<&Descriptor> = resolved.manifest.layers.iter().collect();
+                // The reason is what matters; what stays goes when room is needed.
+                let _ = cache.give_back(&layers);
+            }
+            made?;
+        }
     }
     let (path, size) = lock.image()?;
     let entry = IndexEntry {

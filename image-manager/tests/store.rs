@@ -1,4 +1,4 @@
-//! Pulls that are killed, pulls at once, and who may pull where.
+//! Pulls that are killed at each step, pulls at once, and who may pull where.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +11,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 use site::image::{Image, Packing, image, layer, noise, small};
@@ -49,33 +48,7 @@ fn recovers(site: &Site, reference: &str, moment: &str) {
     );
 }
 
-#[test]
-fn killed_at_any_time() {
-    let registry = Registry::start();
-    let reference = registry.push("slow:1", &slow(256 << 10));
-    let site = Site::new(&[&registry.address]);
-    let begin = Instant::now();
-    site.ok(&["pull", &reference]);
-    let whole = begin.elapsed();
-    let mut killed = 0;
-    for step in 0..20 {
-        let site = Site::new(&[&registry.address]);
-        let mut child = site
-            .command(&["pull", &reference])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Spread over the whole pull, with an odd part so that no two runs hit the same moments.
-        let moment = whole * step / 20 + Duration::from_micros(u64::from(step) * 137);
-        std::thread::sleep(moment);
-        child.kill().unwrap();
-        killed += usize::from(child.wait().unwrap().code().is_none());
-        recovers(&site, &reference, &format!("killed after {moment:?}"));
-    }
-    assert!(killed >= 10, "only {killed} of 20 pulls were killed");
-}
-
-/// The same, at exact places: before the K-th call of each kind that changes the store.
+/// Killed at exact places: before the K-th call of each kind that changes the store.
 #[test]
 fn killed_before_each_change() {
     let registry = Registry::start();

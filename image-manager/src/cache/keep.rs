@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
 use shifter_core::reference::Digest;
@@ -70,9 +71,17 @@ impl BlobCache {
         for blob in blobs {
             need = need.saturating_add(self.missing(blob)?);
         }
-        if need > self.free()? {
-            let free = || self.free();
-            self.remove_unused(|_| Ok(free()? < need))?;
+        // On one disk with the image, which may be as large as its layers: nobody knows before, so
+        // this makes room and refuses nothing.
+        let image = match self.is_beside_images {
+            true => blobs
+                .iter()
+                .fold(0u64, |sum, blob| sum.saturating_add(blob.size)),
+            false => 0,
+        };
+        let wanted = need.saturating_add(image);
+        if wanted > self.free()? {
+            self.remove_unused(|_| Ok(self.free()? < wanted))?;
         }
         let free = self.free()?;
         if need <= free {
@@ -83,6 +92,22 @@ impl BlobCache {
             need,
             free: Some(free),
         })
+    }
+
+    /// Removes blobs that do not help because there is no room for the image, as far as no other
+    /// pull needs them, and ends what [`BlobCache::reserve`] began.
+    pub fn give_back(&self, blobs: &[&Descriptor]) -> Result<(), StoreError> {
+        self.release();
+        let fail = |error| self.failed("clear", error, 0);
+        let used = self.used().map_err(fail)?;
+        let folders = folder::all(&self.dir).map_err(fail)?;
+        for item in self.items(&folders)? {
+            let is_ours = blobs.iter().any(|blob| blob.digest == item.digest);
+            if is_ours && !used.contains(&item.digest.to_string()) {
+                self.remove_item(&item).map_err(fail)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends what [`BlobCache::reserve`] began.
@@ -270,7 +295,8 @@ impl BlobCache {
                     folder,
                     name,
                     digest,
-                    size: meta.len(),
+                    // A part may have room set aside for the rest.
+                    size: meta.len().max(meta.blocks().saturating_mul(512)),
                     used: meta.modified().map_err(fail)?,
                 });
             }
