@@ -161,8 +161,7 @@ pub fn pull(
         None => {
             let made = make(
                 &repository,
-                &resolved,
-                &config,
+                (&resolved, &config, audience),
                 record,
                 &cache,
                 &mut lock,
@@ -204,8 +203,7 @@ pub fn pull(
 /// Downloads the layers, builds the image and publishes it.
 fn make(
     repository: &Repository<'_>,
-    resolved: &Resolved,
-    config: &ImageConfig,
+    (resolved, config, audience): (&Resolved, &ImageConfig, &Audience),
     mut record: ImageRecord,
     cache: &BlobCache,
     lock: &mut ImageLock<'_>,
@@ -258,7 +256,13 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
-    Ok(lock.publish(&out, &config.meta, record)?)
+    let mut meta = config.meta.clone();
+    // A registry may show everybody what it gives only to some.
+    if repository.access() == Access::Private {
+        audience.restrict(&mut meta);
+        record.is_private = true;
+    }
+    Ok(lock.publish(&out, &meta, record)?)
 }
 
 fn now() -> u64 {
