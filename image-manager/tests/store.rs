@@ -330,45 +330,6 @@ fn only_types_that_have_a_registry_are_pulled() {
     site.fails(&["lookup", &none], 4, places);
 }
 
-/// A full disk, on a file system of one megabyte in a mount namespace of its own.
-#[test]
-fn privileged_a_full_disk_is_named() {
-    if !rustix::process::geteuid().is_root() {
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
-        return;
-    }
-    let registry = Registry::start();
-    let site = Site::new(&[&registry.address]);
-    fs::create_dir(site.store()).unwrap();
-    let fits = registry.push("fits:1", &small("x"));
-    // The first does not fit as layers, the second only not as layers and image together.
-    let cases = [
-        ("big:1", 400 << 10, "needed, "),
-        ("half:1", 200 << 10, "no space left in '"),
-    ];
-    for (name, length, reason) in cases {
-        let reference = registry.push(name, &slow(length));
-        let script = "mount -t tmpfs -o size=1m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
-        let in_tmpfs = |reference: &str| {
-            let plain = site.command(&["pull", reference]);
-            let mut command = Command::new("unshare");
-            command
-                .args(["-m", "sh", "-c", script, "sh"])
-                .arg(site.store());
-            command.arg(plain.get_program()).args(plain.get_args());
-            run(command.env("HOME", site.home()))
-        };
-        let failed = in_tmpfs(&reference);
-        assert_eq!(failed.code, 1, "{failed:?}");
-        let dir = site.store().display().to_string();
-        assert!(
-            failed.stderr.contains(reason) && failed.stderr.contains(&dir),
-            "{failed:?}"
-        );
-        assert_eq!(in_tmpfs(&fits).code, 0);
-    }
-}
-
 /// Every mode in a store, by path below it, with the image's id left out.
 fn modes(site: &Site, id: &str) -> Vec<(String, u32)> {
     let mut found: Vec<_> = walk(&site.store())

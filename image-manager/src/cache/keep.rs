@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use shifter_core::reference::Digest;
 
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
@@ -18,8 +19,8 @@ use super::{BlobCache, hash_file};
 use crate::files;
 use crate::hash::Hasher;
 use crate::registry::Descriptor;
-use crate::store::StoreError;
 use crate::store::lease;
+use crate::store::{StoreError, is_full};
 
 /// Age at which the beginning of a blob goes: nobody came back for the rest.
 const KEEP_PARTS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -250,15 +251,20 @@ impl BlobCache {
     fn remove_item(&self, item: &Item<'_>) -> io::Result<bool> {
         let (folder, name) = (item.folder, &item.name);
         if let Some(stem) = name.strip_suffix(PART) {
-            let Some(_writing) = lease::try_acquire(folder, &format!("{stem}{LOCK}"))? else {
-                return Ok(false);
+            return match lease::try_acquire(folder, &format!("{stem}{LOCK}")) {
+                Ok(None) => Ok(false),
+                Err(error) if !is_full(&error) => Err(error),
+                _ => files::remove(folder, name).map(|()| true),
             };
-            return files::remove(folder, name).map(|()| true);
         }
         let aside = format!("{name}{TRIM}");
         match rustix::fs::renameat(folder, name, folder, &aside) {
             Ok(()) => {}
-            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(false),
+            // Where even that needs room, the blob goes at once; who needs it downloads it.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                return files::remove(folder, name).map(|()| true);
+            }
             Err(error) => return Err(error.into()),
         }
         if self.used()?.contains(&item.digest.to_string()) {
