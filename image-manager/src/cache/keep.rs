@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use shifter_core::reference::Digest;
 
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
@@ -68,10 +69,11 @@ impl BlobCache {
         let lease = lease::announce(&self.dir, USE_PREFIX, digests)
             .map_err(|error| self.failed("write to", error, 0))?;
         self.uses().push(lease);
-        let mut need = 0u64;
-        for blob in blobs {
-            need = need.saturating_add(self.missing(blob)?);
-        }
+        allow_descriptors(blobs.len());
+        // Where the scope is not known yet, any folder's will do: this is about room alone.
+        let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
+        let missing = blobs.iter().map(|blob| missing(&folders, blob));
+        let need = missing.fold(0, u64::saturating_add);
         // On one disk with the image, which may be as large as its layers: nobody knows before, so
         // this makes room and refuses nothing.
         let image = match self.is_beside_images {
@@ -310,29 +312,35 @@ impl BlobCache {
         Ok(items)
     }
 
-    /// Returns how much of a blob is still to be downloaded.
-    fn missing(&self, blob: &Descriptor) -> Result<u64, StoreError> {
-        // Where the scope is not known yet, any folder's will do: this is about room alone.
-        let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
-        let algorithm = blob.digest.algorithm();
-        let mut missing = blob.size;
-        for (name, folder) in folders {
-            if !name.starts_with(algorithm) {
-                continue;
-            }
-            if files::size(&folder, blob.digest.hex()).is_some() {
-                return Ok(0);
-            }
-            let part = files::size(&folder, &folder::part_name(blob)).unwrap_or_default();
-            missing = missing.min(blob.size.saturating_sub(part));
-        }
-        Ok(missing)
-    }
-
     fn free(&self) -> Result<u64, StoreError> {
         let found = rustix::fs::fstatvfs(&self.dir)
             .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
+
+/// Returns how much of a blob is still to be downloaded.
+fn missing(folders: &[(String, OwnedFd)], blob: &Descriptor) -> u64 {
+    let algorithm = blob.digest.algorithm();
+    let of_its_kind = folders.iter().filter(|(name, _)| name.starts_with(algorithm));
+    let missing = of_its_kind.map(|(_, folder)| {
+        let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+        match files::size(folder, blob.digest.hex()) {
+            Some(_) => 0,
+            None => blob.size.saturating_sub(part),
+        }
+    });
+    missing.min().unwrap_or(blob.size)
+}
+
+/// A pull has a descriptor for each of its layers, and the usual limit is 1024.
+fn allow_descriptors(layers: usize) {
+    let needed = layers as u64 + 200;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < needed) {
+        limit.current = limit.maximum.map(|most| most.min(needed)).or(Some(needed));
+        // What cannot be had is missed where it is needed, and said there.
+        let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 

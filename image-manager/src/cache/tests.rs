@@ -605,3 +605,44 @@ fn hostile_entries_are_refused() {
     }
     assert_eq!(std::fs::read(outside.path()).unwrap(), b"untouched");
 }
+
+#[test]
+fn images_of_very_many_layers() {
+    let bench = bench();
+    let cache = bench.cache();
+    let contents: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    let blobs: Vec<Descriptor> = contents.iter().map(|c| descriptor(c.as_bytes())).collect();
+    let all: Vec<&Descriptor> = blobs.iter().collect();
+    cache.reserve(&all).unwrap();
+    for (blob, content) in blobs.iter().zip(&contents) {
+        let bytes = content.as_bytes();
+        cache
+            .get(blob, &quiet, &|_, sink| {
+                sink(bytes).map_err(RegistryError::Write)
+            })
+            .unwrap();
+    }
+    // Others see that all of them are needed.
+    assert_eq!(bench.cache().trim(0).unwrap().removed, 0);
+    for (blob, content) in blobs.iter().zip(&contents) {
+        assert_eq!(read(&mut cache.reader(blob)).unwrap(), content.as_bytes());
+    }
+}
+
+/// A cache that somebody else made is not written into.
+#[test]
+fn privileged_a_folder_of_somebody_elses_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        let _ = io::Write::write_all(&mut io::stderr(), b"skipped: needs root\n");
+        return;
+    }
+    let (bench, blob) = (bench(), descriptor(b"x"));
+    let cache = bench.cache();
+    rustix::fs::fchown(cache.public(), Some(rustix::fs::Uid::from_raw(4242)), None).unwrap();
+    let refused = cache.get(&blob, &quiet, &|_, sink| {
+        sink(b"x").map_err(RegistryError::Write)
+    });
+    assert!(matches!(refused, Err(CacheError::Store(_))), "{refused:?}");
+    rustix::fs::fchown(&cache.dir, Some(rustix::fs::Uid::from_raw(4242)), None).unwrap();
+    assert!(BlobCache::of_store(&bench.store).is_err());
+}
