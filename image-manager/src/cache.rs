@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shifter_core::reference::Digest;
 
+use crate::cancel::Cancel;
 use crate::files;
 use crate::hash::Hasher;
 use crate::registry::{Access, Descriptor, RegistryError, Repository};
@@ -80,6 +81,7 @@ pub struct BlobCache {
     is_beside_images: bool,
     flights: Mutex<BTreeMap<String, Arc<Flight>>>,
     is_abandoned: AtomicBool,
+    cancel: Cancel,
     /// What says to others which blobs are needed here.
     uses: Mutex<Vec<Lease>>,
 }
@@ -97,15 +99,23 @@ impl BlobCache {
             is_beside_images,
             flights: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
+            cancel: Cancel::default(),
             uses: Mutex::default(),
         })
+    }
+
+    /// Has downloads and readers stop when somebody asks for it.
+    pub fn with_cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
     }
 
     /// Returns a blob's bytes from the first one on. Reading waits for [`BlobCache::download`] of
     /// the same blob, which some other thread calls before or meanwhile, or for
     /// [`BlobCache::abandon`]. Any number of readers may follow one blob, one after the other too.
     pub fn reader(&self, blob: &Descriptor) -> BlobReader {
-        BlobReader::new(self.flight(&blob.digest), blob.digest.clone())
+        let (flight, digest) = (self.flight(&blob.digest), blob.digest.clone());
+        BlobReader::new(flight, digest, self.cancel.clone())
     }
 
     /// Has a blob here when it returns `Ok`: it was here, or somebody else has fetched it meanwhile,
@@ -220,37 +230,6 @@ impl BlobCache {
         }
     }
 
-    /// Returns a blob, from here or from the registry; `on_bytes` hears of every part.
-    pub fn fetch(
-        &self,
-        repository: &Repository<'_>,
-        blob: &Descriptor,
-        on_bytes: impl Fn(u64) + Sync,
-    ) -> Result<File, CacheError> {
-        for _ in 0..2 {
-            self.download(repository, blob, &|progress| match progress {
-                Progress::Present(count)
-                | Progress::Received(count)
-                | Progress::Elsewhere(count) => on_bytes(count),
-                Progress::Waiting(_) => {}
-            })?;
-            let fail = |error| self.failed("read", error, 0);
-            match io::copy(&mut self.reader(blob), &mut io::sink()) {
-                Ok(_) => {
-                    let file = self.flight(&blob.digest).now().file;
-                    let file = file.ok_or(CacheError::Abandoned)?;
-                    return Ok(file.try_clone().map_err(fail)?);
-                }
-                Err(error) if error.get_ref().is_some_and(|e| e.is::<BlobError>()) => {
-                    self.flights().remove(&blob.digest.to_string());
-                    self.remove(&blob.digest)?;
-                }
-                Err(error) => return Err(fail(error).into()),
-            }
-        }
-        Err(CacheError::Abandoned)
-    }
-
     /// Removes a blob, wherever it is.
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         let fail = |error| self.failed("remove from", error, 0);
@@ -287,7 +266,7 @@ impl BlobCache {
     }
 
     fn insist_on_going(&self) -> Result<(), CacheError> {
-        match self.is_abandoned.load(Ordering::SeqCst) {
+        match self.is_abandoned.load(Ordering::SeqCst) || self.cancel.is_cancelled() {
             true => Err(CacheError::Abandoned),
             false => Ok(()),
         }

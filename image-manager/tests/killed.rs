@@ -164,9 +164,7 @@ fn killed_at_random_moments() {
         if site.run(&["lookup", &reference]).code == 0 {
             assert_whole(&site, &reference, &moment);
         }
-        // Whoever was killed has nobody left who reads what it had asked for.
-        std::thread::sleep(Duration::from_millis(30));
-        proxy.received();
+        proxy.settle();
         let have = cached(&site, &image);
         let run = site.run(&["pull", &reference]);
         assert_eq!(run.code, 0, "{moment}: {run:?}");

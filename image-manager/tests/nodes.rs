@@ -179,8 +179,12 @@ fn privileged_long_a_silent_node_is_taken_over_from() {
             .filter(|path| path.extension().is_none_or(|e| e == "part"))
             .map(|path| fs::metadata(path).unwrap().len())
             .sum();
-        std::thread::sleep(Duration::from_millis(200));
-        proxy.received();
+        if wakes_up {
+            std::thread::sleep(Duration::from_millis(200));
+            proxy.received();
+        } else {
+            proxy.settle();
+        }
         let begin = Instant::now();
         let taken = on("n2", &site, &["pull", &reference]).spawn().unwrap();
         let run = finish(taken);

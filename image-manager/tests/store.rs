@@ -112,7 +112,7 @@ fn two_pulls_at_once_build_one_image() {
     let mut builders = 0;
     for output in outputs {
         assert!(output.status.success(), "{output:?}");
-        let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let record = site::done(str::from_utf8(&output.stdout).unwrap());
         builders += usize::from(record["new"] == true);
     }
     assert_eq!(builders, 1);

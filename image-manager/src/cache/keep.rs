@@ -322,7 +322,9 @@ impl BlobCache {
 /// Returns how much of a blob is still to be downloaded.
 fn missing(folders: &[(String, OwnedFd)], blob: &Descriptor) -> u64 {
     let algorithm = blob.digest.algorithm();
-    let of_its_kind = folders.iter().filter(|(name, _)| name.starts_with(algorithm));
+    let of_its_kind = folders
+        .iter()
+        .filter(|(name, _)| name.starts_with(algorithm));
     let missing = of_its_kind.map(|(_, folder)| {
         let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
         match files::size(folder, blob.digest.hex()) {

@@ -437,6 +437,27 @@ fn giving_up_ends_everything_that_waits() {
     assert!(matches!(blob_error(&late), BlobError::Failed(_)));
 }
 
+#[test]
+fn a_request_to_stop_ends_what_waits_for_others() {
+    let (bench, blob) = (bench(), descriptor(b"x"));
+    let cancel = Cancel::default();
+    let cache = bench.cache().with_cancel(cancel.clone());
+    let _theirs =
+        crate::store::lease::acquire(&cache.public(), &folder::lock_name(&blob), |_| ()).unwrap();
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(&mut cache.reader(&blob)));
+        let waiting = scope.spawn(|| cache.get(&blob, &quiet, &|_, _| Err(broken())));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!reading.is_finished() && !waiting.is_finished());
+        cancel.cancel();
+        assert!(reading.join().unwrap().is_err());
+        assert!(matches!(
+            waiting.join().unwrap(),
+            Err(CacheError::Abandoned)
+        ));
+    });
+}
+
 /// Blobs that were used so many days ago.
 fn fill(cache: &BlobCache, ages: &[(&Descriptor, u64)]) {
     for (blob, days) in ages {

@@ -6,6 +6,7 @@
 //! .lock-<id>     lease, held while an image is built or removed, see `lease`
 //! .new-<id>      the image is not yet one: tells what a killed pull left from what was there
 //! .tmp-<id>.*    files of an image that is being built, owned by whoever holds its lease
+//! .unused-<id>  says since when an image has had no tag, see `gc`
 //! .lock-index    lease, held while a tag is written or removed; taken after .lock-<id>, never before
 //! .tmp-index     a tag that is being written
 //! .cache         blobs, see crate::cache (`cache` in a user's store)
@@ -16,9 +17,11 @@
 
 mod acl;
 mod error;
+mod gc;
 mod image_lock;
 pub(crate) mod lease;
 mod record;
+mod verify;
 mod write;
 
 use std::io;
@@ -35,9 +38,11 @@ use crate::files;
 pub use acl::{AclError, Audience};
 pub(crate) use error::is_full;
 pub use error::{StoreError, megabytes};
+pub use gc::{Collected, Unused};
 pub use image_lock::ImageLock;
 pub use lease::Owner;
 pub use record::{ImageRecord, LayerRecord, hash_image};
+pub use verify::{Fault, Finding};
 pub use write::Removed;
 
 /// Whose store it is.

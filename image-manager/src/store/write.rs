@@ -128,7 +128,7 @@ impl Store {
         }
     }
 
-    fn remove_image(
+    pub(super) fn remove_image(
         &self,
         id: &ImageId,
         on_wait: impl Fn(&Owner),

@@ -4,12 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A running proxy; its threads end with the process.
 pub struct Proxy {
     pub address: String,
     received: Arc<AtomicU64>,
+    /// Directions of connections that are open.
+    open: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -18,7 +20,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (target, received) = (target.to_owned(), Arc::<AtomicU64>::default());
-        let count = Arc::clone(&received);
+        let open = Arc::<AtomicU64>::default();
+        let (count, lines) = (Arc::clone(&received), Arc::clone(&open));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(&target) else {
@@ -28,17 +31,38 @@ impl Proxy {
                     (client.try_clone().unwrap(), server.try_clone().unwrap()),
                     (server, client),
                 );
-                std::thread::spawn(move || carry(to_server, |_| ()));
-                let count = Arc::clone(&count);
+                let (count, line) = (Arc::clone(&count), Arc::clone(&lines));
+                let other = Arc::clone(&lines);
+                lines.fetch_add(2, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    carry(to_server, |_| ());
+                    line.fetch_sub(1, Ordering::SeqCst);
+                });
                 std::thread::spawn(move || {
                     carry(to_client, |bytes| {
                         count.fetch_add(bytes as u64, Ordering::SeqCst);
                         std::thread::sleep(pause * u32::try_from(bytes).unwrap() / (64 << 10));
                     });
+                    other.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, received }
+        Self {
+            address,
+            received,
+            open,
+        }
+    }
+
+    /// Waits until nobody is connected, and forgets what has come: a client that was killed still
+    /// has some of what it had asked for sent to it.
+    pub fn settle(&self) {
+        let begin = Instant::now();
+        while self.open.load(Ordering::SeqCst) > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "somebody stays");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.received();
     }
 
     /// Returns the bytes that came from the registry since the last call.

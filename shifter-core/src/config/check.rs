@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, site_map};
+use super::{Config, Module, NodeCache, registries, site_map};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -25,13 +25,14 @@ pub(super) fn first_fault(config: &Config) -> Option<(&'static str, String)> {
         caches(config),
         modules(config),
         kernel(config),
+        registries::first_fault(&config.registry),
         (config.hooks.timeout_secs == 0)
             .then(|| ("timeout_secs", "a hook needs some time".to_owned())),
     ];
     faults.into_iter().flatten().next()
 }
 
-type Fault = Option<(&'static str, String)>;
+pub(super) type Fault = Option<(&'static str, String)>;
 
 fn absolute(key: &'static str, path: &Path) -> Fault {
     let fault = || format!("'{}' is not an absolute path", path.display());

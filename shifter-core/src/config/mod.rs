@@ -4,6 +4,7 @@
 //! sample in `conf/` and the manual page are tested against them. Unknown keys are errors.
 
 mod check;
+mod registries;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
     Config, Hooks, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
 };

@@ -89,8 +89,18 @@ pub enum UserImages {
 pub struct Registry {
     /// Speak http instead of https.
     pub plain_http: bool,
-    /// File with the certificate authorities (PEM) that vouch for this registry.
+    /// File with the certificate authorities (PEM) that vouch for this registry, or a directory of
+    /// such files.
     pub ca_file: Option<PathBuf>,
+    /// Places that are asked first, in this order: `host[:port][/path]`, where the path comes
+    /// before the image's. How each is reached is said under its own name.
+    pub mirrors: Vec<String>,
+    /// Whether the registry itself is never asked.
+    pub mirrors_only: bool,
+    /// File with logins for this registry, in the form of docker's `config.json`.
+    pub credentials_file: Option<PathBuf>,
+    /// Host that may see the login besides the registry and its neighbours in the same domain.
+    pub token_server: Option<String>,
 }
 
 /// What every root contains.
