@@ -22,13 +22,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shifter_core::reference::Digest;
 
+use crate::cancel::Cancel;
 use crate::files;
 use crate::hash::Hasher;
 use crate::registry::{Access, Descriptor, RegistryError, Repository};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
 use download::{Download, Landing};
-use flight::{End, Flight, Trust};
+use flight::{End, Flight, State, Trust};
 use folder::Scope;
 pub use keep::{Trimmed, Usage};
 pub use reader::{BlobError, BlobReader};
@@ -76,8 +77,11 @@ struct Origin<'a> {
 pub struct BlobCache {
     dir: OwnedFd,
     path: PathBuf,
+    /// True if the images take their room from the same disk.
+    is_beside_images: bool,
     flights: Mutex<BTreeMap<String, Arc<Flight>>>,
     is_abandoned: AtomicBool,
+    cancel: Cancel,
     /// What says to others which blobs are needed here.
     uses: Mutex<Vec<Lease>>,
 }
@@ -86,20 +90,32 @@ impl BlobCache {
     /// Opens the cache that belongs to a store.
     pub fn of_store(store: &Store) -> Result<Self, StoreError> {
         let (dir, path) = store.cache_dir()?;
+        let is_beside_images = store
+            .is_on_disk_of(&dir)
+            .map_err(StoreError::io("examine", &path))?;
         Ok(Self {
             dir,
             path,
+            is_beside_images,
             flights: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
+            cancel: Cancel::default(),
             uses: Mutex::default(),
         })
+    }
+
+    /// Has downloads and readers stop when somebody asks for it.
+    pub fn with_cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
     }
 
     /// Returns a blob's bytes from the first one on. Reading waits for [`BlobCache::download`] of
     /// the same blob, which some other thread calls before or meanwhile, or for
     /// [`BlobCache::abandon`]. Any number of readers may follow one blob, one after the other too.
     pub fn reader(&self, blob: &Descriptor) -> BlobReader {
-        BlobReader::new(self.flight(&blob.digest), blob.digest.clone())
+        let (flight, digest) = (self.flight(&blob.digest), blob.digest.clone());
+        BlobReader::new(flight, digest, self.cancel.clone())
     }
 
     /// Has a blob here when it returns `Ok`: it was here, or somebody else has fetched it meanwhile,
@@ -117,14 +133,7 @@ impl BlobCache {
         let from = Origin {
             name: &format!("{}@{}", repository.source(), blob.digest),
             scope: &scope,
-            source: &|offset, sink| {
-                let mut before = offset;
-                repository.blob(blob, |part| {
-                    let skip = before.min(part.len() as u64);
-                    before -= skip;
-                    sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
-                })
-            },
+            source: &|offset, sink| repository.blob_from(blob, offset, sink),
         };
         self.obtain(blob, watch, &from)
     }
@@ -190,61 +199,35 @@ impl BlobCache {
         }
     }
 
-    /// Compares with their digests the blobs that nobody has read to the end yet, removes those
-    /// that are damaged, and begins anew: true if a second try may succeed where the first did not,
-    /// because a blob was damaged in the cache or came wrong from the registry at first.
+    /// After a failure, and when every download and reader has come to its end: compares with their
+    /// digests the blobs that nobody has read to the end, removes those that are damaged, and
+    /// begins anew. True if a second try may succeed where the first did not, because a blob was
+    /// damaged in the cache or came wrong from the registry at first.
     pub fn recover(&self) -> Result<bool, StoreError> {
         let mut is_worth_it = false;
         let flights = std::mem::take(&mut *self.flights());
         self.is_abandoned.store(false, Ordering::SeqCst);
         for (text, flight) in flights {
-            let (state, digest) = (flight.now(), Digest::parse(&text));
-            let (Some(file), Ok(digest)) = (&state.file, digest) else {
+            let Ok(digest) = Digest::parse(&text) else {
                 continue;
             };
-            is_worth_it |= state.round > 0;
-            let is_damaged = match (state.end, state.trust) {
-                (Some(End::Damaged), _) => true,
-                (Some(End::Complete), Trust::Unread) => !keep::is_intact(file, &digest)
-                    .map_err(|error| self.failed("read", error, 0))?,
-                _ => false,
-            };
+            let is_damaged = self.is_damaged(&digest, &flight.now())?;
             if is_damaged {
-                is_worth_it = true;
                 self.remove(&digest)?;
             }
+            is_worth_it |= is_damaged || flight.now().round > 0;
         }
         Ok(is_worth_it)
     }
 
-    /// Returns a blob, from here or from the registry; `on_bytes` hears of every part.
-    pub fn fetch(
-        &self,
-        repository: &Repository<'_>,
-        blob: &Descriptor,
-        on_bytes: impl Fn(u64) + Sync,
-    ) -> Result<File, CacheError> {
-        for _ in 0..2 {
-            self.download(repository, blob, &|progress| match progress {
-                Progress::Present(count)
-                | Progress::Received(count)
-                | Progress::Elsewhere(count) => on_bytes(count),
-                Progress::Waiting(_) => {}
-            })?;
-            let fail = |error| self.failed("read", error, 0);
-            match io::copy(&mut self.reader(blob), &mut io::sink()) {
-                Ok(_) => {
-                    let file = self.flight(&blob.digest).now().file;
-                    let file = file.ok_or(CacheError::Abandoned)?;
-                    return Ok(file.try_clone().map_err(fail)?);
-                }
-                Err(error) if error.get_ref().is_some_and(|e| e.is::<BlobError>()) => {
-                    self.recover()?;
-                }
-                Err(error) => return Err(fail(error).into()),
-            }
+    fn is_damaged(&self, digest: &Digest, state: &State) -> Result<bool, StoreError> {
+        match (&state.file, state.end, state.trust) {
+            (_, Some(End::Damaged), _) => Ok(true),
+            (Some(file), Some(End::Complete), Trust::Unread) => keep::is_intact(file, digest)
+                .map(|is_intact| !is_intact)
+                .map_err(|error| self.failed("read", error, 0)),
+            _ => Ok(false),
         }
-        Err(CacheError::Abandoned)
     }
 
     /// Removes a blob, wherever it is.
@@ -283,7 +266,7 @@ impl BlobCache {
     }
 
     fn insist_on_going(&self) -> Result<(), CacheError> {
-        match self.is_abandoned.load(Ordering::SeqCst) {
+        match self.is_abandoned.load(Ordering::SeqCst) || self.cancel.is_cancelled() {
             true => Err(CacheError::Abandoned),
             false => Ok(()),
         }

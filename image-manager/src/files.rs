@@ -22,7 +22,7 @@ pub(crate) fn open_dir(path: &Path, follow: bool) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens the directory `name`, which is made with exactly `mode` if it is missing.
+/// Opens the directory `name` of this user, which is made with exactly `mode` if it is missing.
 pub(crate) fn make_dir(dir: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -30,8 +30,14 @@ pub(crate) fn make_dir(dir: impl AsFd, name: &str, mode: u32) -> io::Result<Owne
     }
     let opened = open_subdir(dir, name)?;
     let found = rustix::fs::fstat(&opened)?;
+    if found.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("'{name}' belongs to uid {}", found.st_uid),
+        ));
+    }
     // Also after a kill between the two steps.
-    if found.st_mode & 0o7777 != mode && found.st_uid == rustix::process::geteuid().as_raw() {
+    if found.st_mode & 0o7777 != mode {
         rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode))?;
     }
     Ok(opened)

@@ -144,7 +144,7 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     record.describe(&resolved.config);
 
     store.sweep()?;
-    let cache = BlobCache::of_store(store)?;
+    let cache = BlobCache::of_store(store)?.with_cancel(request.cancel.clone());
     cache.sweep()?;
     let mut lock = store.lock(&config.id, |owner| {
         watch(Event::Waiting(&owner.describe()));
@@ -164,7 +164,12 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
                 diff_ids: &config.diff_ids,
                 cache: &cache,
             };
-            make(&layers, &config.meta, record, &mut lock)?;
+            let made = make(&layers, config.meta.clone(), record, &mut lock);
+            if let Err(PullError::Store(StoreError::Full { .. })) = made {
+                // The reason is what matters; what stays goes when room is needed.
+                let _ = cache.give_back(&layers.blobs());
+            }
+            made?;
         }
     }
     let (path, size) = lock.image()?;
@@ -195,7 +200,7 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
 /// Downloads the layers, builds the image and publishes it.
 fn make(
     layers: &Layers<'_>,
-    meta: &ImageMeta,
+    mut meta: ImageMeta,
     mut record: ImageRecord,
     lock: &mut ImageLock<'_>,
 ) -> Result<(), PullError> {
@@ -217,8 +222,13 @@ fn make(
             diff_id: diff_id.clone(),
         })
         .collect();
+    // A registry may show everybody what it gives only to some.
+    if layers.repository.access() == Access::Private {
+        layers.request.audience.restrict(&mut meta);
+        record.is_private = true;
+    }
     layers.request.cancel.check()?;
-    Ok(lock.publish(&out, meta, record)?)
+    Ok(lock.publish(&out, &meta, record)?)
 }
 
 fn now() -> u64 {

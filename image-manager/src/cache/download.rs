@@ -36,7 +36,8 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 const FIRST_POLL: Duration = Duration::from_millis(5);
 const LAST_POLL: Duration = Duration::from_millis(100);
 
-/// Delivers a blob's bytes from an offset on into a sink.
+/// Delivers a blob's bytes from an offset on into a sink. From the first byte on it compares them
+/// with the digest, too.
 pub(super) type Source<'a> =
     dyn Fn(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), RegistryError> + 'a;
 
@@ -60,7 +61,7 @@ struct Part<'a> {
     download: &'a Download<'a>,
     lease: &'a Lease,
     file: Arc<File>,
-    hasher: Hasher,
+    hasher: Option<Hasher>,
     buffer: Vec<u8>,
     /// Bytes that are in the file.
     written: u64,
@@ -159,49 +160,39 @@ impl Download<'_> {
         Ok(None)
     }
 
-    /// Downloads what is missing. A wrong digest is fetched again once.
+    /// Downloads what is missing. What is not the blob is fetched again once, from its first byte.
     fn fetch(&self, source: &Source<'_>, lease: &Lease, seen: u64) -> Result<(), CacheError> {
-        let mut wrong = String::new();
-        for attempt in 0..2 {
+        let mut is_second = false;
+        loop {
             let mut part = self.open_part(lease)?;
-            if attempt == 0 {
+            if !is_second {
                 (self.watch)(Progress::Present(part.written.saturating_sub(seen)));
             }
-            if let Err(error) = part.fill(source) {
-                let is_useless = part.written == 0
-                    || match &error {
-                        // What is full is not helped by half a blob.
-                        CacheError::Store(error) => matches!(error, StoreError::Full { .. }),
-                        CacheError::Registry(error) => {
-                            matches!(error, RegistryError::Forged { .. })
-                        }
-                        CacheError::Abandoned => false,
-                        // Bytes that not everybody may have do not stay where everybody's are.
-                        CacheError::Private => true,
-                    };
-                if is_useless {
-                    // The error is what matters; the next sweep takes what this does not.
-                    let _ = files::remove(self.dir, &part_name(self.blob));
-                } else {
-                    // Gives back what was set aside for the rest.
-                    let _ = part.file.set_len(part.written);
+            match part.fill(source).and_then(|()| part.compare()) {
+                Ok(()) => return self.complete(&part),
+                Err(error) => {
+                    part.give_back(&error);
+                    let is_forged =
+                        matches!(error, CacheError::Registry(RegistryError::Forged { .. }));
+                    if is_second || !is_forged {
+                        return Err(error);
+                    }
                 }
-                return Err(error);
             }
-            let (file, found) = (Arc::clone(&part.file), part.hasher.finish());
-            if found == self.blob.digest.to_string() {
-                // What another process has begun meanwhile is complete with this.
-                let name = self.blob.digest.hex();
-                rustix::fs::renameat(self.dir, part_name(self.blob), self.dir, name)
-                    .map_err(|error| self.failed("write to", error.into()))?;
-                self.flight.show(&file, self.blob.size, Trust::Hashed);
-                return Ok(());
-            }
-            wrong = found;
-            files::remove(self.dir, &part_name(self.blob))
-                .map_err(|error| self.failed("remove from", error))?;
+            is_second = true;
         }
-        Err(self.forged(format!("its digest is {wrong}, not {}", self.blob.digest)))
+    }
+
+    /// Gives a blob its name.
+    fn complete(&self, part: &Part<'_>) -> Result<(), CacheError> {
+        part.lease
+            .check()
+            .map_err(|error| self.failed("go on in", error))?;
+        let name = self.blob.digest.hex();
+        rustix::fs::renameat(self.dir, part_name(self.blob), self.dir, name)
+            .map_err(|error| self.failed("write to", error.into()))?;
+        self.flight.show(&part.file, self.blob.size, Trust::Hashed);
+        Ok(())
     }
 
     /// Opens the part that is there, or begins one.
@@ -217,9 +208,11 @@ impl Download<'_> {
         }
         let file = Arc::new(file);
         self.flight.show(&file, length, Trust::Hashed);
-        let mut hasher = Hasher::like(&self.blob.digest);
-        if length > 0 {
-            super::hash_file(&file, &mut hasher).map_err(fail)?;
+        // Who delivers a blob from its first byte compares it.
+        let mut hasher = None;
+        if length > 0 || self.blob.size == 0 {
+            let hasher = hasher.insert(Hasher::like(&self.blob.digest));
+            super::hash_file(&file, hasher).map_err(fail)?;
         }
         self.preallocate(&file, length)?;
         Ok(Part {
@@ -293,6 +286,39 @@ impl Part<'_> {
         )))
     }
 
+    /// Compares the digest, unless whoever delivered the blob has.
+    fn compare(&mut self) -> Result<(), CacheError> {
+        let Some(hasher) = self.hasher.take() else {
+            return Ok(());
+        };
+        let (found, wanted) = (hasher.finish(), &self.download.blob.digest);
+        if found == wanted.to_string() {
+            return Ok(());
+        }
+        let reason = format!("its digest is {found}, not {wanted}");
+        Err(self.download.forged(reason))
+    }
+
+    /// After a failure: removes what is of no use, and keeps the beginning of the blob for later.
+    fn give_back(&self, error: &CacheError) {
+        let is_useless = match error {
+            // What is full is not helped by half a blob.
+            CacheError::Store(error) => matches!(error, StoreError::Full { .. }),
+            CacheError::Registry(error) => matches!(error, RegistryError::Forged { .. }),
+            CacheError::Abandoned => false,
+            // Bytes that not everybody may have do not stay where everybody's are.
+            CacheError::Private => true,
+        };
+        // The error is what matters; the next sweep takes what this does not.
+        let download = self.download;
+        let _ = if is_useless || self.written == 0 {
+            files::remove(download.dir, &part_name(download.blob))
+        } else {
+            // What was set aside for the rest.
+            self.file.set_len(self.written)
+        };
+    }
+
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         let download = self.download;
         download.cache.check_going()?;
@@ -321,7 +347,9 @@ impl Part<'_> {
         }
         self.lease.check()?;
         self.file.write_all_at(&self.buffer, self.written)?;
-        self.hasher.update(&self.buffer);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.buffer);
+        }
         self.buffer.clear();
         self.written = length;
         self.last_write = Instant::now();

@@ -8,8 +8,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use shifter_core::reference::Digest;
 
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
@@ -17,8 +20,8 @@ use super::{BlobCache, hash_file};
 use crate::files;
 use crate::hash::Hasher;
 use crate::registry::Descriptor;
-use crate::store::StoreError;
 use crate::store::lease;
+use crate::store::{StoreError, is_full};
 
 /// Age at which the beginning of a blob goes: nobody came back for the rest.
 const KEEP_PARTS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -66,13 +69,22 @@ impl BlobCache {
         let lease = lease::announce(&self.dir, USE_PREFIX, digests)
             .map_err(|error| self.failed("write to", error, 0))?;
         self.uses().push(lease);
-        let mut need = 0u64;
-        for blob in blobs {
-            need = need.saturating_add(self.missing(blob)?);
-        }
-        if need > self.free()? {
-            let free = || self.free();
-            self.remove_unused(|_| Ok(free()? < need))?;
+        allow_descriptors(blobs.len());
+        // Where the scope is not known yet, any folder's will do: this is about room alone.
+        let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
+        let missing = blobs.iter().map(|blob| missing(&folders, blob));
+        let need = missing.fold(0, u64::saturating_add);
+        // On one disk with the image, which may be as large as its layers: nobody knows before, so
+        // this makes room and refuses nothing.
+        let image = match self.is_beside_images {
+            true => blobs
+                .iter()
+                .fold(0u64, |sum, blob| sum.saturating_add(blob.size)),
+            false => 0,
+        };
+        let wanted = need.saturating_add(image);
+        if wanted > self.free()? {
+            self.remove_unused(|_| Ok(self.free()? < wanted))?;
         }
         let free = self.free()?;
         if need <= free {
@@ -83,6 +95,22 @@ impl BlobCache {
             need,
             free: Some(free),
         })
+    }
+
+    /// Removes blobs that do not help because there is no room for the image, as far as no other
+    /// pull needs them, and ends what [`BlobCache::reserve`] began.
+    pub fn give_back(&self, blobs: &[&Descriptor]) -> Result<(), StoreError> {
+        self.release();
+        let fail = |error| self.failed("clear", error, 0);
+        let used = self.used().map_err(fail)?;
+        let folders = folder::all(&self.dir).map_err(fail)?;
+        for item in self.items(&folders)? {
+            let is_ours = blobs.iter().any(|blob| blob.digest == item.digest);
+            if is_ours && !used.contains(&item.digest.to_string()) {
+                self.remove_item(&item).map_err(fail)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends what [`BlobCache::reserve`] began.
@@ -225,15 +253,20 @@ impl BlobCache {
     fn remove_item(&self, item: &Item<'_>) -> io::Result<bool> {
         let (folder, name) = (item.folder, &item.name);
         if let Some(stem) = name.strip_suffix(PART) {
-            let Some(_writing) = lease::try_acquire(folder, &format!("{stem}{LOCK}"))? else {
-                return Ok(false);
+            return match lease::try_acquire(folder, &format!("{stem}{LOCK}")) {
+                Ok(None) => Ok(false),
+                Err(error) if !is_full(&error) => Err(error),
+                _ => files::remove(folder, name).map(|()| true),
             };
-            return files::remove(folder, name).map(|()| true);
         }
         let aside = format!("{name}{TRIM}");
         match rustix::fs::renameat(folder, name, folder, &aside) {
             Ok(()) => {}
-            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(false),
+            // Where even that needs room, the blob goes at once; who needs it downloads it.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                return files::remove(folder, name).map(|()| true);
+            }
             Err(error) => return Err(error.into()),
         }
         if self.used()?.contains(&item.digest.to_string()) {
@@ -270,7 +303,8 @@ impl BlobCache {
                     folder,
                     name,
                     digest,
-                    size: meta.len(),
+                    // A part may have room set aside for the rest.
+                    size: meta.len().max(meta.blocks().saturating_mul(512)),
                     used: meta.modified().map_err(fail)?,
                 });
             }
@@ -278,29 +312,37 @@ impl BlobCache {
         Ok(items)
     }
 
-    /// Returns how much of a blob is still to be downloaded.
-    fn missing(&self, blob: &Descriptor) -> Result<u64, StoreError> {
-        // Where the scope is not known yet, any folder's will do: this is about room alone.
-        let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
-        let algorithm = blob.digest.algorithm();
-        let mut missing = blob.size;
-        for (name, folder) in folders {
-            if !name.starts_with(algorithm) {
-                continue;
-            }
-            if files::size(&folder, blob.digest.hex()).is_some() {
-                return Ok(0);
-            }
-            let part = files::size(&folder, &folder::part_name(blob)).unwrap_or_default();
-            missing = missing.min(blob.size.saturating_sub(part));
-        }
-        Ok(missing)
-    }
-
     fn free(&self) -> Result<u64, StoreError> {
         let found = rustix::fs::fstatvfs(&self.dir)
             .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
+
+/// Returns how much of a blob is still to be downloaded.
+fn missing(folders: &[(String, OwnedFd)], blob: &Descriptor) -> u64 {
+    let algorithm = blob.digest.algorithm();
+    let of_its_kind = folders
+        .iter()
+        .filter(|(name, _)| name.starts_with(algorithm));
+    let missing = of_its_kind.map(|(_, folder)| {
+        let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+        match files::size(folder, blob.digest.hex()) {
+            Some(_) => 0,
+            None => blob.size.saturating_sub(part),
+        }
+    });
+    missing.min().unwrap_or(blob.size)
+}
+
+/// A pull has a descriptor for each of its layers, and the usual limit is 1024.
+fn allow_descriptors(layers: usize) {
+    let needed = layers as u64 + 200;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < needed) {
+        limit.current = limit.maximum.map(|most| most.min(needed)).or(Some(needed));
+        // What cannot be had is missed where it is needed, and said there.
+        let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 

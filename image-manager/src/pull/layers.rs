@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
-use crate::cache::{BlobCache, BlobReader, CacheError};
+use crate::cache::{BlobCache, CacheError};
+use crate::cancel::Cancelled;
 use crate::registry::{Descriptor, Repository};
+use crate::store::is_full;
 
 use super::{Event, PullError, Request};
 
@@ -42,23 +44,23 @@ impl Layers<'_> {
     /// wrong from the registry at first, are worth a second try.
     pub fn build(&self, out: &mut File) -> Result<(), PullError> {
         match self.attempt(out) {
-            Err(Failure { error, is_a_blob }) => {
-                if !is_a_blob || !self.cache.recover()? {
-                    return Err(error);
+            // A damaged blob may look like a damaged archive: its end, which tells, is not read then.
+            Err(PullError::Build(error)) if !is_full(&error) => {
+                if !self.cache.recover()? {
+                    return Err(PullError::Build(error));
                 }
-                self.attempt(out).map_err(|failure| failure.error)
+                out.set_len(0).map_err(|source| {
+                    let source = squashfs_writer::Error::Write { source };
+                    PullError::Build(BuildError::Write { source })
+                })?;
+                self.attempt(out)
             }
-            Ok(()) => Ok(()),
+            result => result,
         }
     }
 
-    fn attempt(&self, out: &mut File) -> Result<(), Failure> {
-        let has_failed = Arc::new(AtomicBool::new(false));
-        let opens: Vec<_> = self
-            .layers
-            .iter()
-            .map(|l| self.open(l, &has_failed))
-            .collect();
+    fn attempt(&self, out: &mut File) -> Result<(), PullError> {
+        let opens: Vec<_> = self.layers.iter().map(|layer| self.open(layer)).collect();
         let described = self.layers.iter().zip(self.diff_ids).zip(&opens);
         let sources: Vec<LayerSource<'_>> = described
             .map(|((layer, diff_id), open)| LayerSource {
@@ -73,41 +75,30 @@ impl Layers<'_> {
             ..BuildOptions::default()
         };
         (self.request.watch)(Event::Downloading);
-        let (built, is_a_blob, downloaded) = std::thread::scope(|scope| {
+        let (built, downloaded) = std::thread::scope(|scope| {
             let download = scope.spawn(|| self.download(&blobs));
             let built = build_image(&sources, out, &options);
-            let is_a_blob = has_failed.load(Ordering::SeqCst);
             if built.is_err() {
                 self.cache.abandon();
             }
             let died = |_| Err(CacheError::Abandoned);
-            (built, is_a_blob, download.join().unwrap_or_else(died))
+            (built, download.join().unwrap_or_else(died))
         });
-        let error = match (built, downloaded) {
-            (Ok(_), Ok(())) => return Ok(()),
-            (Err(BuildError::Cancelled(cancelled)), _) => PullError::Cancelled(cancelled),
-            (Err(error), _) if !is_a_blob => PullError::Build(error),
-            (Err(error), Ok(()) | Err(CacheError::Abandoned)) => {
-                let error = PullError::Build(error);
-                return Err(Failure { error, is_a_blob });
-            }
-            (_, Err(error)) => error.into(),
-        };
-        let is_a_blob = false;
-        Err(Failure { error, is_a_blob })
+        match (built, downloaded) {
+            (Ok(_), Ok(())) => Ok(()),
+            (Err(BuildError::Cancelled(cancelled)), _) => Err(PullError::Cancelled(cancelled)),
+            _ if self.request.cancel.is_cancelled() => Err(PullError::Cancelled(Cancelled)),
+            // A download that was abandoned says that somebody else has the reason.
+            (Err(error), Ok(()) | Err(CacheError::Abandoned)) => Err(PullError::Build(error)),
+            (_, Err(error)) => Err(error.into()),
+        }
     }
 
     fn open<'a>(
         &'a self,
         layer: &'a Descriptor,
-        has_failed: &'a Arc<AtomicBool>,
     ) -> impl Fn() -> io::Result<Box<dyn Read + Send>> + Sync + 'a {
-        move || {
-            Ok(Box::new(Watched {
-                blob: self.cache.reader(layer),
-                has_failed: Arc::clone(has_failed),
-            }))
-        }
+        move || Ok(Box::new(self.cache.reader(layer)))
     }
 
     /// Fetches blobs, several at once, in their order; all are here when it returns `Ok`.
@@ -144,28 +135,5 @@ impl Layers<'_> {
             Some(error) => Err(error),
             None => Ok(()),
         }
-    }
-}
-
-/// Why there is no image.
-struct Failure {
-    error: PullError,
-    /// A blob could not be read, and its download does not say why.
-    is_a_blob: bool,
-}
-
-/// A blob that tells if reading it failed.
-struct Watched {
-    blob: BlobReader,
-    has_failed: Arc<AtomicBool>,
-}
-
-impl Read for Watched {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let result = self.blob.read(out);
-        if result.is_err() {
-            self.has_failed.store(true, Ordering::SeqCst);
-        }
-        result
     }
 }

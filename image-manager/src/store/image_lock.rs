@@ -179,6 +179,8 @@ impl<'a> ImageLock<'a> {
     pub fn full(&self, need: u64) -> StoreError {
         let free = rustix::fs::fstatvfs(&self.store.dir).ok();
         let free = free.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+        // A disk with enough room is not what is full: it is somebody's quota.
+        let free = free.filter(|free| *free < need);
         StoreError::Full {
             dir: self.store.path.clone(),
             need,

@@ -251,6 +251,11 @@ impl Store {
         Ok((dir, path))
     }
 
+    /// True if `dir` and the images are on one file system.
+    pub(crate) fn is_on_disk_of(&self, dir: &OwnedFd) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(dir)?.st_dev == rustix::fs::fstat(&self.dir)?.st_dev)
+    }
+
     /// Finds an image; one that `viewer` may not use looks exactly like one that is not there.
     pub fn lookup(
         &self,

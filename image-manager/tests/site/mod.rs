@@ -4,6 +4,7 @@
 
 pub mod image;
 pub mod mock;
+pub mod proxy;
 pub mod registry;
 
 use std::fs;
