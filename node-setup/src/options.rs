@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 use crate::root::Writable;
 
 /// Words that are commands of the image manager.
-const IMAGE_COMMANDS: [&str; 4] = ["pull", "images", "rmi", "lookup"];
+const IMAGE_COMMANDS: [&str; 11] = [
+    "pull", "images", "lookup", "inspect", "rmi", "import", "load", "login", "logout", "gc",
+    "verify",
+];
 
 /// Words that are programs of their own, which get the words after them.
 const TOOLS: [(&str, Program); 2] = [("ps", Program::Ps), ("doctor", Program::Doctor)];
@@ -67,7 +70,8 @@ pub struct RunOptions {
 pub const HELP: &str = "\
 Usage: shifter [OPTIONS] [--] [COMMAND [ARG]...]
        shifter run [OPTIONS] IMAGE [COMMAND [ARG]...]
-       shifter pull|images|rmi|lookup|ps|doctor ...
+       shifter pull|images|lookup|inspect|rmi|import|load ...
+       shifter login|logout|gc|verify|ps|doctor ...
 
 Run a command in a container, as yourself. Inside a job that was submitted with
 --image, without --image of its own, the command joins the job's container.

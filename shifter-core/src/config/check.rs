@@ -67,6 +67,12 @@ fn paths(config: &Config) -> Fault {
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
     ];
     paths.extend(
+        store
+            .cache_dir
+            .iter()
+            .map(|dir| (&["store", "cache_dir"][..], dir)),
+    );
+    paths.extend(
         root.udi_image
             .iter()
             .map(|dir| (&["root", "udi_image"][..], dir)),
@@ -88,7 +94,15 @@ fn paths(config: &Config) -> Fault {
 }
 
 fn sizes(config: &Config) -> Fault {
-    let root = &config.root;
+    let Config { store, root, .. } = config;
+    for (name, text) in [
+        ("cache_size_limit", &store.cache_size_limit),
+        ("user_cache_size_limit", &store.user_cache_size_limit),
+    ] {
+        if let Err(rule) = super::tables::cache_size(text) {
+            return Some((key(&["store", name]), format!("'{text}' is {rule}")));
+        }
+    }
     if !(1..=TMPFS_LIMIT).contains(&root.tmpfs_size_mib) {
         let fault = format!("the size must be from 1 to {TMPFS_LIMIT}");
         return Some((key(&["root", "tmpfs_size_mib"]), fault));

@@ -74,10 +74,26 @@ fn errors_name_line_key_and_text() {
             ":3: per_node_cache./s.size_limit: '1x' is not",
             "",
         ),
-        ("[store]\ncompression = 'zstd:23'", ":2: store.compression: ", ""),
-        ("[store]\ncompression = 'lz4:1'", ":2: store.compression: ", ""),
-        ("[store]\ncompression = 'gzip:'", ":2: store.compression: ", ""),
-        ("[store]\ncompression = 'brotli'", ":2: store.compression: ", ""),
+        (
+            "[store]\ncompression = 'zstd:23'",
+            ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\ncompression = 'lz4:1'",
+            ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\ncompression = 'gzip:'",
+            ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\ncompression = 'brotli'",
+            ":2: store.compression: ",
+            "",
+        ),
         ("[store]\nblock_size = '48k'", ":2: store.block_size: ", ""),
         ("[store]\nblock_size = '2m'", ":2: store.block_size: ", ""),
         (
