@@ -23,7 +23,7 @@ PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all benches install sample-image test-kernel testbed demo cluster cluster-stop test \
+.PHONY: all benches bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
 
@@ -74,6 +74,10 @@ bootstrap-%:
 sample-image:
 	tests/sample-image.sh
 
+# For the tests alone: what umoci makes of them is what is expected of a pull.
+real-images:
+	tests/real-images.sh
+
 # For the tests alone, and never installed.
 test-kernel:
 	tests/kernel.sh fetch
@@ -94,11 +98,11 @@ cluster: bootstrap-demo all testbed sample-image
 cluster-stop:
 	@tests/cluster.sh stop
 
-test: bootstrap-test all benches sample-image test-kernel
+test: bootstrap-test all benches sample-image real-images test-kernel
 	tests/fuzz.sh 20
 	tests/run.sh
 
-test-long: bootstrap-test all benches sample-image test-kernel
+test-long: bootstrap-test all benches sample-image real-images test-kernel
 	tests/long.sh $(SLICE)
 
 check: bootstrap-check
@@ -107,10 +111,14 @@ check: bootstrap-check
 rpm-check: bootstrap-test
 	tests/rpm.sh
 
+# Those that are pulled; made once.
+bench-images: bootstrap-bench
+	/usr/bin/python3 benches/images.py $(TARGET)
+
 # Figures, beside the floor and peers; quiet machines only. Not a test. BENCH='starts 50' measures
 # one thing alone, BENCH='--noisy all 25' does not wait for a quiet machine.
 BENCH ?= all 25
-bench: bootstrap-bench all benches sample-image
+bench: bootstrap-bench all benches sample-image $(if $(findstring pull,$(BENCH)),bench-images)
 	tests/world.sh $(MAKE) --no-print-directory figures
 
 # The same where everything is built and this is a world already.

@@ -274,7 +274,11 @@ fn open(
     let layer = at + 1;
     let source = &layers[at];
     let blob = (source.open)().map_err(|source| BuildError::Open { layer, source })?;
-    LayerReader::open(blob, &source.media_type, true, budget).map_err(|e| BuildError::layer(at, e))
+    let reader = match source.diff_id {
+        Some(_) => LayerReader::open_known(blob, &source.media_type, budget),
+        None => LayerReader::open(blob, &source.media_type, true, budget),
+    };
+    reader.map_err(|e| BuildError::layer(at, e))
 }
 
 fn merge(lists: VecDeque<Entries>, options: &BuildOptions) -> Result<Merged, BuildError> {

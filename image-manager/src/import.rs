@@ -233,7 +233,7 @@ impl Archive {
         match &mut self.content {
             Content::Docker(_, found) => found.retain(|found| keep(&found.names)),
             Content::Oci(_, found) => found.retain(|found| keep(&found.names)),
-            Content::RootFs | Content::Squashfs => {}
+            Content::RootFs | Content::Squashfs => return Err(ImportError::Nameless),
         }
         if self.names().len() == 1 {
             return Ok(());

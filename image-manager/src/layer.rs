@@ -12,6 +12,7 @@
 //! links and devices have no contents whatever their size field says.
 
 mod error;
+mod gzip;
 mod header;
 mod index;
 mod path;

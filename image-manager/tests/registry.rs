@@ -189,7 +189,7 @@ fn a_login_makes_a_private_image() {
     let run = site.fails(&["pull", &reference], 3, "denied access (401)");
     assert!(
         run.stderr
-            .contains(&format!("docker login {}", registry.address)),
+            .contains(&format!("shifter login {}", registry.address)),
         "{run:?}"
     );
 

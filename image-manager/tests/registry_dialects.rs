@@ -6,14 +6,16 @@
 )]
 
 mod dialect;
+#[path = "dialect/recording.rs"]
+mod recording;
 mod site;
 
 use std::fs;
 use std::path::Path;
 
-use dialect::recording::Recording;
 use dialect::{chain, patience, plain, reference};
 use image_manager::registry::{Access, Client, Logins, Proxies};
+use recording::Recording;
 
 /// Logins of a home whose docker file has this content.
 fn logins(home: &Path, content: &serde_json::Value) -> Logins {

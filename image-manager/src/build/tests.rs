@@ -197,7 +197,7 @@ fn check(mut layers: Vec<Vec<Sample>>) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn random_layers_become_what_the_model_says(
         layers in prop::collection::vec(prop::collection::vec(random_entry(), 0..8), 1..5),

@@ -134,7 +134,7 @@ impl Session {
             let bytes: u64 = kept.iter().map(|image| image.size).sum();
             let (count, size) = (kept.len(), megabytes(bytes));
             output::result(&format!(
-                "{count} images without a tag ({size}) are kept for queued jobs; --older-than=0 removes them now"
+                "images without a tag that are kept for queued jobs: {count} ({size}); --older-than=0 removes them"
             ));
         }
         Ok(())

@@ -75,8 +75,9 @@ impl Filter {
 fn is_called(pattern: &str, reference: &ImageRef) -> bool {
     let name = reference.name();
     let canonical = reference.canonical();
-    let (repository, _, _) = parts(reference);
-    [&name, &canonical, &repository]
+    let (repository, tag, _) = parts(reference);
+    let tagged = format!("{repository}:{}", tag.unwrap_or_default());
+    [&name, &canonical, &repository, &tagged]
         .into_iter()
         .any(|name| is_match(pattern, name))
 }
@@ -247,6 +248,7 @@ mod tests {
             "*samtools*",
             "quay.io/*:1.2",
             "docker:quay.io/*",
+            "bio/*:1.?",
         ] {
             assert!(is_called(pattern, &image), "{pattern}");
         }

@@ -93,7 +93,6 @@ impl Session {
             return Err(fail(context, &ImportError::NoName));
         };
         let progress = Progress::new(&first.canonical(), self.wishes());
-        progress.phase(Phase::Reading);
         let watch = |step| match step {
             ImportStep::Waiting => progress.phase(Phase::Waiting),
             ImportStep::Building => progress.phase(Phase::Building),
@@ -102,7 +101,7 @@ impl Session {
         progress.clear();
         let imported = imported.map_err(|error| {
             let failure = fail(context, &error);
-            match self.report_json(first, &failure) {
+            match self.report_json(Some(first), &failure) {
                 Ok(()) => failure,
                 Err(other) => other,
             }

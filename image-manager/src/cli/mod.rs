@@ -97,18 +97,30 @@ fn start(args: impl IntoIterator<Item = OsString>) -> Result<Option<Session>, Fa
 impl Session {
     fn run(self) -> Result<ExitCode, Failure> {
         match self.options.command {
-            Command::Pull => self.pull(),
+            Command::Pull => self.with_events(Self::pull),
             Command::Images => self.images(),
             Command::Lookup => self.lookup(),
             Command::Inspect => self.inspect(),
             Command::Remove => self.remove(),
-            Command::Import => self.import(),
+            Command::Import => self.with_events(Self::import),
             Command::Login => self.login(),
             Command::Logout => self.logout(),
             Command::Collect => self.collect(),
             Command::Verify => self.verify(),
             Command::Help | Command::Version => Ok(ExitCode::Success),
         }
+    }
+
+    /// Tells of a failure as an event too.
+    fn with_events(
+        &self,
+        action: impl Fn(&Self) -> Result<ExitCode, Failure>,
+    ) -> Result<ExitCode, Failure> {
+        let done = action(self);
+        if let Err(failure) = &done {
+            self.report_json(None, failure)?;
+        }
+        done
     }
 
     /// Parses a reference under this site's rules.

@@ -180,6 +180,9 @@ impl Progress {
 
     /// Says that more of a layer is here.
     fn received(&self, digest: &str, bytes: u64, was_here: bool) {
+        if bytes == 0 {
+            return;
+        }
         let mut state = self.state();
         let is_done = state.model.received(digest, bytes, was_here);
         let State { model, view, .. } = &mut *state;

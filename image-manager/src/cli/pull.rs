@@ -44,7 +44,7 @@ pub(super) struct DoneRecord<'a> {
 #[derive(Serialize)]
 struct ErrorRecord<'a> {
     event: &'static str,
-    reference: &'a str,
+    reference: Option<String>,
     code: u8,
     message: &'a str,
     hint: Option<&'a str>,
@@ -114,6 +114,11 @@ impl Session {
         });
         progress.clear();
         let pulled = pulled.map_err(|error| {
+            if self.cancel.is_cancelled() {
+                let message = format!("cannot pull image '{}': interrupted", shown(reference));
+                let hint = "what was downloaded is kept for the next pull".to_owned();
+                return Failure::internal(message).with_hint(hint);
+            }
             let message = format!(
                 "cannot pull image '{}': {}",
                 shown(reference),
@@ -148,14 +153,15 @@ impl Session {
         reference: &ImageRef,
         failure: &Failure,
     ) -> Result<ExitCode, Failure> {
-        self.report_json(reference, failure)?;
+        self.report_json(Some(reference), failure)?;
         Ok(failure.report())
     }
 
-    /// Tells of a failure in JSON, where that was asked for.
+    /// Tells of a failure in JSON, where that was asked for; without a reference it is one of the
+    /// whole command.
     pub(super) fn report_json(
         &self,
-        reference: &ImageRef,
+        reference: Option<&ImageRef>,
         failure: &Failure,
     ) -> Result<(), Failure> {
         if !self.options.json || failure.message.is_empty() {
@@ -163,7 +169,7 @@ impl Session {
         }
         output::record(&ErrorRecord {
             event: "error",
-            reference: &reference.canonical(),
+            reference: reference.map(ImageRef::canonical),
             code: signals::status().unwrap_or(failure.code.code()),
             message: &failure.message,
             hint: failure.hint.as_deref(),

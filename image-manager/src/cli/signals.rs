@@ -26,7 +26,8 @@ pub(super) fn watch(cancel: &Cancel) {
     let cancel = cancel.clone();
     let _detached = std::thread::spawn(move || {
         for signal in signals.forever() {
-            if SEEN.swap(signal, Ordering::SeqCst) != 0 {
+            // While a question waits nothing is at work.
+            if SEEN.swap(signal, Ordering::SeqCst) != 0 || terminal::is_asking() {
                 end(signal);
             }
             cancel.cancel();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
@@ -10,6 +11,9 @@ use super::output;
 
 /// Longest password and name that are read.
 const LIMIT: u64 = 64 << 10;
+
+/// Whether a question waits for its answer.
+static ASKING: AtomicBool = AtomicBool::new(false);
 
 /// The terminal as it was before its echo was turned off.
 static HIDDEN: Mutex<Option<(File, Termios)>> = Mutex::new(None);
@@ -64,6 +68,11 @@ pub(super) fn restore() {
     }
 }
 
+/// True while a question waits for its answer.
+pub(super) fn is_asking() -> bool {
+    ASKING.load(Ordering::SeqCst)
+}
+
 /// Reads a password from standard input: the first line, as `docker login` does.
 pub(super) fn password_from_stdin() -> io::Result<String> {
     let mut text = String::new();
@@ -89,7 +98,10 @@ fn open() -> io::Result<File> {
 
 fn read_line(terminal: &File) -> io::Result<String> {
     let mut line = String::new();
-    BufReader::new(terminal.take(LIMIT)).read_line(&mut line)?;
+    ASKING.store(true, Ordering::SeqCst);
+    let read = BufReader::new(terminal.take(LIMIT)).read_line(&mut line);
+    ASKING.store(false, Ordering::SeqCst);
+    read?;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

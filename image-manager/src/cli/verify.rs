@@ -87,12 +87,12 @@ impl Session {
                 .iter()
                 .filter(|f| f.fault.as_ref().is_some_and(|f| f.is_serious()));
             let mut text = format!(
-                "{kind} store: {count} files compared ({}), {} faults",
+                "{kind} store: files compared: {count} ({}), faults: {}",
                 megabytes(bytes.get()),
                 bad.count()
             );
             if unrecorded > 0 {
-                text.push_str(&format!(", {unrecorded} without a recorded digest"));
+                text.push_str(&format!(", without a recorded digest: {unrecorded}"));
             }
             output::result(&text);
         }

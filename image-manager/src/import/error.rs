@@ -81,6 +81,9 @@ pub enum ImportError {
         /// What they are called.
         names: Vec<String>,
     },
+    /// A name was selected in what has none.
+    #[error("it has no names to select by")]
+    Nameless,
     /// The image has no name, neither its own nor one of the user's.
     #[error("the image in it has no name")]
     NoName,

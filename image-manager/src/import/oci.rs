@@ -13,7 +13,9 @@ use super::section::Section;
 use super::{Blob, CONFIG_LIMIT, Found, IMAGE_LIMIT, MANIFEST_LIMIT};
 use crate::files;
 use crate::hash;
-use crate::registry::{Descriptor, Document, Wanted, choose, parse_document};
+use crate::registry::{
+    Descriptor, Document, ManifestError, Wanted, choose, no_platform, parse_document,
+};
 
 /// The list of images.
 pub(super) const LIST: &str = "index.json";
@@ -96,7 +98,7 @@ impl Layout<'_> {
         };
         let one = match &image.0[..] {
             [one] => one,
-            several => first(choose(several, wanted).map_err(|e| unusable(LIST, e))?)?,
+            several => best(several, wanted).map_err(|e| unusable(LIST, e))?,
         };
         let digest = one.digest.clone();
         let mut at = one.clone();
@@ -115,7 +117,9 @@ impl Layout<'_> {
                     });
                 }
             };
-            at = first(choose(&entries, wanted).map_err(|e| unusable(&name, e))?)?.clone();
+            at = best(&entries, wanted)
+                .map_err(|e| unusable(&name, e))?
+                .clone();
         }
         Err(ImportError::Member {
             name: LIST.into(),
@@ -186,9 +190,11 @@ impl Layout<'_> {
     }
 }
 
-/// The one that fits best.
-fn first(fitting: Vec<&Descriptor>) -> Result<&Descriptor, ImportError> {
-    fitting.into_iter().next().ok_or(ImportError::NoImage)
+/// The entry that fits best.
+fn best<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Result<&'a Descriptor, ManifestError> {
+    let choice = choose(entries, wanted);
+    let best = choice.fitting.into_iter().next();
+    best.ok_or_else(|| no_platform(wanted, choice.available))
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -3,10 +3,10 @@
 //! Compression is decided by the first bytes and must agree with the media type. At most a few
 //! pieces are decompressed ahead; their buffers are used again.
 
+use super::gzip::Gzip;
 use super::{LayerError, Limits};
 use crate::cancel::Cancel;
 use crate::hash::Hasher;
-use sha2::{Digest, Sha256};
 use shifter_core::sanitize;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 const PIECE: usize = 256 * 1024;
 const PIECES_AHEAD: usize = 4;
 /// Bytes of a blob read at once.
-const BLOB_BUFFER: usize = 128 * 1024;
+const BLOB_BUFFER: usize = 256 * 1024;
 /// How long a request to stop may go unnoticed.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// 128 MiB, what every zstd tool accepts without being asked; a frame may demand up to 2 TiB.
@@ -145,6 +145,15 @@ impl Packing {
     }
 }
 
+/// What is computed to find damage.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Check {
+    /// The digest of the uncompressed bytes.
+    pub(super) digest: bool,
+    /// The checksum that gzip has in its own format.
+    pub(super) crc: bool,
+}
+
 /// What is known about a blob when it has been read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
@@ -182,7 +191,7 @@ impl Stream {
     pub(super) fn open<R: Read + Send + 'static>(
         blob: R,
         media_type: &str,
-        verify: bool,
+        check: Check,
         budget: Arc<Budget>,
     ) -> Result<Self, LayerError> {
         let promised = Packing::promised(media_type)?;
@@ -201,13 +210,13 @@ impl Stream {
             Box::new(move || {
                 let mut blob = Blob::new(blob);
                 let result = detect(&mut blob, promised, media_type)
-                    .and_then(|packing| decompress(packing, blob, &buffers, &sender));
+                    .and_then(|packing| decompress(packing, check.crc, blob, &buffers, &sender));
                 if let Err(error) = result {
                     let _ = sender.send(Message::Failed(error));
                 }
             }),
         )?;
-        if verify {
+        if check.digest {
             let (sender, hashed) = sync_channel(PIECES_AHEAD);
             let raw = std::mem::replace(&mut messages, hashed);
             start("diff_id", Box::new(move || hash(&raw, &sender)))?;
@@ -344,6 +353,7 @@ fn detect<R: Read>(
 /// The first thread: sends pieces until the blob ends, something fails or nobody listens.
 fn decompress<R: Read>(
     packing: Packing,
+    check_crc: bool,
     mut blob: Blob<R>,
     buffers: &Receiver<Vec<u8>>,
     messages: &SyncSender<Message>,
@@ -351,7 +361,7 @@ fn decompress<R: Read>(
     match packing {
         Packing::Plain => pump(&mut blob, |blob| blob.count, buffers, messages),
         Packing::Gzip => {
-            let mut decoder = flate2::bufread::MultiGzDecoder::new(blob);
+            let mut decoder = Gzip::new(blob, check_crc);
             pump(&mut decoder, |it| it.get_ref().count, buffers, messages)
         }
         Packing::Zstd => {
@@ -370,11 +380,11 @@ fn pump<S: Read>(
 ) -> Result<(), LayerError> {
     loop {
         let mut bytes = buffers.try_recv().unwrap_or_default();
-        bytes.clear();
-        bytes.reserve_exact(PIECE);
-        let piece = source.by_ref().take(PIECE as u64);
+        bytes.resize(PIECE, 0);
         // What was readable before an error is of no use: the layer is refused as a whole.
-        let is_last = { piece }.read_to_end(&mut bytes).map_err(classify)? == 0;
+        let count = fill(source, &mut bytes).map_err(classify)?;
+        bytes.truncate(count);
+        let is_last = count == 0;
         let blob_bytes = blob_bytes(source);
         let message = match is_last {
             true => Message::End(End {
@@ -389,9 +399,23 @@ fn pump<S: Read>(
     }
 }
 
+/// Reads until `out` is full or there is no more.
+fn fill(source: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < out.len() {
+        match source.read(&mut out[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
 /// The second thread: hashes what passes through.
 fn hash(raw: &Receiver<Message>, hashed: &SyncSender<Message>) {
-    let mut hasher = Hasher::Sha256(Sha256::new());
+    let mut hasher = Hasher::sha256();
     while let Ok(message) = raw.recv() {
         let message = match message {
             Message::Piece { bytes, blob_bytes } => {
@@ -433,7 +457,7 @@ impl<R: Read> Blob<R> {
     fn new(blob: R) -> Self {
         Self {
             blob,
-            buffer: Vec::with_capacity(BLOB_BUFFER),
+            buffer: Vec::new(),
             used: 0,
             count: 0,
             ended: false,
@@ -444,12 +468,11 @@ impl<R: Read> Blob<R> {
 impl<R: Read> BufRead for Blob<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.used == self.buffer.len() && !self.ended {
-            self.buffer.clear();
+            self.buffer.resize(BLOB_BUFFER, 0);
+            let count = fill(&mut self.blob, &mut self.buffer);
+            let count = count.map_err(|e| io::Error::other(BlobError(e)))?;
+            self.buffer.truncate(count);
             self.used = 0;
-            let mut part = self.blob.by_ref().take(BLOB_BUFFER as u64);
-            let count = part
-                .read_to_end(&mut self.buffer)
-                .map_err(|e| io::Error::other(BlobError(e)))?;
             self.count += count as u64;
             self.ended = count < BLOB_BUFFER;
         }

@@ -235,11 +235,11 @@ impl RegistryError {
                 registry,
                 ..
             } => Some(format!(
-                "the image may not exist or be private; log in with 'docker login {registry}' or 'podman login --authfile ~/.docker/config.json {registry}'"
+                "the image may not exist or be private; log in with 'shifter login {registry}'"
             )),
             Self::Denied {
                 with_login: true, ..
-            } => Some("the login in ~/.docker/config.json does not give access".into()),
+            } => Some("your login for this registry does not give access".into()),
             Self::TokenServer { registry, server } => Some(format!(
                 "if that is meant, write token_server = \"{server}\" in [registry.\"{registry}\"] of registries.toml"
             )),
@@ -255,7 +255,7 @@ impl RegistryError {
                 ..
             } => Some("choose one of them with '--platform'".into()),
             Self::Refused { status: 429, .. } => Some(
-                "the registry limits anonymous pulls; wait, or log in with 'docker login'".into(),
+                "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),
             Self::Unreachable { source, .. } => tls_hint(&source.to_string()),
             _ => None,

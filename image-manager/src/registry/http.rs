@@ -182,13 +182,14 @@ impl Http {
 
     /// Judges where a redirect leads.
     fn target(&self, from: &Address, location: Option<&str>) -> Result<Address, RegistryError> {
-        let target =
-            from.join(location.unwrap_or_default())
-                .ok_or_else(|| RegistryError::Redirect {
-                    address: from.to_string(),
-                    target: sanitize::text(location.unwrap_or("nowhere")),
-                    rule: "that is not an http or https address",
-                })?;
+        let target = location
+            .filter(|location| !location.is_empty())
+            .and_then(|location| from.join(location))
+            .ok_or_else(|| RegistryError::Redirect {
+                address: from.to_string(),
+                target: shown(location.unwrap_or("nowhere")),
+                rule: "that is not an http or https address",
+            })?;
         if from.tls && !target.tls {
             return Err(redirect(from, &target, "https never leads to plain http"));
         }
@@ -368,6 +369,12 @@ pub(super) fn broke_off(address: &Address, error: io::Error) -> RegistryError {
         address,
         source: error,
     }
+}
+
+/// Writes what is no address without what may be secret in it: a query, and what stands before an @.
+fn shown(location: &str) -> String {
+    let bare = location.split(['?', '#']).next().unwrap_or_default();
+    sanitize::text(bare.rsplit('@').next().unwrap_or_default())
 }
 
 fn redirect(from: &Address, to: &Address, rule: &'static str) -> RegistryError {

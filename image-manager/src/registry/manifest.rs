@@ -285,18 +285,26 @@ fn check(raw: RawDescriptor) -> Result<Descriptor, ManifestError> {
     })
 }
 
-/// Chooses the entries of an index that fit, the best one first. Indexes without a platform come
-/// last: what is in them may fit.
-pub(crate) fn choose<'a>(
-    entries: &'a [Descriptor],
-    wanted: &Wanted,
-) -> Result<Vec<&'a Descriptor>, ManifestError> {
+/// What an index has.
+pub(crate) struct Choice<'a> {
+    /// The entries that fit, the best one first. Indexes without a platform come last: what is in
+    /// them may fit.
+    pub fitting: Vec<&'a Descriptor>,
+    /// The platforms of all entries, for people.
+    pub available: Vec<String>,
+}
+
+/// Chooses from the entries of an index.
+pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Choice<'a> {
     let images: Vec<&Descriptor> = entries.iter().filter(|e| e.is_image()).collect();
+    let platforms = images.iter().filter_map(|entry| entry.platform.as_ref());
+    let available = platforms.map(Platform::to_string).collect();
     // An index of one image often leaves the platform out: the image's configuration has it.
     if let [only] = images[..]
         && only.platform.is_none()
     {
-        return Ok(vec![only]);
+        let fitting = vec![only];
+        return Choice { fitting, available };
     }
     let is_index = |entry: &Descriptor| matches!(&*entry.media_type, OCI_INDEX | DOCKER_INDEX);
     let rank = |entry: &&Descriptor| match &entry.platform {
@@ -308,13 +316,12 @@ pub(crate) fn choose<'a>(
         .filter_map(|entry| Some((rank(entry)?, *entry)))
         .collect();
     fitting.sort_by_key(|(rank, _)| *rank);
-    if !fitting.is_empty() {
-        return Ok(fitting.into_iter().map(|(_, entry)| entry).collect());
-    }
-    let mut available: Vec<String> = images
-        .iter()
-        .filter_map(|entry| entry.platform.as_ref().map(Platform::to_string))
-        .collect();
+    let fitting = fitting.into_iter().map(|(_, entry)| entry).collect();
+    Choice { fitting, available }
+}
+
+/// Says that nothing fits, and what there is.
+pub(crate) fn no_platform(wanted: &Wanted, mut available: Vec<String>) -> ManifestError {
     available.sort();
     available.dedup();
     let more = available.len().saturating_sub(LISTED);
@@ -326,10 +333,10 @@ pub(crate) fn choose<'a>(
     if more > 0 {
         list.push_str(&format!(" and {more} more"));
     }
-    Err(ManifestError::NoPlatform {
+    ManifestError::NoPlatform {
         wanted: wanted.to_string(),
         available: list,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -451,7 +458,10 @@ mod tests {
         ];
         for (platforms, expect) in table {
             let entries = entries(platforms);
-            let found = choose(&entries, &wanted).ok().map(|found| found[0].size);
+            let found = choose(&entries, &wanted)
+                .fitting
+                .first()
+                .map(|found| found.size);
             assert_eq!(found, expect, "{platforms:?}");
         }
         let listed = entries(&[
@@ -461,7 +471,7 @@ mod tests {
             "linux/s390x",
         ]);
         assert_eq!(
-            choose(&listed, &wanted).unwrap_err().to_string(),
+            no_platform(&wanted, choose(&listed, &wanted).available).to_string(),
             "the image does not exist for linux/amd64/v3, only for linux/arm64/v8, linux/s390x"
         );
     }
@@ -485,7 +495,7 @@ mod tests {
                 panic!("{text}");
             };
             let sizes: Vec<u64> = choose(&entries, &wanted)
-                .unwrap()
+                .fitting
                 .iter()
                 .map(|e| e.size)
                 .collect();

@@ -42,7 +42,7 @@ pub use credentials::{Kept, Login, LoginFile, Logins, User};
 pub use error::RegistryError;
 pub use login::{Checked, registry_name};
 pub use manifest::{Descriptor, Manifest, ManifestError};
-pub(crate) use manifest::{Document, choose, parse as parse_document};
+pub(crate) use manifest::{Document, choose, no_platform, parse as parse_document};
 pub use platform::{Platform, Wanted, host_architecture};
 pub use proxy::Proxies;
 pub use repository::Repository;
@@ -143,8 +143,8 @@ pub mod untrusted {
     pub fn manifest(bytes: &[u8], content_type: &str) -> Result<bool, super::ManifestError> {
         match super::manifest::parse(bytes, content_type)? {
             super::manifest::Document::Index(entries) => {
-                let found = super::manifest::choose(&entries, &super::Wanted::default())?;
-                Ok(!found.is_empty())
+                let choice = super::manifest::choose(&entries, &super::Wanted::default());
+                Ok(!choice.fitting.is_empty())
             }
             super::manifest::Document::Manifest(manifest) => Ok(!manifest.layers.is_empty()),
         }

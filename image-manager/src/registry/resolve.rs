@@ -83,7 +83,7 @@ impl Repository<'_> {
         access: &mut Access,
     ) -> Result<Manifest, RegistryError> {
         let outermost = digest.to_string();
-        let mut failed = None;
+        let mut available = Vec::new();
         let mut opened = 0;
         let mut current = (document, 0);
         // The last one is looked at next.
@@ -97,18 +97,12 @@ impl Repository<'_> {
             if current.1 >= DEPTH_LIMIT || opened > INDEX_LIMIT {
                 return Err(self.unusable(&outermost, ManifestError::TooDeep));
             }
-            match manifest::choose(&entries, wanted) {
-                Ok(fitting) => {
-                    let next = fitting.into_iter().rev();
-                    pending.extend(next.map(|entry| (entry.clone(), current.1 + 1)));
-                }
-                // What the outermost index has is what the user wants to know.
-                Err(source) => {
-                    failed.get_or_insert(source);
-                }
-            }
+            let choice = manifest::choose(&entries, wanted);
+            available.extend(choice.available);
+            let next = choice.fitting.into_iter().rev();
+            pending.extend(next.map(|entry| (entry.clone(), current.1 + 1)));
             let Some((entry, depth)) = pending.pop() else {
-                let source = failed.unwrap_or(ManifestError::TooDeep);
+                let source = manifest::no_platform(wanted, available);
                 return Err(self.unusable(&outermost, source));
             };
             let name = entry.digest.to_string();

@@ -43,6 +43,8 @@ struct Grant {
     header: String,
     /// What to ask for again, and when; none for a login that is sent as it is.
     renewal: Option<(Challenge, Instant)>,
+    /// True for a token that an earlier repository of the client got.
+    is_old: bool,
 }
 
 impl<'a> Source<'a> {
@@ -118,7 +120,8 @@ impl<'a> Source<'a> {
                     && answer.address.same_origin(&url)
                     && self.authorize(&answer, header.as_deref())? =>
                 {
-                    is_fresh = true;
+                    // A token from an earlier request may have been taken back since: one more try.
+                    is_fresh = !self.is_old();
                 }
                 // Some registries hide what is private behind 404; anonymous pulls have limits.
                 status @ (401 | 403 | 404 | 429) => match self.bring_login(was_login) {
@@ -179,7 +182,7 @@ impl<'a> Source<'a> {
         if let Some(challenge) = of("bearer") {
             if let Some(login) = login.filter(|login| login.kind() == Kind::Bearer) {
                 let header = format!("Bearer {}", login.secret());
-                return Ok(self.grant(header, None, used));
+                return Ok(self.grant(header, used));
             }
             // nvcr.io's challenge to an ended token names another server, which knows nobody: what
             // worked before is asked first, unless the token was good for too little.
@@ -199,7 +202,7 @@ impl<'a> Source<'a> {
         }
         match login {
             Some(login) if of("basic").is_some() && login.kind() == Kind::Password => {
-                Ok(self.grant(login.basic(), None, used))
+                Ok(self.grant(login.basic(), used))
             }
             _ => Ok(false),
         }
@@ -208,10 +211,12 @@ impl<'a> Source<'a> {
     /// Gets a token for what a challenge asks; false if there is none for this identity.
     fn renew(&self, challenge: &Challenge) -> Result<bool, RegistryError> {
         let request = self.request(challenge, self.current_login());
+        let is_old = self.parts.tokens.get(&request.key()).is_some();
         let token = request.token(&self.parts.http, &self.parts.tokens)?;
         let renewed = token.map(|token| Grant {
             header: format!("Bearer {}", token.value),
             renewal: Some((challenge.clone(), token.until)),
+            is_old,
         });
         let is_granted = renewed.is_some();
         self.auth().grant = renewed;
@@ -233,15 +238,18 @@ impl<'a> Source<'a> {
     }
 
     /// Takes a header; false if it is the one that was refused.
-    fn grant(
-        &self,
-        header: String,
-        renewal: Option<(Challenge, Instant)>,
-        used: Option<&str>,
-    ) -> bool {
+    fn grant(&self, header: String, used: Option<&str>) -> bool {
         let is_new = used != Some(header.as_str());
-        self.auth().grant = Some(Grant { header, renewal });
+        self.auth().grant = Some(Grant {
+            header,
+            renewal: None,
+            is_old: false,
+        });
         is_new
+    }
+
+    fn is_old(&self) -> bool {
+        self.auth().grant.as_ref().is_some_and(|grant| grant.is_old)
     }
 
     /// Returns the login if it is in use.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::{Reply, Request, Server};
+use crate::dialect::{Reply, Request, Server};
 use crate::site::image::{Image, small};
 
 /// One request and its answer.

@@ -62,6 +62,10 @@ pub struct Store {
     pub user_cache_size_limit: String,
     /// Whether and how images that users own are run.
     pub user_images: UserImages,
+    /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
+    pub compression: String,
+    /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
+    pub block_size: String,
     /// Directories of the host below which users may run a directory tree as an image
     /// (`local:/path`).
     pub local_dirs: Vec<PathBuf>,
@@ -232,6 +236,8 @@ impl Default for Store {
             cache_size_limit: "32g".into(),
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
+            compression: "zstd:1".into(),
+            block_size: "128k".into(),
             local_dirs: Vec::new(),
             trees: BTreeMap::new(),
         }

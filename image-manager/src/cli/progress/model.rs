@@ -118,7 +118,7 @@ impl Model {
             return false;
         };
         layer.done = layer.done.saturating_add(bytes).min(layer.size);
-        layer.was_here |= was_here;
+        layer.was_here |= was_here && bytes > 0;
         layer.is_done()
     }
 
