@@ -21,7 +21,7 @@ use shifter_core::reference::{Digest, ImageRef, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
+use crate::build::{BuildError, LayerSource, Open, build_image};
 use crate::cache::{BlobCache, CacheError};
 use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{
@@ -224,7 +224,7 @@ fn make(
         })
         .collect();
     let mut out = lock.begin()?;
-    build_image(&sources, &mut out, &BuildOptions::default()).map_err(|error| {
+    build_image(&sources, &mut out, lock.build_options()).map_err(|error| {
         if is_full(&error) {
             PullError::Store(lock.full(layers.iter().map(|layer| layer.size).sum()))
         } else {

@@ -11,6 +11,7 @@ use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
 use super::{Failure, Session, output, print};
+use crate::image_options;
 use crate::pull::{Pulled, pull};
 use crate::registry::{Client, Logins, Proxies};
 use crate::store::{Store, StoreError, StoreKind, megabytes};
@@ -66,6 +67,13 @@ impl Session {
             (StoreKind::User, None) => Err(StoreError::NoHome),
         };
         let store = store.map_err(|error| Failure::of_store(context, &error))?;
+        let store =
+            store.with_build(image_options::of_site(&self.config.store).map_err(|error| {
+                Failure::new(
+                    ExitCode::Usage,
+                    format!("{context}: {}", output::chain(&error)),
+                )
+            })?);
         let logins = home.map_or_else(
             || Ok(Logins::default()),
             |home| Logins::of_home(home, self.caller.uid),

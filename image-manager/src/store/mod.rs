@@ -26,6 +26,7 @@ use shifter_core::meta::{self, ImageMeta};
 use shifter_core::reference::{ImageRef, TypeRules};
 use shifter_core::store::{self as layout, IndexEntry};
 
+use crate::build::BuildOptions;
 use crate::files;
 
 pub(crate) use error::is_full;
@@ -103,6 +104,7 @@ pub struct Store {
     path: PathBuf,
     dir: OwnedFd,
     owner: u32,
+    build: BuildOptions,
 }
 
 impl Store {
@@ -151,7 +153,18 @@ impl Store {
             path: path.to_owned(),
             dir,
             owner,
+            build: BuildOptions::default(),
         }))
+    }
+
+    /// Says which form new images have.
+    pub fn with_build(self, build: BuildOptions) -> Self {
+        Self { build, ..self }
+    }
+
+    /// The form of new images.
+    pub fn build_options(&self) -> &BuildOptions {
+        &self.build
     }
 
     fn create(kind: StoreKind, path: &Path, mode: u32) -> Result<Self, StoreError> {

@@ -15,6 +15,7 @@ use shifter_core::reference::ImageRef;
 use shifter_core::store::{self as layout, IndexEntry};
 
 use super::{Store, StoreError, StoreKind};
+use crate::build::BuildOptions;
 use crate::files;
 
 const LOCK_PREFIX: &str = ".lock-";
@@ -265,6 +266,11 @@ impl ImageLock<'_> {
             return Ok(None);
         }
         self.store.meta(&self.id)
+    }
+
+    /// The form that the image is to have.
+    pub fn build_options(&self) -> &BuildOptions {
+        &self.store.build
     }
 
     /// Opens the file that the image is built into.
