@@ -14,6 +14,7 @@ mod files;
 pub mod hash;
 pub mod image_config;
 pub mod image_options;
+pub mod import;
 pub mod layer;
 pub mod merge;
 pub mod pull;

@@ -10,8 +10,8 @@ use ureq::Proxy;
 use super::address::Address;
 use super::error::RegistryError;
 
-/// The proxies to use.
-#[derive(Clone, Debug, Default)]
+/// The proxies to use; without `Debug`, because they may have passwords.
+#[derive(Clone, Default)]
 pub struct Proxies {
     https: Option<String>,
     http: Option<String>,

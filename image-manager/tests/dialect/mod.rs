@@ -3,6 +3,7 @@
 //! A server of our own rather than a real one: what is tested is what real ones do on bad days.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod certificates;
 pub mod reply;
 pub mod server;
 

@@ -134,6 +134,8 @@ fn registries(config: &Config, findings: &mut Vec<Finding>) {
         let shown = file.display();
         findings.push(match look::trust(file, &[]) {
             Err((message, hint)) => unless_denied(&check, file, message, hint),
+            // A directory is read when it is used, each file of it.
+            Ok(_) if file.is_dir() => Finding::ok(check, format!("'{shown}' is there and trusted")),
             Ok(_) => match look::read(file, CA_LIMIT) {
                 Err(error) => Finding::error(
                     check,
