@@ -118,7 +118,7 @@ fn s72_mirrors_in_their_order() {
     let empty = Server::start(|_| Reply::status(404));
     let (result, events) = pull(mirrored(&[&empty.address, &second.address], ""), &origin);
     result.unwrap();
-    assert_eq!(events, [second.address.clone()]);
+    assert_eq!(events, std::slice::from_ref(&second.address));
     assert_eq!((empty.requests().len(), second.requests().len()), (1, 3));
     assert!(origin.requests().is_empty());
 }
