@@ -23,18 +23,14 @@ PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all benches install sample-image test-kernel testbed demo cluster cluster-stop test \
+.PHONY: all benches bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
-
-# A start takes as long as it takes to load the program: the smaller, the sooner. Not for PROFILE=dev.
-SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
-	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s)
 
 # Each with its own features: what runs with privilege is never built together with what speaks
 # TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
 all:
-	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
+	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -49,6 +45,7 @@ SUBSTITUTE = sed -E \
 	-e 's,^\# prefix = "/usr",prefix = "$(PREFIX)",'
 SHARE = $(DESTDIR)$(PREFIX)/share/shifter
 MAN = $(DESTDIR)$(PREFIX)/share/man
+COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
@@ -66,6 +63,9 @@ install:
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \
 		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
+	install -d $(COMPLETIONS)
+	install -m 0644 conf/shifterimg.bash $(COMPLETIONS)/shifterimg
+	ln -sf shifterimg $(COMPLETIONS)/shifter
 	docs/man/build.sh $(MAN)
 
 bootstrap-%:
@@ -73,6 +73,10 @@ bootstrap-%:
 
 sample-image:
 	tests/sample-image.sh
+
+# For the tests alone: what umoci makes of them is what is expected of a pull.
+real-images:
+	tests/real-images.sh
 
 # For the tests alone, and never installed.
 test-kernel:
@@ -94,11 +98,11 @@ cluster: bootstrap-demo all testbed sample-image
 cluster-stop:
 	@tests/cluster.sh stop
 
-test: bootstrap-test all benches sample-image test-kernel
+test: bootstrap-test all benches sample-image real-images test-kernel
 	tests/fuzz.sh 20
 	tests/run.sh
 
-test-long: bootstrap-test all benches sample-image test-kernel
+test-long: bootstrap-test all benches sample-image real-images test-kernel
 	tests/long.sh $(SLICE)
 
 check: bootstrap-check
@@ -107,10 +111,14 @@ check: bootstrap-check
 rpm-check: bootstrap-test
 	tests/rpm.sh
 
+# Those that are pulled; made once.
+bench-images: bootstrap-bench
+	/usr/bin/python3 benches/images.py $(TARGET)
+
 # Figures, beside the floor and peers; quiet machines only. Not a test. BENCH='starts 50' measures
 # one thing alone, BENCH='--noisy all 25' does not wait for a quiet machine.
 BENCH ?= all 25
-bench: bootstrap-bench all benches sample-image
+bench: bootstrap-bench all benches sample-image $(if $(findstring pull,$(BENCH)),bench-images)
 	tests/world.sh $(MAKE) --no-print-directory figures
 
 # The same where everything is built and this is a world already.

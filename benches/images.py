@@ -271,6 +271,8 @@ def make_layout(root, facts):
                                 "digest": f"sha256:{layer['digest']}", "size": layer["size"]})
         config = blob({"architecture": "amd64", "os": "linux", "created": "2026-01-01T00:00:00Z",
                        "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"]},
+                       # Charliecloud insists on it.
+                       "history": [{"created_by": name} for name in layers],
                        "rootfs": {"type": "layers", "diff_ids":
                                   [f"sha256:{facts[name]['diff_id']}" for name in layers]}},
                       "config")

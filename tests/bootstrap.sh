@@ -13,7 +13,8 @@ case ${1:-test} in
 demo) ;;
 test | bench | check)
     packages+=(
-        autofs bindfs busybox-static e2fsprogs file gdb groff-base libmpich12 procps python3
+        autofs bindfs btrfs-progs busybox-static e2fsprogs file gdb groff-base libcap2-bin libmpich12
+        procps python3
         python3-llfuse rpm squashfs-tools-ng squashfuse strace umoci xfsprogs
     )
     # Another kernel than this machine's, in a virtual machine.

@@ -33,17 +33,18 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
   page-cache  what several containers of one image keep in memory
   caches      starts with a per-node cache, and small writes in one
   slurm       steps in an allocation, without and with a container
-  pull        images from a registry on loopback to squashfs files, beside peers
-  pull-large  the same with an image of 32 layers
+  pull        an image of 6 layers from a registry on loopback to a squashfs file, beside peers
+  pull-small, pull-large  the same with 1 and with 32 layers
+  pull-second the same with 6 layers of which 5 are there
   all         every one of them but pulls, and at the end each goal with its verdict
 --noisy measures also while the machine is busy: believe only ratios, if anything.
---tiny is for trying the bench itself: a small image, small crowds.";
+--tiny is for trying the bench itself: a small image, small crowds, of peers that pull the best.";
 
 /// A bench: measures and returns what is compared with goals.
 type Bench = fn(&Site, usize) -> Result<Vec<Row>>;
 
 /// In the order of `all`.
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 12] = [
     ("starts", starts::measure),
     ("many", crowd::measure),
     ("etc-growth", growth::measure),
@@ -52,7 +53,9 @@ const BENCHES: [(&str, Bench); 10] = [
     ("page-cache", page_cache::measure),
     ("caches", caches::measure),
     ("slurm", slurm::measure),
+    ("pull-small", pull::measure_small),
     ("pull", pull::measure),
+    ("pull-second", pull::measure_second),
     ("pull-large", pull::measure_large),
 ];
 

@@ -42,6 +42,8 @@ pub struct Scale {
     pub cache: &'static str,
     /// Small writes to a file.
     pub writes: usize,
+    /// Programs that pull.
+    pub pullers: usize,
     /// The image is a small Debian, not just busybox.
     pub is_debian: bool,
 }
@@ -55,6 +57,7 @@ impl Scale {
         sharers: 16,
         cache: "100g",
         writes: 100_000,
+        pullers: usize::MAX,
         is_debian: true,
     };
 
@@ -66,6 +69,7 @@ impl Scale {
         sharers: 3,
         cache: "320m",
         writes: 1000,
+        pullers: 2,
         is_debian: false,
     };
 }

@@ -9,7 +9,8 @@ use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 6] = [
+    "store.cache_dir",
     "registry.ca_file",
     "registry.credentials_file",
     "registry.token_server",

@@ -65,7 +65,7 @@ mod tests;
 
 pub use compress::Compression;
 pub use data::{DataId, FileWriter};
-pub use tree::{Attributes, InodeId, Kind, Tree, Xattr};
+pub use tree::{Attributes, InodeId, Kind, Tree, Xattr, clamp_time};
 pub use writer::{Summary, Writer};
 
 use std::io;

@@ -13,4 +13,5 @@ pub mod registry;
 pub mod report;
 pub mod skip;
 pub mod snapshot;
+pub mod tree;
 pub mod world;

@@ -11,6 +11,7 @@ mod failures;
 mod faults;
 mod figures;
 mod images;
+mod images_equal;
 mod install;
 mod jobs;
 mod kernel;

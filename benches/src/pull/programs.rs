@@ -9,8 +9,11 @@ pub const OURS: &str = "shifterimg pull";
 /// Ours with nothing in the store before.
 pub const ALONE: &str = "shifterimg pull, first";
 
-/// The best peer that ends with a squashfs file.
+/// One of the two best peers that end with a squashfs file.
 pub const CHAIN: &str = "skopeo, umoci, mksquashfs zstd-1";
+
+/// The other one.
+pub const PODMAN: &str = "podman pull, mksquashfs zstd-1";
 
 /// What all of them leave.
 pub const TIDY: &str = "cd /tmp/bench/disk
@@ -97,9 +100,9 @@ const NEWEST: &str = "ls -t /tmp/bench/disk/store/*.squashfs | head -1";
 pub fn all(image: &str) -> Vec<Program> {
     let charliecloud = format!(
         "setpriv --reuid shifter --regid shifter --clear-groups env HOME={AT}/home USER=shifter \
-         TMPDIR={AT}/ch bash -ec 'ch-image -q -s {AT}/ch/storage --no-cache --tls-no-verify \
+         TMPDIR={AT}/ch CH_IMAGE_STORAGE={AT}/ch/storage bash -ec 'ch-image --no-cache --tls-no-verify \
          pull localhost:{TLS_PORT}/{image} image
-         ch-convert -q -s {AT}/ch/storage -i ch-image -o squash image {AT}/ch/out.squashfs'"
+         ch-convert -i ch-image -o squash image {AT}/ch/out.squashfs'"
     );
     let mut charliecloud = Program::new(
         "ch-image, ch-convert",
@@ -113,7 +116,7 @@ pub fn all(image: &str) -> Vec<Program> {
         Program::new(CHAIN, &chain(image), &out()),
         Program::new("podman pull, no squashfs", &podman, ""),
         Program::new(
-            "podman pull, mksquashfs zstd-1",
+            PODMAN,
             &format!("{podman}\n{}", podman_image(image)),
             &out(),
         ),

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use shifter_core::config::{ConfigError, REGISTRIES_PATH, Registries, USER_REGISTRIES};
 use shifter_core::exit::ExitCode;
 
-use super::{Failure, Session, output, read_text};
+use super::config::read_text;
+use super::failure::Failure;
+use super::{Session, output};
 use crate::registry::{Client, Logins, Proxies, RegistryError, Rules, User};
 
 /// The name of the site's file beside a configuration that the user named.
@@ -18,11 +20,23 @@ const FILE_NAME: &str = "registries.toml";
 impl Session {
     /// Makes the client; `context` begins its errors.
     pub(super) fn client(&self, context: &str) -> Result<Client, Failure> {
+        self.client_with(context, self.logins())
+    }
+
+    /// Returns the logins that the user has.
+    pub(super) fn logins(&self) -> Logins {
+        Logins::of_user(&self.user(&|name| self.variable(name)))
+    }
+
+    /// Makes a client with these logins.
+    pub(super) fn client_with(&self, context: &str, logins: Logins) -> Result<Client, Failure> {
         let rules = self.rules(context)?;
-        let logins = Logins::of_user(&self.user(&|name| self.variable(name)));
+        let (stop, current) = (self.cancel.clone(), self.current.clone());
         // These name no file and no program, and a proxy that the site's owner has is meant.
         let proxies = Proxies::from_env(|name| std::env::var(name).ok());
-        Ok(Client::new(rules, logins, proxies))
+        let client = Client::new(rules, logins, proxies);
+        let client = client.with_stop(move || stop.is_cancelled());
+        Ok(client.with_watch(move |event| current.show(event)))
     }
 
     /// Returns the user whose logins count.
@@ -89,9 +103,5 @@ impl Session {
 }
 
 fn of_config(error: &ConfigError, code: ExitCode) -> Failure {
-    Failure {
-        code,
-        message: output::chain(error),
-        hint: error.hint(),
-    }
+    Failure::new(code, output::chain(error)).with_hint(error.hint())
 }

@@ -143,7 +143,7 @@ pub struct Manifest {
 
 /// What a registry keeps under a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     Manifest(Manifest),
     Index(Vec<Descriptor>),
 }
@@ -175,7 +175,7 @@ struct RawDescriptor {
 }
 
 /// Parses a document that arrived with the given `Content-Type`.
-pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
+pub(crate) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
     let header = content_type.split(';').next().unwrap_or_default().trim();
     if SCHEMA_1.contains(&header) {
         return Err(ManifestError::SchemaOne);
@@ -286,7 +286,7 @@ fn check(raw: RawDescriptor) -> Result<Descriptor, ManifestError> {
 }
 
 /// What an index has.
-pub(super) struct Choice<'a> {
+pub(crate) struct Choice<'a> {
     /// The entries that fit, the best one first. Indexes without a platform come last: what is in
     /// them may fit.
     pub fitting: Vec<&'a Descriptor>,
@@ -295,7 +295,7 @@ pub(super) struct Choice<'a> {
 }
 
 /// Chooses from the entries of an index.
-pub(super) fn choose<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Choice<'a> {
+pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Choice<'a> {
     let images: Vec<&Descriptor> = entries.iter().filter(|e| e.is_image()).collect();
     let platforms = images.iter().filter_map(|entry| entry.platform.as_ref());
     let available = platforms.map(Platform::to_string).collect();
@@ -321,7 +321,7 @@ pub(super) fn choose<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Choice<'
 }
 
 /// Says that nothing fits, and what there is.
-pub(super) fn no_platform(wanted: &Wanted, mut available: Vec<String>) -> ManifestError {
+pub(crate) fn no_platform(wanted: &Wanted, mut available: Vec<String>) -> ManifestError {
     available.sort();
     available.dedup();
     let more = available.len().saturating_sub(LISTED);

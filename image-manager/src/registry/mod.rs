@@ -42,6 +42,7 @@ pub use credentials::{Kept, Login, LoginFile, Logins, User};
 pub use error::RegistryError;
 pub use login::{Checked, registry_name};
 pub use manifest::{Descriptor, Manifest, ManifestError};
+pub(crate) use manifest::{Document, choose, no_platform, parse as parse_document};
 pub use platform::{Platform, Wanted, host_architecture};
 pub use proxy::Proxies;
 pub use repository::Repository;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::address::Address;
 use super::error::RegistryError;
+use super::resolve::Access;
 use super::retry::Tries;
 use super::source::Source;
 use super::{Event, Parts};
@@ -30,6 +31,21 @@ impl<'a> Repository<'a> {
             parts,
             sources,
             order,
+        }
+    }
+
+    /// Returns its name with that of the registry: `docker.io/library/debian`. Mirrors give what the
+    /// registry has and have no part in it.
+    pub fn source(&self) -> String {
+        let registry = self.sources.last();
+        registry.map_or_else(String::new, Source::full_name)
+    }
+
+    /// Returns whether a login has been needed so far.
+    pub fn access(&self) -> Access {
+        match self.sources.iter().any(Source::uses_login) {
+            true => Access::Private,
+            false => Access::Public,
         }
     }
 

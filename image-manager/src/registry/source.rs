@@ -78,6 +78,11 @@ impl<'a> Source<'a> {
         &self.place.registry
     }
 
+    /// Returns the names of registry and repository.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.place.registry, self.place.repository)
+    }
+
     pub fn base(&self) -> &Address {
         &self.place.base
     }

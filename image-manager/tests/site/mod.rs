@@ -4,6 +4,7 @@
 
 pub mod image;
 pub mod mock;
+pub mod proxy;
 pub mod registry;
 
 use std::fs;
@@ -200,4 +201,14 @@ pub fn walk(dir: &Path) -> Vec<PathBuf> {
         .flat_map(|p| walk(p));
     let below: Vec<PathBuf> = below.collect();
     paths.into_iter().chain(below).collect()
+}
+
+/// The last of the events that `pull --json` prints, which says what came of it.
+pub fn done(stdout: &str) -> serde_json::Value {
+    let events = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let last: serde_json::Value = events.last().unwrap();
+    assert_eq!(last["event"], "done", "{stdout}");
+    last
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::check::Fault;
+use super::check::{Fault, key};
 use super::{ConfigError, Registry, invalid, key_offset};
 use crate::reference;
 use crate::trusted;
@@ -79,7 +79,8 @@ impl Registries {
         match parsed.first_fault() {
             None => Ok(parsed),
             Some((key, fault)) => {
-                let at = key_offset(text, key);
+                let at = key_offset(text, &key);
+                let key = key.join(".");
                 Err(invalid(text, path, at, format!("{key}: {fault}")))
             }
         }
@@ -87,19 +88,19 @@ impl Registries {
 
     fn first_fault(&self) -> Fault {
         let patterns = [("allow", &self.allow), ("block", &self.block)];
-        let wrong = patterns.into_iter().find_map(|(key, list)| {
+        let wrong = patterns.into_iter().find_map(|(name, list)| {
             let pattern = list.iter().find(|text| !is_pattern(text))?;
             let rule = "must be host[:port][/path] or *.domain";
-            Some((key, format!("'{pattern}' {rule}")))
+            Some((key(&[name]), format!("'{pattern}' {rule}")))
         });
         let numbers = [
             ("retries", self.retries, 0),
             ("connect_timeout_secs", self.connect_timeout_secs, 1),
             ("idle_timeout_secs", self.idle_timeout_secs, 1),
         ];
-        let out_of_range = numbers.into_iter().find_map(|(key, number, least)| {
+        let out_of_range = numbers.into_iter().find_map(|(name, number, least)| {
             let is_wrong = number.is_some_and(|number| !(least..=LIMIT).contains(&number));
-            is_wrong.then(|| (key, format!("it must be from {least} to {LIMIT}")))
+            is_wrong.then(|| (key(&[name]), format!("it must be from {least} to {LIMIT}")))
         });
         wrong
             .or(out_of_range)
@@ -110,31 +111,35 @@ impl Registries {
 /// Finds the first registry whose entry cannot be meant.
 pub(super) fn first_fault(registries: &BTreeMap<String, Registry>) -> Fault {
     for (name, registry) in registries {
+        let of_registry = |last| key(&["registry", name, last]);
         if reference::canonical_host(name).is_err() {
             let fault = format!("'{name}' is not host or host:port");
-            return Some(("registry", fault));
+            return Some((key(&["registry", name]), fault));
         }
         let wrong = registry.mirrors.iter().find(|text| !is_place(text));
         if let Some(mirror) = wrong {
-            return Some(("mirrors", format!("'{mirror}' must be host[:port][/path]")));
+            return Some((
+                of_registry("mirrors"),
+                format!("'{mirror}' must be host[:port][/path]"),
+            ));
         }
         if registry.mirrors_only && registry.mirrors.is_empty() {
             let fault = format!("'{name}' has no mirrors");
-            return Some(("mirrors_only", fault));
+            return Some((of_registry("mirrors_only"), fault));
         }
         let server = registry.token_server.as_deref();
         if let Some(server) = server.filter(|text| reference::canonical_host(text).is_err()) {
             let fault = format!("'{server}' is not host or host:port");
-            return Some(("token_server", fault));
+            return Some((of_registry("token_server"), fault));
         }
-        let files: [(&'static str, &Option<PathBuf>); 2] = [
+        let files: [(&str, &Option<PathBuf>); 2] = [
             ("ca_file", &registry.ca_file),
             ("credentials_file", &registry.credentials_file),
         ];
-        for (key, file) in files {
+        for (last, file) in files {
             if let Some(file) = file.as_ref().filter(|file| !file.is_absolute()) {
                 let fault = format!("'{}' is not an absolute path", file.display());
-                return Some((key, fault));
+                return Some((of_registry(last), fault));
             }
         }
     }
@@ -198,12 +203,12 @@ mod tests {
             ("[registry.\"h/x\"]", "'h/x' is not host or host:port"),
             (
                 "[registry.h]\nmirrors = [\"https://h\"]",
-                "/r:2: mirrors: 'https://h' must be",
+                "/r:2: registry.h.mirrors: 'https://h' must be",
             ),
             ("[registry.h]\nmirrors = [\"h/A\"]", "'h/A' must be"),
             (
                 "[registry.h]\nmirrors_only = true",
-                "/r:2: mirrors_only: 'h' has no mirrors",
+                "/r:2: registry.h.mirrors_only: 'h' has no mirrors",
             ),
             (
                 "[registry.h]\nca_file = \"x\"",

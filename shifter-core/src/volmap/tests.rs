@@ -184,6 +184,7 @@ fn s33_s34_refused_maps() {
             "flag 'private' is reserved for the site",
         ),
         (USER, "/a:/b:ro:RO", "flag 'ro' is given twice"),
+        (SITE, "/a:/proc", "target '/proc' is reserved"),
         (SITE, "/a:/b:rec:rec", "flag 'rec' is given twice"),
         (SITE, "/a:/b:slave:private", "exclude each other"),
         (SITE, "/a:/b:private:rec:slave", "exclude each other"),

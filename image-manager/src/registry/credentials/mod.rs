@@ -91,6 +91,8 @@ impl Login {
 /// Where one user's logins are.
 #[derive(Default)]
 pub struct Logins {
+    /// The login for one registry, before all files.
+    given: Option<(String, Login)>,
     files: Vec<PathBuf>,
     owner: u32,
     /// The search path of credential helpers.
@@ -137,10 +139,18 @@ impl Logins {
             configured.map(podman),
         ];
         Self {
+            given: None,
             files: files.into_iter().flatten().collect(),
             owner: user.uid,
             search: user.search(),
         }
+    }
+
+    /// Adds a login for one registry, named as in image references, that is in no file.
+    #[must_use]
+    pub fn with_login(mut self, registry: &str, login: Login) -> Self {
+        self.given = Some((registry.to_owned(), login));
+        self
     }
 
     /// Names docker's file in `home`.
@@ -160,6 +170,9 @@ impl Logins {
         repository: &str,
         first: Option<&Path>,
     ) -> Result<Option<Login>, RegistryError> {
+        if let Some((_, login)) = self.given.as_ref().filter(|(name, _)| name == registry) {
+            return Ok(Some(login.clone()));
+        }
         let files = first
             .into_iter()
             .chain(self.files.iter().map(PathBuf::as_path));
