@@ -266,8 +266,7 @@ fn s72_every_command_resolves_alike_and_the_hub_is_not_asked() {
     };
     let pulled = command(&["pull", "--json", "ubuntu"]);
     assert_eq!(pulled.code, 0, "{pulled:?}");
-    let record = pulled.stdout.lines().next_back().unwrap();
-    let record: serde_json::Value = serde_json::from_str(record).unwrap();
+    let record = site::done(&pulled.stdout);
     assert_eq!(
         record["reference"], "docker:ubuntu:latest",
         "a mirror changes no name"
