@@ -24,7 +24,8 @@ pub fn bytes(raw: &[u8]) -> String {
     text(&String::from_utf8_lossy(raw))
 }
 
-fn is_printable(c: char) -> bool {
+/// True for what a terminal shows and does not obey.
+pub fn is_printable(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
