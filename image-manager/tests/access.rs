@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use image_manager::pull::{PullError, Pulled, pull};
-use image_manager::registry::{Client, Logins, Proxies};
+use image_manager::build::BuildOptions;
+use image_manager::cancel::Cancel;
+use image_manager::pull::{PullError, Pulled, Request, pull};
+use image_manager::registry::{Client, Logins, Proxies, Wanted};
 use image_manager::store::{Audience, Store, Viewer};
 use serde_json::json;
 use shifter_core::config::Registry;
@@ -87,7 +89,16 @@ impl Bench {
         let registries = BTreeMap::from([(mock.address.clone(), plain)]);
         let logins = Logins::of_home(&home, me).unwrap();
         let client = Client::new(registries, logins, Proxies::default());
-        pull(&client, &self.store, &reference(mock), audience, &|_| ())
+        pull(&Request {
+            client: &client,
+            store: &self.store,
+            reference: &reference(mock),
+            wanted: &Wanted::default(),
+            audience,
+            options: &BuildOptions::default(),
+            cancel: &Cancel::default(),
+            watch: &|_| (),
+        })
     }
 
     fn sees(&self, reference: &ImageRef, viewer: &Viewer) -> bool {

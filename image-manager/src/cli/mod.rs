@@ -34,7 +34,6 @@ use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
 use crate::cancel::Cancel;
-use crate::image_options;
 use crate::registry::Wanted;
 use crate::store::{Audience, Store, StoreError, StoreKind, Viewer};
 use args::Options;
@@ -170,8 +169,7 @@ impl Session {
             (StoreKind::User, Some(home)) => Store::create_user(home),
             (StoreKind::User, None) => Err(StoreError::NoHome),
         };
-        let build = image_options::of_site(config);
-        store.map(|store| self.with_cache(store).with_build(build))
+        store.map(|store| self.with_cache(store))
     }
 
     /// Tells a store where its layers are kept, and how many.

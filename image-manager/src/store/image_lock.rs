@@ -17,7 +17,6 @@ use super::acl;
 use super::lease::{self, Lease, Owner};
 use super::record::{self, ImageRecord};
 use super::{Store, StoreError};
-use crate::build::BuildOptions;
 use crate::files;
 
 const LOCK_PREFIX: &str = ".lock-";
@@ -89,11 +88,6 @@ impl<'a> ImageLock<'a> {
     /// Returns what is known of where the image came from, if anything is.
     pub fn record(&self) -> Result<Option<ImageRecord>, StoreError> {
         self.store.record(&self.id)
-    }
-
-    /// The form that the image is to have.
-    pub fn build_options(&self) -> &BuildOptions {
-        self.store.build_options()
     }
 
     /// Opens the file that the image is built into.

@@ -33,7 +33,6 @@ use shifter_core::meta::{self, ImageMeta};
 use shifter_core::reference::{ImageRef, TypeRules};
 use shifter_core::store::{self as layout, IndexEntry};
 
-use crate::build::BuildOptions;
 use crate::files;
 
 pub use acl::{AclError, Audience};
@@ -117,7 +116,6 @@ pub struct Store {
     path: PathBuf,
     dir: OwnedFd,
     owner: u32,
-    build: BuildOptions,
     cache_dir: Option<PathBuf>,
     cache_limit: u64,
 }
@@ -168,20 +166,9 @@ impl Store {
             path: path.to_owned(),
             dir,
             owner,
-            build: BuildOptions::default(),
             cache_dir: None,
             cache_limit: u64::MAX,
         }))
-    }
-
-    /// Says which form new images have.
-    pub fn with_build(self, build: BuildOptions) -> Self {
-        Self { build, ..self }
-    }
-
-    /// The form of new images.
-    pub fn build_options(&self) -> &BuildOptions {
-        &self.build
     }
 
     fn create(kind: StoreKind, path: &Path, mode: u32) -> Result<Self, StoreError> {
