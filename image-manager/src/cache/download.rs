@@ -309,8 +309,12 @@ impl Part<'_> {
             // Bytes that not everybody may have do not stay where everybody's are.
             CacheError::Private => true,
         };
-        // The error is what matters; the next sweep takes what this does not.
         let download = self.download;
+        if self.lease.check().is_err() {
+            // It is somebody else's now.
+            return;
+        }
+        // The error is what matters; the next sweep takes what this does not.
         let _ = if is_useless || self.written == 0 {
             files::remove(download.dir, &part_name(download.blob))
         } else {

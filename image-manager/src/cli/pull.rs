@@ -94,9 +94,8 @@ impl Session {
     }
 
     /// How this site wants its images.
-    pub(super) fn build_options(&self) -> Result<BuildOptions, Failure> {
+    pub(super) fn build_options(&self) -> BuildOptions {
         image_options::of_site(&self.config.store)
-            .map_err(|error| Failure::internal(output::chain(&error)))
     }
 
     fn pull_one(
@@ -117,7 +116,7 @@ impl Session {
             reference,
             wanted,
             audience,
-            options: &self.build_options()?,
+            options: &self.build_options(),
             cancel: &self.cancel,
             watch: &|event| progress.show(&event),
         });
