@@ -41,7 +41,13 @@ impl Hasher {
 
     /// Returns the digest as `<algorithm>:<hex>`.
     pub fn finish(self) -> String {
-        format!("{}:{}", self.name, hex(self.state.finish().as_ref()))
+        let name = self.name;
+        format!("{name}:{}", self.finish_hex())
+    }
+
+    /// Returns the digest's hexadecimal digits alone.
+    pub fn finish_hex(self) -> String {
+        hex(self.state.finish().as_ref())
     }
 }
 

@@ -5,18 +5,18 @@ use shifter_core::config;
 use squashfs_writer as squashfs;
 
 /// Turns the site's settings into those of a build.
-pub fn of_site(store: &config::Store) -> Result<BuildOptions, squashfs::Error> {
+pub fn of_site(store: &config::Store) -> BuildOptions {
     let defaults = squashfs::Options::default();
     let squashfs = squashfs::Options {
-        compression: store.compression.parse()?,
-        // A configuration with another size is refused when it is read.
+        // A configuration with anything else is refused when it is read.
+        compression: store.compression.parse().unwrap_or(defaults.compression),
         block_size: store.block_bytes().unwrap_or(defaults.block_size),
         ..defaults
     };
-    Ok(BuildOptions {
+    BuildOptions {
         squashfs,
         ..BuildOptions::default()
-    })
+    }
 }
 
 #[cfg(test)]
@@ -28,7 +28,7 @@ mod tests {
 
     fn site(text: &str) -> Option<squashfs::Options> {
         let config = Config::parse(&format!("[store]\n{text}"), Path::new("/x")).ok()?;
-        Some(of_site(&config.store).unwrap().squashfs)
+        Some(of_site(&config.store).squashfs)
     }
 
     #[test]

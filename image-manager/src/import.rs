@@ -134,6 +134,8 @@ pub struct Target {
     pub importer: u32,
     /// Who may have it; without it everybody may.
     pub audience: Option<Audience>,
+    /// How it is written.
+    pub options: BuildOptions,
 }
 
 /// What an import is doing, for whoever watches.
@@ -311,7 +313,11 @@ impl Archive {
             Some(found) => lock.widen(&found, &meta)?,
             None => {
                 watch(ImportStep::Building);
-                self.make(&image, &id, &meta, record, &mut lock, cancel)?;
+                let options = BuildOptions {
+                    cancel: cancel.clone(),
+                    ..target.options.clone()
+                };
+                self.make(&image, &id, &meta, record, &mut lock, &options)?;
             }
         }
         let (path, size) = lock.image()?;
@@ -391,11 +397,12 @@ impl Archive {
         meta: &ImageMeta,
         record: ImageRecord,
         lock: &mut ImageLock<'_>,
-        cancel: &Cancel,
+        options: &BuildOptions,
     ) -> Result<(), ImportError> {
+        let cancel = &options.cancel;
         let mut out = lock.begin()?;
         let made = match image {
-            Image::Layers { config, layers, .. } => build(config, layers, &mut out, cancel),
+            Image::Layers { config, layers, .. } => build(config, layers, &mut out, options),
             Image::Squashfs(file) => match squashfs::copy(file, Some(&mut out), cancel) {
                 Ok(digest) if digest == id.as_str() => Ok(()),
                 Ok(_) => Err(ImportError::Changed),
@@ -471,14 +478,14 @@ fn build(
     config: &ImageConfig,
     layers: &[Blob],
     out: &mut std::fs::File,
-    cancel: &Cancel,
+    options: &BuildOptions,
 ) -> Result<(), ImportError> {
     let opens: Vec<Box<Open<'_>>> = layers
         .iter()
         .map(|layer| -> Box<Open<'_>> {
             Box::new(move || {
                 let bytes = layer.section.reader();
-                let verified = Verified::new(bytes, layer.digest.as_ref(), cancel);
+                let verified = Verified::new(bytes, layer.digest.as_ref(), &options.cancel);
                 Ok(Box::new(verified) as Box<dyn Read + Send>)
             })
         })
@@ -491,11 +498,7 @@ fn build(
             diff_id: Some(diff_id.clone()),
         })
         .collect();
-    let options = BuildOptions {
-        cancel: cancel.clone(),
-        ..BuildOptions::default()
-    };
-    build_image(&sources, out, &options).map_err(ImportError::Build)?;
+    build_image(&sources, out, options).map_err(ImportError::Build)?;
     Ok(())
 }
 

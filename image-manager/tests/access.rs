@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use image_manager::build::BuildOptions;
 use image_manager::cancel::Cancel;
 use image_manager::pull::{PullError, Pulled, Request, pull};
 use image_manager::registry::{Client, Logins, Proxies, Wanted};
@@ -94,6 +95,7 @@ impl Bench {
             reference: &reference(mock),
             wanted: &Wanted::default(),
             audience,
+            options: &BuildOptions::default(),
             cancel: &Cancel::default(),
             watch: &|_| (),
         })

@@ -118,7 +118,7 @@ fn s72_mirrors_in_their_order() {
     let empty = Server::start(|_| Reply::status(404));
     let (result, events) = pull(mirrored(&[&empty.address, &second.address], ""), &origin);
     result.unwrap();
-    assert_eq!(events, [second.address.clone()]);
+    assert_eq!(events, std::slice::from_ref(&second.address));
     assert_eq!((empty.requests().len(), second.requests().len()), (1, 3));
     assert!(origin.requests().is_empty());
 }
@@ -266,7 +266,7 @@ fn s72_every_command_resolves_alike_and_the_hub_is_not_asked() {
     };
     let pulled = command(&["pull", "--json", "ubuntu"]);
     assert_eq!(pulled.code, 0, "{pulled:?}");
-    let record: serde_json::Value = serde_json::from_str(&pulled.stdout).unwrap();
+    let record = site::done(&pulled.stdout);
     assert_eq!(
         record["reference"], "docker:ubuntu:latest",
         "a mirror changes no name"

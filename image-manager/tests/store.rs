@@ -184,6 +184,26 @@ fn users_pull_into_a_store_of_their_own() {
 }
 
 #[test]
+fn images_have_the_form_that_the_site_chose() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("form"));
+    let section = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
+    for (lines, block_size, compressor) in [
+        ("", 131_072, 6),
+        ("compression = \"lz4\"\nblock_size = \"32k\"", 32_768, 5),
+        ("compression = \"xz:1\"", 131_072, 4),
+    ] {
+        let site = Site::with_config(lines, &section);
+        site.ok(&["pull", &reference]);
+        let image = format!("{}.squashfs", site.id(&reference));
+        let image = fs::read(site.store().join(image)).unwrap();
+        // The superblock's words: block size at 12, compressor at 20.
+        assert_eq!(image[12..16], u32::to_le_bytes(block_size), "{lines}");
+        assert_eq!(image[20..22], u16::to_le_bytes(compressor), "{lines}");
+    }
+}
+
+#[test]
 fn images_of_users_are_refused_where_the_site_says_so() {
     let registry = Registry::start();
     let reference = registry.push("x:1", &small("own"));

@@ -7,7 +7,7 @@
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use shifter_core::config::Module;
@@ -120,7 +120,10 @@ pub fn plan(
         {
             continue; // Its mount point is in what the outer mount brings.
         }
-        let stat = rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?;
+        let stat = match &mount.volume {
+            Some(volume) => examine(&mount.mount, volume)?,
+            None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
+        };
         let kind = Kind::of(&stat).unwrap_or(Kind::File);
         if let Err(refusal) = layer.mount_point(&mount.target, kind)? {
             return Err(match &mount.volume {
@@ -359,7 +362,7 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         let reason = "the source is not within a site mount".to_owned();
         return Err(refused(volume, reason, Some(site.hint())));
     };
-    let stat = rustix::fs::fstat(&source).step("examine", &*volume.from)?;
+    let stat = examine(&source, volume)?;
     if Kind::of(&stat).is_none() {
         let reason = "the source is neither a directory nor a regular file".to_owned();
         return Err(refused(volume, reason, None));
@@ -426,12 +429,17 @@ fn judge_resolved(volume: &Volume, path: &str, mounts: &[Planned]) -> Result<()>
     }
 }
 
+/// Examines a file of a volume's. A file system of the user's own making may answer anything, and
+/// takes no node out of service by it.
+fn examine(file: &OwnedFd, volume: &Volume) -> Result<Stat> {
+    rustix::fs::fstat(file).map_err(|error| {
+        let reason = std::io::Error::from(error).to_string();
+        refused(volume, reason, None)
+    })
+}
+
 fn same_kind(volume: &Volume, source: &OwnedFd, target: &OwnedFd) -> Result<()> {
-    let kind = |fd: &OwnedFd| -> Result<Option<Kind>> {
-        Ok(Kind::of(
-            &rustix::fs::fstat(fd).step("examine", &*volume.to)?,
-        ))
-    };
+    let kind = |fd: &OwnedFd| examine(fd, volume).map(|stat| Kind::of(&stat));
     if kind(source)? == kind(target)? {
         return Ok(());
     }

@@ -36,7 +36,8 @@ pub fn plain(mut text: String) -> String {
     text
 }
 
-fn is_printable(c: char) -> bool {
+/// True for what a terminal shows and does not obey.
+pub fn is_printable(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

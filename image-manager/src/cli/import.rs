@@ -57,6 +57,7 @@ impl Session {
             return Err(failed(ImportError::Several { names }));
         }
         let mut outcome = Outcome::default();
+        let options = self.build_options();
         for (number, own) in names.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 break;
@@ -70,6 +71,7 @@ impl Session {
                     names,
                     importer: audience.puller,
                     audience: is_restricted.then(|| audience.clone()),
+                    options: options.clone(),
                 };
                 self.import_one(&archive, number, &store, &target, &context)
             });

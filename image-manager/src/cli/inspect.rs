@@ -29,16 +29,16 @@ impl Session {
             found.push(describe(&image, &record, known.as_ref())?);
         }
         let text = match &self.options.format {
-            None => {
-                let text = serde_json::to_string_pretty(&found);
-                text.map_err(|error| Failure::internal(error.to_string()))? + "\n"
-            }
+            // Nothing is on stdout if nothing was found.
+            None if found.is_empty() => String::new(),
+            None => output::pretty(&found)?,
             Some(format) => {
                 let filled = found.iter().map(|value| fill(format, value));
                 let lines = filled.collect::<Result<Vec<_>, _>>().map_err(|error| {
                     Failure::new(ExitCode::Usage, format!("cannot use --format: {error}"))
                 })?;
-                lines.into_iter().map(|line| line + "\n").collect()
+                let lines = lines.into_iter().map(|line| output::harmless(&line) + "\n");
+                lines.collect()
             }
         };
         output::data(&text)?;

@@ -12,6 +12,8 @@ use shifter_core::sanitize;
 use super::failure::{Failure, Outcome, file_hint, shown};
 use super::progress::{Progress, Wishes};
 use super::{Session, output, signals};
+use crate::build::BuildOptions;
+use crate::image_options;
 use crate::pull::{Pulled, Request, pull};
 use crate::registry::{Client, Wanted};
 use crate::store::{Audience, Store, StoreKind, megabytes};
@@ -91,6 +93,11 @@ impl Session {
         Ok(outcome.code())
     }
 
+    /// How this site wants its images.
+    pub(super) fn build_options(&self) -> BuildOptions {
+        image_options::of_site(&self.config.store)
+    }
+
     fn pull_one(
         &self,
         client: &Client,
@@ -109,6 +116,7 @@ impl Session {
             reference,
             wanted,
             audience,
+            options: &self.build_options(),
             cancel: &self.cancel,
             watch: &|event| progress.show(&event),
         });

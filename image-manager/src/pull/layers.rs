@@ -72,7 +72,7 @@ impl Layers<'_> {
         let blobs = self.blobs();
         let options = BuildOptions {
             cancel: self.request.cancel.clone(),
-            ..BuildOptions::default()
+            ..self.request.options.clone()
         };
         (self.request.watch)(Event::Downloading);
         let (built, downloaded) = std::thread::scope(|scope| {

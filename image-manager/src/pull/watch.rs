@@ -2,6 +2,7 @@
 
 use shifter_core::reference::{Digest, ImageRef};
 
+use crate::build::BuildOptions;
 use crate::cache;
 use crate::cancel::Cancel;
 use crate::registry::{Client, Descriptor, Wanted};
@@ -20,6 +21,8 @@ pub struct Request<'a> {
     pub wanted: &'a Wanted,
     /// Who may see it, if not everybody may.
     pub audience: &'a Audience,
+    /// How the image is written.
+    pub options: &'a BuildOptions,
     /// Asks the pull to stop.
     pub cancel: &'a Cancel,
     /// Hears what is done; several threads tell.

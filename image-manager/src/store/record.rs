@@ -10,8 +10,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use shifter_core::ids::ImageId;
+
+use crate::hash::Hasher;
 
 /// Bytes that a record may have.
 const LIMIT: u64 = 1 << 20;
@@ -127,12 +128,11 @@ pub(super) fn file_name(id: &ImageId) -> String {
 
 /// Computes what [`ImageRecord::sha256`] says.
 pub fn hash_image(file: &File) -> io::Result<String> {
-    let (mut hasher, mut buffer, mut position) = (Sha256::new(), vec![0; 256 << 10], 0);
+    let (mut hasher, mut buffer, mut position) = (Hasher::sha256(), vec![0; 256 << 10], 0);
     loop {
         let count = file.read_at(&mut buffer, position)?;
         if count == 0 {
-            let digest = hasher.finalize();
-            return Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hasher.finish_hex());
         }
         hasher.update(&buffer[..count]);
         position += count as u64;

@@ -205,10 +205,8 @@ pub fn walk(dir: &Path) -> Vec<PathBuf> {
 
 /// The last of the events that `pull --json` prints, which says what came of it.
 pub fn done(stdout: &str) -> serde_json::Value {
-    let events = stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    let last: serde_json::Value = events.last().unwrap();
+    let last = stdout.lines().next_back().unwrap();
+    let last: serde_json::Value = serde_json::from_str(last).unwrap();
     assert_eq!(last["event"], "done", "{stdout}");
     last
 }
