@@ -27,14 +27,10 @@ BUILD = $(CARGO) build --profile $(PROFILE) --locked
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
 
-# A start takes as long as it takes to load the program: the smaller, the sooner. Not for PROFILE=dev.
-SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
-	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s)
-
 # Each with its own features: what runs with privilege is never built together with what speaks
 # TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
 all:
-	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
+	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -49,6 +45,7 @@ SUBSTITUTE = sed -E \
 	-e 's,^\# prefix = "/usr",prefix = "$(PREFIX)",'
 SHARE = $(DESTDIR)$(PREFIX)/share/shifter
 MAN = $(DESTDIR)$(PREFIX)/share/man
+COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
@@ -60,12 +57,15 @@ install:
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
 		modules/mpich.toml modules/gpu.toml; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \
 		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
+	install -d $(COMPLETIONS)
+	install -m 0644 conf/shifterimg.bash $(COMPLETIONS)/shifterimg
+	ln -sf shifterimg $(COMPLETIONS)/shifter
 	docs/man/build.sh $(MAN)
 
 bootstrap-%:

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use shifter_tests::report;
 
 use crate::job::{JOB, Manifest, OTHER_JOB, end_job, in_job};
 use crate::peers::{self, BWRAP};
@@ -68,6 +69,8 @@ fn later(site: &Site, rounds: usize) -> Result<Vec<Row>> {
     let mounted = image.mount(MOUNTED)?;
     let peers = peers::all(site)?;
     let (private, chroot) = (site.private(image), [&*site.floor, "chroot", MOUNTED]);
+    let rootless = [private[0], "--rootless", private[1]];
+    let rootless = Program::of_user(&rootless);
     let (native, chroot) = (Program::of_user(&[]), Program::of_root(&chroot));
     let (join, private) = (Program::of_user(&[SHIFTER]), Program::of_user(&private));
     in_job(|| join.prove(UID))?;
@@ -96,6 +99,12 @@ fn later(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         })
         .goal(Goal::Most(4.0)),
     ];
+    match rootless.prove(UID) {
+        Ok(()) => cases.push(Case::timed("shifter --rootless, by squashfuse", || {
+            rootless.time()
+        })),
+        Err(reason) => report::line(&format!("--rootless: does not work here: {reason:#}")),
+    }
     for peer in &peers {
         cases.push(Case::timed(peer.name, || peer.program.time()));
     }

@@ -59,6 +59,9 @@ compare "unsetupRoot: parser and help" "$(parsed node-setup/src/bin/unsetupRoot.
 compare "shifterimg: parser and help" "$(parsed image-manager/src/cli/args.rs)" \
     "$(help image-manager/src/cli/args.rs | options)" -h -q -V
 
+compare "shifterimg: parser and completion" "$(parsed image-manager/src/cli/args.rs)" \
+    "$(options <conf/shifterimg.bash | grep -- '^--')" -h -q -u -v -V --version
+
 for tool in config_cli doctor/mod ps/mod; do
     compare "site-tools/$tool: parser and help" "$(parsed "site-tools/src/$tool.rs")" \
         "$(help "site-tools/src/$tool.rs" | options)"

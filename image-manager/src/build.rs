@@ -1,24 +1,39 @@
-//! Turns the layers of one image into one squashfs file.
+//! Turns the layers of one image into one squashfs file, in one pass over their bytes.
 //!
-//! Owns the order of the work, which is two passes: every layer is listed and its diff_id
-//! verified, several at once; the lists are merged; then the layers that still have something to
-//! give are read again and the surviving bytes go to the writer. It never unpacks a tree, never
-//! needs privilege and never names, renames or synchronises the file that it writes: the caller
-//! does.
+//! Layers are read top first, as they arrive. What upper layers hide of a lower one is then mostly
+//! known ([`mask`]), so dead bytes are neither compressed nor written; all others go to the writer
+//! at once. Each layer's entries are kept ([`list`]), and when all are there, the exact merge is
+//! made of the lists alone, bottom up. Bytes that it needs and that were taken for dead are fetched
+//! by reading just their layer again; an image in which too much turned out to be dead is written
+//! once more.
+//!
+//! It never unpacks a tree, never needs privilege and never names, renames or synchronises the
+//! file that it writes: the caller does. The same layers give the same bytes, however they arrive
+//! and whatever the number of threads: all that is decided depends on entries alone.
 
-use crate::layer::{Budget, Chunk, Entry, EntryKind, LayerError, LayerReader, Limits};
-use crate::merge::{MergeError, MergeOptions, Merger, Source};
+mod error;
+mod list;
+mod mask;
+#[cfg(test)]
+mod tests;
+
+pub use error::BuildError;
+
+use crate::cancel::Cancel;
+use crate::layer::{Budget, Chunk, End, EntryKind, LayerReader, Limits};
+use crate::merge::{MergeOptions, Merged, Merger, Source};
+use list::{Entries, EntryList};
+use mask::Mask;
 use shifter_core::sanitize;
 use squashfs_writer::{self as squashfs, DataId, Writer};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-/// Gives a blob's bytes from the first one, each time it is called. They may still be arriving: a
-/// read then waits. Whoever provides them compares them with the blob's own digest and lets the
-/// last read fail if it is wrong.
+/// Gives a blob's bytes from the first one, each time it is called; returns at once. The bytes may
+/// still be arriving: a read then waits. Whoever provides them compares them with the blob's own
+/// digest and lets the last read fail if it is wrong.
 pub type Open<'a> = dyn Fn() -> io::Result<Box<dyn Read + Send>> + Sync + 'a;
 
 /// One layer blob, as the manifest and the image configuration describe it.
@@ -41,6 +56,8 @@ pub struct BuildOptions {
     pub limits: Limits,
     /// Keeps `security.capability` attributes.
     pub keep_capabilities: bool,
+    /// Ends the build when it is raised.
+    pub cancel: Cancel,
 }
 
 /// What a build did.
@@ -54,87 +71,14 @@ pub struct BuildReport {
     pub bytes_out: u64,
     /// `sha256:<hex>` of each layer's uncompressed tar, bottom first.
     pub diff_ids: Vec<String>,
+    /// Layers that had to be read twice, counted from 1, bottom first.
+    pub read_again: Vec<usize>,
+    /// Bytes of files that are in the image, but in no directory; before compression.
+    pub dead_bytes: u64,
 }
 
-/// Why an image could not be built. Layers are counted from 1, bottom first.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The image has no layers.
-    #[error("the image has no layers")]
-    NoLayers,
-    /// The image has more layers than allowed.
-    #[error("the image has more than {limit} layers")]
-    TooManyLayers {
-        /// How many are allowed.
-        limit: usize,
-    },
-    /// A blob could not be opened.
-    #[error("cannot open layer {layer}")]
-    Open {
-        /// Which layer.
-        layer: usize,
-        /// What the operating system answered.
-        source: io::Error,
-    },
-    /// A blob is damaged, hostile or too large.
-    #[error("cannot read layer {layer}")]
-    Layer {
-        /// Which layer.
-        layer: usize,
-        /// What is wrong with it.
-        source: LayerError,
-    },
-    /// A layer's content is not what the image's configuration says.
-    #[error("layer {layer} has the diff_id '{found}', but the image says '{expected}'")]
-    DiffId {
-        /// Which layer.
-        layer: usize,
-        /// From the image's configuration, made printable.
-        expected: String,
-        /// What was read.
-        found: String,
-    },
-    /// A blob was changed while it was read.
-    #[error("layer {layer} changed while it was read")]
-    Changed {
-        /// Which layer.
-        layer: usize,
-    },
-    /// Layers that cannot be put on top of each other.
-    #[error("cannot merge layer {layer}")]
-    Merge {
-        /// Which layer.
-        layer: usize,
-        /// Which entry, and why.
-        source: MergeError,
-    },
-    /// The disk or the user's share of it is full.
-    #[error("cannot write the image: no space left")]
-    DiskFull {
-        /// What the operating system answered.
-        source: io::Error,
-    },
-    /// The image could not be written for another reason.
-    #[error("cannot write the image")]
-    Write {
-        /// What the writer says.
-        source: squashfs::Error,
-    },
-}
-
-impl From<squashfs::Error> for BuildError {
-    fn from(error: squashfs::Error) -> Self {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        match error {
-            squashfs::Error::Write { source }
-                if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) =>
-            {
-                Self::DiskFull { source }
-            }
-            source => Self::Write { source },
-        }
-    }
-}
+/// An image may have this many dead bytes, and as many again as an eighth of it.
+const DEAD_BYTES: u64 = 8 << 20;
 
 /// Merges `layers` (bottom first) into one squashfs image, which replaces the contents of `out`.
 /// The data is not yet synchronised with the disk. After an error `out` is not an image.
@@ -150,183 +94,257 @@ pub fn build_image(
     if layers.len() > limit {
         return Err(BuildError::TooManyLayers { limit });
     }
-    let numbered = layers.iter().enumerate();
-    let blobs: Vec<Blob<'_>> = numbered
-        .map(|(at, layer)| Blob {
-            number: at + 1,
-            layer,
-            bytes: AtomicU64::new(0),
-        })
-        .collect();
+    let mut image = Image::start(out, options, layers.len())?;
+    let (lists, ends) = read_all(layers, options, &mut image)?;
+    let merged = merge(lists, options)?;
+    let sources = merged.sources();
+    let mut dead_bytes = image.bytes - image.count_known(&sources);
+    let live_bytes: u64 = sources.iter().map(|(_, size)| size).sum();
+    if dead_bytes > DEAD_BYTES + live_bytes / 8 {
+        drop(image);
+        image = Image::start(out, options, layers.len())?;
+        dead_bytes = 0;
+    }
+    let read_again = add_missing(layers, &ends, &sources, options, &mut image)?;
 
+    let Image {
+        mut writer, files, ..
+    } = image;
+    let empty = writer.start_file().finish()?;
+    let (tree, entries) = merged.into_tree(|source, size| match size {
+        0 => Ok(empty),
+        // `add_missing` leaves none out, or fails.
+        _ => find(&files, source).ok_or(BuildError::Changed {
+            layer: source.layer as usize + 1,
+        }),
+    })?;
+    let (_, summary) = writer.finish(&tree)?;
+    Ok(BuildReport {
+        entries,
+        bytes_in: ends.iter().map(|end| end.blob_bytes).sum(),
+        bytes_out: summary.bytes,
+        diff_ids: ends.into_iter().filter_map(|end| end.diff_id).collect(),
+        read_again,
+        dead_bytes,
+    })
+}
+
+/// The image being written, and the files whose bytes are in it.
+struct Image<'a> {
+    writer: Writer<&'a mut File>,
+    /// For each layer, in the order of entries.
+    files: Vec<Vec<(u32, DataId)>>,
+    bytes: u64,
+}
+
+impl<'a> Image<'a> {
+    fn start(out: &'a mut File, options: &BuildOptions, layers: usize) -> Result<Self, BuildError> {
+        out.set_len(0)
+            .map_err(|source| squashfs::Error::Write { source })?;
+        Ok(Self {
+            writer: Writer::new(out, &options.squashfs)?,
+            files: vec![Vec::new(); layers],
+            bytes: 0,
+        })
+    }
+
+    /// Copies the contents of the entry that `reader` is at.
+    fn copy(
+        &mut self,
+        reader: &mut LayerReader,
+        at: usize,
+        (entry, size): (u32, u64),
+    ) -> Result<(), BuildError> {
+        let mut file = self.writer.start_file();
+        while let Some(chunk) = reader.next_chunk().map_err(|e| BuildError::layer(at, e))? {
+            match chunk {
+                Chunk::Data(bytes) => file.append(bytes)?,
+                Chunk::Hole(length) => file.append_hole(length)?,
+            }
+        }
+        let data = file.finish()?;
+        self.files[at].push((entry, data));
+        self.bytes += size;
+        Ok(())
+    }
+
+    /// Bytes of those files among `sources` that are in the image.
+    fn count_known(&self, sources: &[(Source, u64)]) -> u64 {
+        let known = |(source, _): &&(Source, u64)| find(&self.files, *source).is_some();
+        sources.iter().filter(known).map(|(_, size)| size).sum()
+    }
+}
+
+fn find(files: &[Vec<(u32, DataId)>], source: Source) -> Option<DataId> {
+    let files = files.get(source.layer as usize)?;
+    let found = files.binary_search_by_key(&source.entry, |(entry, _)| *entry);
+    found.ok().map(|index| files[index].1)
+}
+
+/// Reads every layer, top first. What is not hidden goes into the image; the lists are returned
+/// bottom first.
+fn read_all(
+    layers: &[LayerSource<'_>],
+    options: &BuildOptions,
+    image: &mut Image<'_>,
+) -> Result<(VecDeque<Entries>, VecDeque<End>), BuildError> {
+    let mut ahead = Ahead::new(layers, options);
+    let mut mask = Mask::default();
+    let (mut lists, mut ends) = (VecDeque::new(), VecDeque::new());
+    while let Some((at, reader)) = ahead.next() {
+        let mut reader = reader?;
+        let mut list = EntryList::default();
+        for number in 0u32.. {
+            let next = reader.next_entry();
+            let Some(entry) = next.map_err(|e| BuildError::layer(at, e))? else {
+                break;
+            };
+            if let EntryKind::File { size: size @ 1.. } = entry.kind
+                && !mask.hides(&entry.path)
+            {
+                image.copy(&mut reader, at, (number, size))?;
+            }
+            // Nothing lies below the lowest layer.
+            if at > 0 {
+                mask.note(&entry);
+            }
+            list.push(&entry);
+        }
+        let end = reader.finish().map_err(|e| BuildError::layer(at, e))?;
+        check_diff_id(at, layers[at].diff_id.as_ref(), &end)?;
+        mask.end_layer();
+        lists.push_front(list.finish());
+        ends.push_front(end);
+    }
+    Ok((lists, ends))
+}
+
+fn check_diff_id(at: usize, expected: Option<&String>, end: &End) -> Result<(), BuildError> {
+    let found = end.diff_id.clone().unwrap_or_default();
+    match expected {
+        Some(expected) if *expected != found => Err(BuildError::DiffId {
+            layer: at + 1,
+            expected: sanitize::text(expected),
+            found,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Layers on their way: the next ones are decompressed as far as their buffers go while one is
+/// read.
+struct Ahead<'a> {
+    layers: &'a [LayerSource<'a>],
+    /// How many are not opened yet; they are the lowest.
+    left: usize,
+    opened: VecDeque<(usize, Result<LayerReader, BuildError>)>,
+    depth: usize,
+    budget: Arc<Budget>,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(layers: &'a [LayerSource<'a>], options: &BuildOptions) -> Self {
+        // A reader keeps three cores busy, and another one helps only if there are more.
+        let cores = options.squashfs.threads;
+        Self {
+            layers,
+            left: layers.len(),
+            opened: VecDeque::new(),
+            depth: (cores / 4).clamp(1, 4),
+            budget: Budget::cancellable(&options.limits, &options.cancel),
+        }
+    }
+
+    /// The next layer from the top.
+    fn next(&mut self) -> Option<(usize, Result<LayerReader, BuildError>)> {
+        while self.left > 0 && self.opened.len() <= self.depth {
+            self.left -= 1;
+            let reader = open(self.layers, self.left, &self.budget);
+            self.opened.push_back((self.left, reader));
+        }
+        self.opened.pop_front()
+    }
+}
+
+fn open(
+    layers: &[LayerSource<'_>],
+    at: usize,
+    budget: &Arc<Budget>,
+) -> Result<LayerReader, BuildError> {
+    let layer = at + 1;
+    let source = &layers[at];
+    let blob = (source.open)().map_err(|source| BuildError::Open { layer, source })?;
+    let reader = match source.diff_id {
+        Some(_) => LayerReader::open_known(blob, &source.media_type, budget),
+        None => LayerReader::open(blob, &source.media_type, true, budget),
+    };
+    reader.map_err(|e| BuildError::layer(at, e))
+}
+
+fn merge(lists: VecDeque<Entries>, options: &BuildOptions) -> Result<Merged, BuildError> {
     let mut merger = Merger::new(MergeOptions {
         keep_capabilities: options.keep_capabilities,
         nodes: options.limits.entries.saturating_mul(2),
         path_bytes: options.limits.path_bytes,
     });
-    let mut diff_ids = Vec::with_capacity(blobs.len());
-    for (blob, list) in blobs.iter().zip(list_all(&blobs, options)?) {
-        let layer = blob.number;
+    for (at, list) in lists.into_iter().enumerate() {
+        options.cancel.check().map_err(BuildError::Cancelled)?;
+        let layer = at + 1;
         merger
-            .add_layer(list.entries)
+            .add_layer(list)
             .map_err(|source| BuildError::Merge { layer, source })?;
-        diff_ids.push(list.diff_id);
     }
-    let merged = merger.finish();
-
-    out.set_len(0)
-        .map_err(|source| squashfs::Error::Write { source })?;
-    let mut writer = Writer::new(out, &options.squashfs)?;
-    let written = copy_all(&blobs, &merged.sources(), &mut writer, &options.limits)?;
-    let (tree, entries) = merged.into_tree(|source| {
-        // `copy_all` returns one for each source, or an error.
-        written.get(&source).copied().ok_or(BuildError::Changed {
-            layer: number(source),
-        })
-    })?;
-    let (_, summary) = writer.finish(&tree)?;
-    let bytes_in = blobs
-        .iter()
-        .map(|blob| blob.bytes.load(Ordering::Relaxed))
-        .sum();
-    Ok(BuildReport {
-        entries,
-        bytes_in,
-        bytes_out: summary.bytes,
-        diff_ids,
-    })
+    Ok(merger.finish())
 }
 
-/// A layer and what is known about its blob.
-struct Blob<'a> {
-    number: usize,
-    layer: &'a LayerSource<'a>,
-    /// Bytes as stored, once it has been read.
-    bytes: AtomicU64,
-}
-
-impl Blob<'_> {
-    fn read(&self, verify: bool, budget: &Arc<Budget>) -> Result<LayerReader, BuildError> {
-        let layer = self.number;
-        let blob = (self.layer.open)().map_err(|source| BuildError::Open { layer, source })?;
-        LayerReader::open(blob, &self.layer.media_type, verify, budget).map_err(|e| self.error(e))
-    }
-
-    fn error(&self, source: LayerError) -> BuildError {
-        BuildError::Layer {
-            layer: self.number,
-            source,
-        }
-    }
-}
-
-struct List {
-    entries: Vec<Entry>,
-    diff_id: String,
-}
-
-/// First pass: the entries of every layer.
-fn list_all(blobs: &[Blob<'_>], options: &BuildOptions) -> Result<Vec<List>, BuildError> {
-    let budget = Budget::new(&options.limits);
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let lists = Mutex::new(BTreeMap::new());
-    let work = || {
-        while !failed.load(Ordering::Relaxed) {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(blob) = blobs.get(at) else { return };
-            let list = list(blob, &budget);
-            failed.fetch_or(list.is_err(), Ordering::Relaxed);
-            if let Ok(mut lists) = lists.lock() {
-                lists.insert(at, list);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..options.squashfs.threads.min(blobs.len()) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let lists = lists
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
-    lists.into_values().collect()
-}
-
-fn list(blob: &Blob<'_>, budget: &Arc<Budget>) -> Result<List, BuildError> {
-    let mut reader = blob.read(true, budget)?;
-    let read = || {
-        let mut entries = Vec::new();
-        while let Some(entry) = reader.next_entry()? {
-            entries.push(entry);
-        }
-        Ok((entries, reader.finish()?))
-    };
-    let (entries, end) = read().map_err(|e| blob.error(e))?;
-    blob.bytes.store(end.blob_bytes, Ordering::Relaxed);
-    let diff_id = end.diff_id.unwrap_or_default();
-    match &blob.layer.diff_id {
-        Some(expected) if *expected != diff_id => Err(BuildError::DiffId {
-            layer: blob.number,
-            expected: sanitize::text(expected),
-            found: diff_id,
-        }),
-        _ => Ok(List { entries, diff_id }),
-    }
-}
-
-/// Second pass: copies the bytes of `sources` into the image.
-fn copy_all(
-    blobs: &[Blob<'_>],
-    sources: &BTreeMap<Source, u64>,
-    writer: &mut Writer<&mut File>,
-    limits: &Limits,
-) -> Result<HashMap<Source, DataId>, BuildError> {
-    let budget = Budget::new(limits);
-    let mut written = HashMap::with_capacity(sources.len());
-    for (layer, blob) in (0u32..).zip(blobs) {
-        let first = Source { layer, entry: 0 };
-        let last = Source {
-            layer,
-            entry: u32::MAX,
-        };
-        let mut wanted = sources.range(first..=last).peekable();
-        if wanted.peek().is_none() {
+/// Adds the files among `sources` that are not in the image, top layer first; returns which
+/// layers were read for it.
+fn add_missing(
+    layers: &[LayerSource<'_>],
+    ends: &VecDeque<End>,
+    sources: &[(Source, u64)],
+    options: &BuildOptions,
+    image: &mut Image<'_>,
+) -> Result<Vec<usize>, BuildError> {
+    let budget = Budget::cancellable(&options.limits, &options.cancel);
+    let mut read = Vec::new();
+    for at in (0..layers.len()).rev() {
+        let start = sources.partition_point(|(source, _)| (source.layer as usize) < at);
+        let missing =
+            |(source, size): &&(Source, u64)| *size > 0 && find(&image.files, *source).is_none();
+        let missing: Vec<(Source, u64)> = sources[start..]
+            .iter()
+            .take_while(|(source, _)| source.layer as usize == at)
+            .filter(missing)
+            .copied()
+            .collect();
+        if missing.is_empty() {
             continue;
         }
-        let mut reader = blob.read(false, &budget)?;
-        let mut number = 0u32..;
-        while let (Some(&(&source, &size)), Some(at)) = (wanted.peek(), number.next()) {
-            let entry = reader.next_entry().map_err(|e| blob.error(e))?;
-            if at != source.entry {
+        let changed = BuildError::Changed { layer: at + 1 };
+        let mut reader = open(layers, at, &budget)?;
+        let mut missing = missing.into_iter().peekable();
+        for number in 0u32.. {
+            let Some(&(wanted, size)) = missing.peek() else {
+                break;
+            };
+            let next = reader.next_entry();
+            let entry = next.map_err(|e| BuildError::layer(at, e))?;
+            if number != wanted.entry {
                 continue;
             }
             if entry.is_none_or(|entry| entry.kind != EntryKind::File { size }) {
-                return Err(BuildError::Changed { layer: blob.number });
+                return Err(changed);
             }
-            written.insert(source, copy(&mut reader, blob, writer)?);
-            wanted.next();
+            image.copy(&mut reader, at, (number, size))?;
+            missing.next();
         }
-    }
-    Ok(written)
-}
-
-fn copy(
-    reader: &mut LayerReader,
-    blob: &Blob<'_>,
-    writer: &mut Writer<&mut File>,
-) -> Result<DataId, BuildError> {
-    let mut file = writer.start_file();
-    while let Some(chunk) = reader.next_chunk().map_err(|e| blob.error(e))? {
-        match chunk {
-            Chunk::Data(bytes) => file.append(bytes)?,
-            Chunk::Hole(length) => file.append_hole(length)?,
+        let end = reader.finish().map_err(|e| BuildError::layer(at, e))?;
+        if end != ends[at] {
+            return Err(changed);
         }
+        image.files[at].sort_unstable_by_key(|(entry, _)| *entry);
+        read.insert(0, at + 1);
     }
-    Ok(file.finish()?)
-}
-
-/// A source's layer as people count.
-fn number(source: Source) -> usize {
-    source.layer as usize + 1
+    Ok(read)
 }

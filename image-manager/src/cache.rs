@@ -1,4 +1,4 @@
-//! Blobs on disk, verified: `<cache>/<algorithm>/<hex>`, directories 0700, files 0600.
+//! Blobs on disk, verified; directories 0700, files 0600; see `folder` for where each is.
 //!
 //! A blob is downloaded once however many pulls want it: [`BlobCache::download`] takes it from the
 //! cache, follows the process that is at it, or appends to what an earlier try left.
@@ -7,6 +7,8 @@
 
 mod download;
 mod flight;
+mod folder;
+mod keep;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -17,22 +19,20 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use shifter_core::reference::Digest;
 
+use crate::cancel::Cancel;
 use crate::files;
 use crate::hash::Hasher;
-use crate::registry::{Descriptor, RegistryError, Repository};
+use crate::registry::{Access, Descriptor, RegistryError, Repository};
+use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
 use download::{Download, Landing};
-use flight::{End, Flight, Trust};
+use flight::{End, Flight, State, Trust};
+use folder::Scope;
+pub use keep::{Trimmed, Usage};
 pub use reader::{BlobError, BlobReader};
-
-const PART_SUFFIX: &str = ".part";
-const LOCK_SUFFIX: &str = ".lock";
-/// Age at which a blob that nobody came back for goes.
-const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Says why a blob could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,9 @@ pub enum CacheError {
     /// Another thread of this pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
+    /// A login turned out to be needed: it is begun again where private blobs are.
+    #[error("a login turned out to be needed")]
+    Private,
 }
 
 /// What a download is doing, for whoever watches. The bytes add up to the blob's size.
@@ -61,63 +64,58 @@ pub enum Progress<'a> {
     Waiting(&'a str),
 }
 
+/// Where a blob comes from if it is not here.
+struct Origin<'a> {
+    /// For messages.
+    name: &'a str,
+    /// Whom it may serve, as far as that is known now.
+    scope: &'a dyn Fn() -> Scope,
+    source: &'a download::Source<'a>,
+}
+
 /// The blobs of one store, and those of them that one pull is fetching.
 pub struct BlobCache {
     dir: OwnedFd,
     path: PathBuf,
+    /// True if the images take their room from the same disk.
+    is_beside_images: bool,
     flights: Mutex<BTreeMap<String, Arc<Flight>>>,
     is_abandoned: AtomicBool,
+    cancel: Cancel,
+    /// What says to others which blobs are needed here.
+    uses: Mutex<Vec<Lease>>,
 }
 
 impl BlobCache {
     /// Opens the cache that belongs to a store.
     pub fn of_store(store: &Store) -> Result<Self, StoreError> {
         let (dir, path) = store.cache_dir()?;
+        let is_beside_images = store
+            .is_on_disk_of(&dir)
+            .map_err(StoreError::io("examine", &path))?;
         Ok(Self {
             dir,
             path,
+            is_beside_images,
             flights: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
+            cancel: Cancel::default(),
+            uses: Mutex::default(),
         })
     }
 
-    /// Fails if what is not here yet cannot fit.
-    pub fn check_space<'a>(
-        &self,
-        blobs: impl IntoIterator<Item = &'a Descriptor>,
-    ) -> Result<(), StoreError> {
-        let missing = |blob: &Descriptor| {
-            let folder = blob.digest.algorithm();
-            let complete = format!("{folder}/{}", blob.digest.hex());
-            let part = format!("{folder}/{}", part_name(blob));
-            match files::size(&self.dir, &complete) {
-                Some(_) => 0,
-                None => blob
-                    .size
-                    .saturating_sub(files::size(&self.dir, &part).unwrap_or_default()),
-            }
-        };
-        let need = blobs
-            .into_iter()
-            .fold(0u64, |sum, blob| sum.saturating_add(missing(blob)));
-        let found = rustix::fs::fstatvfs(&self.dir)
-            .map_err(|error| StoreError::io("examine", &self.path)(error.into()))?;
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if need <= free {
-            return Ok(());
-        }
-        Err(StoreError::Full {
-            dir: self.path.clone(),
-            need,
-            free: Some(free),
-        })
+    /// Has downloads and readers stop when somebody asks for it.
+    pub fn with_cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
     }
 
     /// Returns a blob's bytes from the first one on. Reading waits for [`BlobCache::download`] of
     /// the same blob, which some other thread calls before or meanwhile, or for
     /// [`BlobCache::abandon`]. Any number of readers may follow one blob, one after the other too.
     pub fn reader(&self, blob: &Descriptor) -> BlobReader {
-        BlobReader::new(self.flight(&blob.digest), blob.digest.clone())
+        let (flight, digest) = (self.flight(&blob.digest), blob.digest.clone());
+        BlobReader::new(flight, digest, self.cancel.clone())
     }
 
     /// Has a blob here when it returns `Ok`: it was here, or somebody else has fetched it meanwhile,
@@ -128,23 +126,23 @@ impl BlobCache {
         blob: &Descriptor,
         watch: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<(), CacheError> {
-        let origin = blob.digest.to_string();
-        self.obtain(blob, &origin, watch, &|offset, sink| {
-            let mut before = offset;
-            repository.blob(blob, |part| {
-                let skip = before.min(part.len() as u64);
-                before -= skip;
-                sink(&part[usize::try_from(skip).unwrap_or(part.len())..])
-            })
-        })
+        let scope = || match repository.access() {
+            Access::Public => Scope::Public,
+            Access::Private => Scope::Private(repository.source()),
+        };
+        let from = Origin {
+            name: &format!("{}@{}", repository.source(), blob.digest),
+            scope: &scope,
+            source: &|offset, sink| repository.blob_from(blob, offset, sink),
+        };
+        self.obtain(blob, watch, &from)
     }
 
     fn obtain(
         &self,
         blob: &Descriptor,
-        origin: &str,
         watch: &(dyn Fn(Progress<'_>) + Sync),
-        source: &download::Source<'_>,
+        from: &Origin<'_>,
     ) -> Result<(), CacheError> {
         let flight = self.flight(&blob.digest);
         let is_mine = flight.update(|state| {
@@ -164,16 +162,27 @@ impl BlobCache {
             flight: &flight,
             end: End::Failed,
         };
-        let dir = self.folder(&blob.digest)?;
-        let download = Download {
-            cache: self,
-            blob,
-            flight: &flight,
-            dir: &dir,
-            origin,
-            watch,
-        };
-        download.run(source)?;
+        loop {
+            let scope = (from.scope)();
+            let dir = scope
+                .make(&self.dir, &blob.digest)
+                .map_err(|error| self.failed("make a directory in", error, 0))?;
+            let download = Download {
+                cache: self,
+                blob,
+                flight: &flight,
+                scope,
+                dir: &dir,
+                origin: from.name,
+                watch,
+                is_in_scope: &|scope| *scope == (from.scope)(),
+            };
+            match download.run(from.source) {
+                Err(CacheError::Private) => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
         landing.end = End::Complete;
         Ok(())
     }
@@ -190,102 +199,50 @@ impl BlobCache {
         }
     }
 
-    /// Compares with their digests the blobs that nobody has read to the end yet, removes those
-    /// that are damaged, and begins anew: true if a second try may succeed where the first did not,
-    /// because a blob was damaged in the cache or came wrong from the registry at first.
+    /// After a failure, and when every download and reader has come to its end: compares with their
+    /// digests the blobs that nobody has read to the end, removes those that are damaged, and
+    /// begins anew. True if a second try may succeed where the first did not, because a blob was
+    /// damaged in the cache or came wrong from the registry at first.
     pub fn recover(&self) -> Result<bool, StoreError> {
         let mut is_worth_it = false;
         let flights = std::mem::take(&mut *self.flights());
         self.is_abandoned.store(false, Ordering::SeqCst);
         for (text, flight) in flights {
-            let (state, digest) = (flight.now(), Digest::parse(&text));
-            let (Some(file), Ok(digest)) = (&state.file, digest) else {
+            let Ok(digest) = Digest::parse(&text) else {
                 continue;
             };
-            is_worth_it |= state.round > 0;
-            let is_damaged = match (state.end, state.trust) {
-                (Some(End::Damaged), _) => true,
-                (Some(End::Complete), Trust::Unread) => {
-                    let mut hasher = Hasher::like(&digest);
-                    hash_file(file, &mut hasher).map_err(|error| self.failed("read", error, 0))?;
-                    hasher.finish() != text
-                }
-                _ => false,
-            };
+            let is_damaged = self.is_damaged(&digest, &flight.now())?;
             if is_damaged {
-                is_worth_it = true;
                 self.remove(&digest)?;
             }
+            is_worth_it |= is_damaged || flight.now().round > 0;
         }
         Ok(is_worth_it)
     }
 
-    /// Returns a blob, from here or from the registry; `on_bytes` hears of every part.
-    pub fn fetch(
-        &self,
-        repository: &Repository<'_>,
-        blob: &Descriptor,
-        on_bytes: impl Fn(u64) + Sync,
-    ) -> Result<File, CacheError> {
-        for _ in 0..2 {
-            self.download(repository, blob, &|progress| match progress {
-                Progress::Present(count)
-                | Progress::Received(count)
-                | Progress::Elsewhere(count) => on_bytes(count),
-                Progress::Waiting(_) => {}
-            })?;
-            let fail = |error| self.failed("read", error, 0);
-            match io::copy(&mut self.reader(blob), &mut io::sink()) {
-                Ok(_) => {
-                    let file = self.flight(&blob.digest).now().file;
-                    let file = file.ok_or(CacheError::Abandoned)?;
-                    return Ok(file.try_clone().map_err(fail)?);
-                }
-                Err(error) if error.get_ref().is_some_and(|e| e.is::<BlobError>()) => {
-                    self.recover()?;
-                }
-                Err(error) => return Err(fail(error).into()),
-            }
+    fn is_damaged(&self, digest: &Digest, state: &State) -> Result<bool, StoreError> {
+        match (&state.file, state.end, state.trust) {
+            (_, Some(End::Damaged), _) => Ok(true),
+            (Some(file), Some(End::Complete), Trust::Unread) => keep::is_intact(file, digest)
+                .map(|is_intact| !is_intact)
+                .map_err(|error| self.failed("read", error, 0)),
+            _ => Ok(false),
         }
-        Err(CacheError::Abandoned)
     }
 
-    /// Removes a blob.
+    /// Removes a blob, wherever it is.
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        let dir = self.folder(digest)?;
-        files::remove(dir, digest.hex()).map_err(|error| self.failed("remove from", error, 0))
-    }
-
-    /// Removes parts of blobs that killed pulls left, and blobs that nobody came back for.
-    pub fn sweep(&self) -> Result<(), StoreError> {
-        for algorithm in ["sha256", "sha512"] {
-            let Ok(dir) = files::open_subdir(&self.dir, algorithm) else {
-                continue;
-            };
-            for name in files::names(&dir).map_err(|error| self.failed("list", error, 0))? {
-                self.sweep_file(&dir, &name)
-                    .map_err(|error| self.failed("clear", error, 0))?;
+        let fail = |error| self.failed("remove from", error, 0);
+        for (name, folder) in folder::all(&self.dir).map_err(fail)? {
+            if name.starts_with(digest.algorithm()) {
+                files::remove(folder, digest.hex()).map_err(fail)?;
             }
         }
         Ok(())
     }
 
-    fn sweep_file(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        if name.ends_with(LOCK_SUFFIX) {
-            return match files::try_lock(dir, name)? {
-                Some(_held) => files::remove(dir, name),
-                None => Ok(()),
-            };
-        }
-        let Some(file) = files::open(dir, name)? else {
-            return Ok(());
-        };
-        let age = SystemTime::now().duration_since(file.metadata()?.modified()?);
-        if age.is_ok_and(|age| age > KEEP) {
-            files::remove(dir, name)
-        } else {
-            Ok(())
-        }
+    fn uses(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Flight>>> {
@@ -309,7 +266,7 @@ impl BlobCache {
     }
 
     fn insist_on_going(&self) -> Result<(), CacheError> {
-        match self.is_abandoned.load(Ordering::SeqCst) {
+        match self.is_abandoned.load(Ordering::SeqCst) || self.cancel.is_cancelled() {
             true => Err(CacheError::Abandoned),
             false => Ok(()),
         }
@@ -318,11 +275,6 @@ impl BlobCache {
     /// The same for where only an input error can be returned.
     fn check_going(&self) -> io::Result<()> {
         self.insist_on_going().map_err(io::Error::other)
-    }
-
-    fn folder(&self, digest: &Digest) -> Result<OwnedFd, StoreError> {
-        files::make_dir(&self.dir, digest.algorithm(), 0o700)
-            .map_err(|error| self.failed("make a directory in", error, 0))
     }
 
     fn failed(&self, action: &'static str, error: io::Error, need: u64) -> StoreError {
@@ -336,14 +288,6 @@ impl BlobCache {
             StoreError::io(action, &self.path)(error)
         }
     }
-}
-
-fn part_name(blob: &Descriptor) -> String {
-    format!("{}{PART_SUFFIX}", blob.digest.hex())
-}
-
-fn lock_name(blob: &Descriptor) -> String {
-    format!("{}{LOCK_SUFFIX}", blob.digest.hex())
 }
 
 /// Feeds a file's bytes to `hasher`, from the first one on and without moving its position.

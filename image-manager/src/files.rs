@@ -1,4 +1,4 @@
-//! Files below an open directory: confined opening, lock files, durable replacement.
+//! Files below an open directory: confined opening, durable replacement.
 //!
 //! Everything is relative to a directory descriptor and follows no symbolic link, so whoever can
 //! rename directories above cannot lead a write elsewhere. Modes never depend on the umask.
@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
@@ -22,7 +22,7 @@ pub(crate) fn open_dir(path: &Path, follow: bool) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens the directory `name`, which is made with exactly `mode` if it is missing.
+/// Opens the directory `name` of this user, which is made with exactly `mode` if it is missing.
 pub(crate) fn make_dir(dir: impl AsFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -30,8 +30,14 @@ pub(crate) fn make_dir(dir: impl AsFd, name: &str, mode: u32) -> io::Result<Owne
     }
     let opened = open_subdir(dir, name)?;
     let found = rustix::fs::fstat(&opened)?;
+    if found.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("'{name}' belongs to uid {}", found.st_uid),
+        ));
+    }
     // Also after a kill between the two steps.
-    if found.st_mode & 0o7777 != mode && found.st_uid == rustix::process::geteuid().as_raw() {
+    if found.st_mode & 0o7777 != mode {
         rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode))?;
     }
     Ok(opened)
@@ -176,69 +182,10 @@ pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Opens the file `name`, made if missing, and locks it; `on_wait` is called before waiting.
-///
-/// Whoever holds the lock may remove or rename the file. The next holder then notices that its
-/// own descriptor is no longer what the name leads to, and starts again.
-pub(crate) fn lock(dir: impl AsFd, name: &str, on_wait: impl FnOnce()) -> io::Result<File> {
-    let mut on_wait = Some(on_wait);
-    loop {
-        let file = open_lock(&dir, name)?;
-        if !flock(&file, FlockOperation::NonBlockingLockExclusive)? {
-            if let Some(notify) = on_wait.take() {
-                notify();
-            }
-            flock(&file, FlockOperation::LockExclusive)?;
-        }
-        if is_current(&dir, name, &file)? {
-            return Ok(file);
-        }
-    }
-}
-
-/// The same without waiting: none if somebody else holds the lock.
-pub(crate) fn try_lock(dir: impl AsFd, name: &str) -> io::Result<Option<File>> {
-    loop {
-        let file = open_lock(&dir, name)?;
-        if !flock(&file, FlockOperation::NonBlockingLockExclusive)? {
-            return Ok(None);
-        }
-        if is_current(&dir, name, &file)? {
-            return Ok(Some(file));
-        }
-    }
-}
-
-fn open_lock(dir: impl AsFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(dir, name, flags, Mode::from_raw_mode(0o600), CONFINED)?.into())
-}
-
-fn flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
-    loop {
-        match rustix::fs::flock(file, operation) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) => return Ok(false),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn is_current(dir: impl AsFd, name: &str, file: &File) -> io::Result<bool> {
-    let mine = rustix::fs::fstat(file)?;
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(found) => Ok((found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)),
-        Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn nothing_outside_the_directory_is_reached() {
@@ -249,7 +196,7 @@ mod tests {
         assert!(read(&dir, "../x", 9).is_err());
         assert!(open_subdir(&dir, "link").is_err());
         assert!(make_dir(&dir, "link", 0o755).is_err());
-        assert!(create(&dir, "../x").is_err() && lock(&dir, "link/x", || ()).is_err());
+        assert!(create(&dir, "../x").is_err() && open_private(&dir, "link/x").is_err());
         assert!(open_dir(&temp.path().join("link"), false).is_err());
         assert_eq!(read(&dir, "missing", 9).unwrap(), None);
     }
@@ -277,28 +224,5 @@ mod tests {
             (mode("sub") & 0o7777, mode("sub/f") & 0o7777),
             (0o755, 0o644)
         );
-    }
-
-    #[test]
-    fn a_lock_excludes_even_when_its_file_is_removed() {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = open_dir(temp.path(), false).unwrap();
-        let (inside, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..50 {
-                        let held = lock(&dir, "l", || ()).unwrap();
-                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                        turns.fetch_add(1, Ordering::SeqCst);
-                        assert!(try_lock(&dir, "l").unwrap().is_none());
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                        remove(&dir, "l").unwrap();
-                        drop(held);
-                    }
-                });
-            }
-        });
-        assert_eq!(turns.into_inner(), 400);
     }
 }

@@ -3,41 +3,51 @@
 //! Owns the two algorithms an image may be named by, sha256 and sha512. Never accepts another one:
 //! [`Digest`] cannot hold it.
 
-use sha2::{Digest as _, Sha256, Sha512};
+use ring::digest::{Context, SHA256, SHA512, digest};
 use shifter_core::reference::Digest;
 
 /// A digest that is being computed.
-pub enum Hasher {
-    /// SHA-256.
-    Sha256(Sha256),
-    /// SHA-512.
-    Sha512(Sha512),
+#[derive(Clone)]
+pub struct Hasher {
+    name: &'static str,
+    state: Context,
 }
 
 impl Hasher {
+    /// Starts SHA-256.
+    pub fn sha256() -> Self {
+        Self {
+            name: "sha256",
+            state: Context::new(&SHA256),
+        }
+    }
+
     /// Starts the algorithm that `expected` was made with.
     pub fn like(expected: &Digest) -> Self {
         // `Digest` holds one of two algorithms; a third would never compare equal to its text.
         match expected.algorithm() {
-            "sha512" => Self::Sha512(Sha512::new()),
-            _ => Self::Sha256(Sha256::new()),
+            "sha512" => Self {
+                name: "sha512",
+                state: Context::new(&SHA512),
+            },
+            _ => Self::sha256(),
         }
     }
 
     /// Takes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(state) => state.update(bytes),
-            Self::Sha512(state) => state.update(bytes),
-        }
+        self.state.update(bytes);
     }
 
     /// Returns the digest as `<algorithm>:<hex>`.
     pub fn finish(self) -> String {
-        match self {
-            Self::Sha256(state) => format!("sha256:{}", hex(&state.finalize())),
-            Self::Sha512(state) => format!("sha512:{}", hex(&state.finalize())),
-        }
+        let name = self.name;
+        format!("{name}:{}", self.finish_hex())
+    }
+
+    /// Returns the digest's hexadecimal digits alone.
+    pub fn finish_hex(self) -> String {
+        hex(self.state.finish().as_ref())
     }
 }
 
@@ -50,7 +60,7 @@ pub fn matches(bytes: &[u8], expected: &Digest) -> bool {
 
 /// Returns the 64 hexadecimal digits of the SHA-256 of `bytes`.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(digest(&SHA256, bytes).as_ref())
 }
 
 fn hex(bytes: &[u8]) -> String {

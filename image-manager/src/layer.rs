@@ -12,7 +12,9 @@
 //! links and devices have no contents whatever their size field says.
 
 mod error;
+mod gzip;
 mod header;
+mod index;
 mod path;
 mod pax;
 mod reader;
@@ -28,6 +30,7 @@ pub(crate) mod samples;
 mod tests;
 
 pub use error::LayerError;
+pub use index::{IndexError, Member, MemberKind, Members, is_archive};
 pub use path::{PathError, normalise};
 pub use reader::{Chunk, Entry, EntryKind, LayerReader, Metadata};
 pub use stream::{Budget, End};

@@ -13,6 +13,8 @@ pub mod cli;
 mod files;
 pub mod hash;
 pub mod image_config;
+pub mod image_options;
+pub mod import;
 pub mod layer;
 pub mod merge;
 pub mod pull;

@@ -14,16 +14,16 @@ mod error;
 mod name;
 mod tree;
 
+#[cfg(any(test, fuzzing))]
+pub mod model;
 #[cfg(test)]
-mod model;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::MergeError;
 pub use tree::{Merged, Source};
 
 use crate::layer::{Entry, EntryKind, Metadata};
-use name::Meaning;
+pub(crate) use name::{Meaning, meaning, split};
 use tree::{Node, NodeId, NodeKind, Nodes};
 
 /// What the caller may choose about a merge.
@@ -97,7 +97,7 @@ impl Merger {
             mut metadata,
         } = entry;
         let limit = self.options.path_bytes;
-        let (parent, name) = match name::meaning(&path)? {
+        let (parent, name) = match meaning(&path)? {
             Meaning::Root => {
                 self.keep_allowed(&mut metadata);
                 self.nodes.set_metadata(NodeId::ROOT, metadata);

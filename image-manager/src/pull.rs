@@ -1,36 +1,32 @@
 //! Pulling one image: from a reference to a published file in a store.
 //!
-//! Owns the order: resolve, check the configuration, lock the image's id, download, build, publish,
-//! drop the layers, tag. What each step means is in the modules it calls. An image that is there
+//! Owns the order: resolve, check the configuration, lock the image's id, download and build, publish,
+//! tag. What each step means is in the modules it calls. An image that is there
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+mod layers;
+mod watch;
+
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
-use shifter_core::reference::{Digest, ImageRef, ImageType};
+use shifter_core::meta::ImageMeta;
+use shifter_core::reference::{Digest, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
+use crate::build::BuildError;
 use crate::cache::{BlobCache, CacheError};
+use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
-use crate::registry::{
-    Access, Client, Descriptor, RegistryError, Repository, Resolved, host_architecture,
-};
-use crate::store::{ImageLock, Store, StoreError, is_full};
+use crate::registry::{Access, RegistryError};
+use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
 
-/// Layers downloaded at once.
-const DOWNLOADS: usize = 3;
+use layers::Layers;
+pub use watch::{Event, Request};
 
 /// Says which part of a pull failed.
 #[derive(Debug, Error)]
@@ -50,6 +46,9 @@ pub enum PullError {
     /// Another part of the pull failed, and says why.
     #[error("the download was given up")]
     Abandoned,
+    /// The user wants to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The layers do not make an image.
     #[error("cannot build the image")]
     Build(#[source] BuildError),
@@ -60,7 +59,7 @@ impl From<CacheError> for PullError {
         match error {
             CacheError::Registry(error) => error.into(),
             CacheError::Store(error) => error.into(),
-            CacheError::Abandoned => Self::Abandoned,
+            CacheError::Abandoned | CacheError::Private => Self::Abandoned,
         }
     }
 }
@@ -73,7 +72,7 @@ impl PullError {
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
             Self::Config(_) | Self::Build(_) => ExitCode::Image,
-            Self::Abandoned => ExitCode::Internal,
+            Self::Abandoned | Self::Cancelled(_) => ExitCode::Internal,
         }
     }
 
@@ -85,19 +84,6 @@ impl PullError {
             _ => None,
         }
     }
-}
-
-/// What a pull is doing, for whoever watches.
-#[derive(Clone, Copy, Debug)]
-pub enum Step {
-    /// Asks the registry.
-    Resolving,
-    /// Waits for another pull of the same image.
-    Waiting,
-    /// Downloads layers: bytes done and bytes in all.
-    Downloading(u64, u64),
-    /// Writes the image.
-    Building,
 }
 
 /// An image that is in the store now.
@@ -117,49 +103,73 @@ pub struct Pulled {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Pulls `reference` into `store`. An image that needs a login may be seen by `puller` alone.
-pub fn pull(
-    client: &Client,
-    store: &Store,
-    reference: &ImageRef,
-    puller: u32,
-    watch: &(dyn Fn(Step) + Sync),
-) -> Result<Pulled, PullError> {
+/// Pulls an image. One that needs a login may be seen by the request's audience alone.
+pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
+    let Request {
+        store,
+        reference,
+        audience,
+        watch,
+        ..
+    } = *request;
     if *reference.image_type() != ImageType::Docker {
         return Err(PullError::NotPullable(reference.image_type().to_string()));
     }
-    watch(Step::Resolving);
-    let repository = client.repository(reference)?;
-    let resolved = repository.resolve(reference)?;
+    watch(Event::Resolving);
+    let repository = request.client.repository(reference)?;
+    let resolved = repository.resolve_for(reference, request.wanted)?;
+    watch(Event::Resolved {
+        digest: &resolved.digest,
+        layers: &resolved.manifest.layers,
+    });
+    request.cancel.check()?;
     let layer_count = resolved.manifest.layers.len();
-    let mut config = ImageConfig::parse(&resolved.config, layer_count, host_architecture())?;
+    let mut config = ImageConfig::parse(
+        &resolved.config,
+        layer_count,
+        &request.wanted.platform().architecture,
+    )?;
     let left_out = config.meta.remove_unwritable();
     if resolved.access == Access::Private {
-        config.meta.user_acl = vec![puller];
+        audience.restrict(&mut config.meta);
     }
+    let mut record = ImageRecord {
+        source: repository.source(),
+        is_private: resolved.access == Access::Private,
+        digest: Some(resolved.digest.to_string()),
+        pulled_by: Some(audience.puller),
+        pulled: Some(now()),
+        ..ImageRecord::default()
+    };
+    record.describe(&resolved.config);
 
     store.sweep()?;
-    let cache = BlobCache::of_store(store)?;
+    let cache = BlobCache::of_store(store)?.with_cancel(request.cancel.clone());
     cache.sweep()?;
-    let mut lock = store.lock(&config.id, || watch(Step::Waiting))?;
+    let mut lock = store.lock(&config.id, |owner| {
+        watch(Event::Waiting(&owner.describe()));
+    })?;
     let found = lock.complete()?;
+    // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
+    // that this registry gives away a private image, unless it came from there.
+    let found = found.filter(|found| found.is_public() || lock.is_from(&record.source));
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
         None => {
-            let made = make(&repository, &resolved, &config, &cache, &mut lock, watch);
-            // Layers are worth keeping only where the next try would download them again.
-            let is_retried = matches!(made, Err(PullError::Registry(_)));
-            let removed = match is_retried {
-                true => Ok(()),
-                false => resolved
-                    .manifest
-                    .layers
-                    .iter()
-                    .try_for_each(|l| cache.remove(&l.digest)),
+            let layers = Layers {
+                request,
+                repository: &repository,
+                layers: &resolved.manifest.layers,
+                diff_ids: &config.diff_ids,
+                cache: &cache,
             };
+            let made = make(&layers, config.meta.clone(), record, &mut lock);
+            if let Err(PullError::Store(StoreError::Full { .. })) = made {
+                // The reason is what matters; what stays goes when room is needed.
+                let _ = cache.give_back(&layers.blobs());
+            }
             made?;
-            removed?;
         }
     }
     let (path, size) = lock.image()?;
@@ -167,13 +177,16 @@ pub fn pull(
         reference: reference.canonical(),
         id: config.id.clone(),
         digest: Some(resolved.digest.to_string()),
-        pulled: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs()),
+        pulled: now(),
         size,
     };
+    lock.check()?;
     store.tag(reference, &entry)?;
     lock.keep()?;
+    drop(lock);
+    // What was pulled stays pulled if the cache cannot be made smaller.
+    cache.release();
+    let _ = cache.trim(store.cache_limit());
     Ok(Pulled {
         id: config.id,
         digest: resolved.digest,
@@ -186,89 +199,40 @@ pub fn pull(
 
 /// Downloads the layers, builds the image and publishes it.
 fn make(
-    repository: &Repository<'_>,
-    resolved: &Resolved,
-    config: &ImageConfig,
-    cache: &BlobCache,
+    layers: &Layers<'_>,
+    mut meta: ImageMeta,
+    mut record: ImageRecord,
     lock: &mut ImageLock<'_>,
-    watch: &(dyn Fn(Step) + Sync),
 ) -> Result<(), PullError> {
-    let layers = &resolved.manifest.layers;
-    // Images repeat layers, mostly the empty one.
-    let unique: BTreeMap<&Digest, &Descriptor> = layers.iter().map(|l| (&l.digest, l)).collect();
-    cache.check_space(unique.values().copied())?;
-    let blobs: Vec<&Descriptor> = unique.values().copied().collect();
-    let files = download(repository, &blobs, cache, watch)?;
-
-    watch(Step::Building);
-    let by_digest: BTreeMap<&Digest, File> =
-        blobs.iter().map(|blob| &blob.digest).zip(files).collect();
-    let opens: Vec<Box<Open<'_>>> = layers
-        .iter()
-        .map(|layer| -> Box<Open<'_>> {
-            let file = by_digest.get(&layer.digest);
-            Box::new(move || {
-                let file = file.ok_or(io::ErrorKind::NotFound)?;
-                // The verified file itself, whatever becomes of its name, at a position of its own.
-                let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-                Ok(Box::new(file) as Box<dyn Read + Send>)
-            })
-        })
-        .collect();
-    let described = layers.iter().zip(&config.diff_ids).zip(&opens);
-    let sources: Vec<LayerSource<'_>> = described
-        .map(|((layer, diff_id), open)| LayerSource {
-            media_type: layer.media_type.clone(),
-            diff_id: Some(diff_id.clone()),
-            open: &**open,
-        })
-        .collect();
+    let blobs = layers.blobs();
+    layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
-    build_image(&sources, &mut out, &BuildOptions::default()).map_err(|error| {
-        if is_full(&error) {
-            PullError::Store(lock.full(layers.iter().map(|layer| layer.size).sum()))
-        } else {
-            PullError::Build(error)
+    layers.build(&mut out).map_err(|error| match error {
+        PullError::Build(error) if is_full(&error) => {
+            PullError::Store(lock.full(blobs.iter().map(|blob| blob.size).sum()))
         }
+        error => error,
     })?;
-    Ok(lock.publish(&out, &config.meta)?)
+    let described = layers.layers.iter().zip(layers.diff_ids);
+    record.layers = described
+        .map(|(layer, diff_id)| LayerRecord {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest.to_string(),
+            size: layer.size,
+            diff_id: diff_id.clone(),
+        })
+        .collect();
+    // A registry may show everybody what it gives only to some.
+    if layers.repository.access() == Access::Private {
+        layers.request.audience.restrict(&mut meta);
+        record.is_private = true;
+    }
+    layers.request.cancel.check()?;
+    Ok(lock.publish(&out, &meta, record)?)
 }
 
-/// Fetches blobs, several at once; the files are in the order of `blobs`.
-fn download(
-    repository: &Repository<'_>,
-    blobs: &[&Descriptor],
-    cache: &BlobCache,
-    watch: &(dyn Fn(Step) + Sync),
-) -> Result<Vec<File>, PullError> {
-    let total = blobs
-        .iter()
-        .fold(0u64, |sum, blob| sum.saturating_add(blob.size));
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let results: Mutex<BTreeMap<usize, Result<File, CacheError>>> = Mutex::default();
-    let work = || {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(blob) = blobs.get(at) else { return };
-            let result = cache.fetch(repository, blob, |bytes| {
-                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                watch(Step::Downloading(done, total));
-            });
-            if result.is_err() {
-                // The image cannot be had any more: let the other threads finish and stop.
-                next.store(blobs.len(), Ordering::Relaxed);
-            }
-            results
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(at, result);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..DOWNLOADS.min(blobs.len()) {
-            scope.spawn(work);
-        }
-    });
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(results.into_values().collect::<Result<_, _>>()?)
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }

@@ -34,7 +34,7 @@ fn every_kind_of_layer_and_manifest() {
     let oci = image("amd64", process, &layers);
     let reference = registry.push("mixed:1", &oci);
     let run = site.ok(&["pull", "--json", &reference]);
-    let record: Value = serde_json::from_str(&run.stdout).unwrap();
+    let record = site::done(&run.stdout);
     assert_eq!(record["reference"], format!("docker:{reference}"));
     assert_eq!(record["digest"], oci.manifest.digest());
     assert_eq!(record["id"], oci.config.digest()[7..]);
@@ -96,7 +96,7 @@ fn indexes_give_the_image_for_this_machine() {
         );
         let reference = registry.push_index(name, &blob, &[&images[0], &images[1]]);
         let run = site.ok(&["pull", "--json", &reference]);
-        let record: Value = serde_json::from_str(&run.stdout).unwrap();
+        let record = site::done(&run.stdout);
         assert_eq!(record["digest"], blob.digest(), "the digest is the index's");
         assert_eq!(site.read(&reference, "etc/arch"), here);
 
@@ -189,7 +189,7 @@ fn a_login_makes_a_private_image() {
     let run = site.fails(&["pull", &reference], 3, "denied access (401)");
     assert!(
         run.stderr
-            .contains(&format!("docker login {}", registry.address)),
+            .contains(&format!("shifter login {}", registry.address)),
         "{run:?}"
     );
 

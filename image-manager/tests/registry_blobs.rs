@@ -52,6 +52,18 @@ fn a_blob_from_the_middle() {
 }
 
 #[test]
+fn addresses_of_ipv6() {
+    let blob = noise(1000);
+    let served = blob.clone();
+    let server = Server::start_at("[::1]:0", move |_| Reply::ok(served.clone()));
+    let (bytes, result) = get(&server, &blob, 0);
+    result.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(bytes == blob);
+    let host = server.requests()[0].header("host").map(str::to_owned);
+    assert_eq!(host.as_deref(), Some(server.address.as_str()));
+}
+
+#[test]
 fn a_server_without_ranges_sends_it_again() {
     let blob = noise(300_000);
     let served = blob.clone();

@@ -1,4 +1,4 @@
-//! Pulls that are killed, pulls at once, and who may pull where.
+//! Pulls that are killed at each step, pulls at once, and who may pull where.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +11,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 use site::image::{Image, Packing, image, layer, noise, small};
@@ -44,38 +43,12 @@ fn recovers(site: &Site, reference: &str, moment: &str) {
         .collect();
     assert_eq!(
         names.len(),
-        4,
-        "{moment}: {names:?} is more than image, metadata, index and cache"
+        5,
+        "{moment}: {names:?} is more than image, record, metadata, index and cache"
     );
 }
 
-#[test]
-fn killed_at_any_time() {
-    let registry = Registry::start();
-    let reference = registry.push("slow:1", &slow(256 << 10));
-    let site = Site::new(&[&registry.address]);
-    let begin = Instant::now();
-    site.ok(&["pull", &reference]);
-    let whole = begin.elapsed();
-    let mut killed = 0;
-    for step in 0..20 {
-        let site = Site::new(&[&registry.address]);
-        let mut child = site
-            .command(&["pull", &reference])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Spread over the whole pull, with an odd part so that no two runs hit the same moments.
-        let moment = whole * step / 20 + Duration::from_micros(u64::from(step) * 137);
-        std::thread::sleep(moment);
-        child.kill().unwrap();
-        killed += usize::from(child.wait().unwrap().code().is_none());
-        recovers(&site, &reference, &format!("killed after {moment:?}"));
-    }
-    assert!(killed >= 10, "only {killed} of 20 pulls were killed");
-}
-
-/// The same, at exact places: before the K-th call of each kind that changes the store.
+/// Killed at exact places: before the K-th call of each kind that changes the store.
 #[test]
 fn killed_before_each_change() {
     let registry = Registry::start();
@@ -89,6 +62,8 @@ fn killed_before_each_change() {
         "mkdirat",
         "ftruncate",
         "flock",
+        "linkat",
+        "pwrite64",
     ] {
         for count in 1.. {
             let site = Site::new(&[&registry.address]);
@@ -137,7 +112,7 @@ fn two_pulls_at_once_build_one_image() {
     let mut builders = 0;
     for output in outputs {
         assert!(output.status.success(), "{output:?}");
-        let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let record = site::done(str::from_utf8(&output.stdout).unwrap());
         builders += usize::from(record["new"] == true);
     }
     assert_eq!(builders, 1);
@@ -206,6 +181,26 @@ fn users_pull_into_a_store_of_their_own() {
         4,
         "neither in the site store nor in your own",
     );
+}
+
+#[test]
+fn images_have_the_form_that_the_site_chose() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("form"));
+    let section = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
+    for (lines, block_size, compressor) in [
+        ("", 131_072, 6),
+        ("compression = \"lz4\"\nblock_size = \"32k\"", 32_768, 5),
+        ("compression = \"xz:1\"", 131_072, 4),
+    ] {
+        let site = Site::with_config(lines, &section);
+        site.ok(&["pull", &reference]);
+        let image = format!("{}.squashfs", site.id(&reference));
+        let image = fs::read(site.store().join(image)).unwrap();
+        // The superblock's words: block size at 12, compressor at 20.
+        assert_eq!(image[12..16], u32::to_le_bytes(block_size), "{lines}");
+        assert_eq!(image[20..22], u16::to_le_bytes(compressor), "{lines}");
+    }
 }
 
 #[test]
@@ -355,45 +350,6 @@ fn only_types_that_have_a_registry_are_pulled() {
     site.fails(&["lookup", &none], 4, places);
 }
 
-/// A full disk, on a file system of one megabyte in a mount namespace of its own.
-#[test]
-fn privileged_a_full_disk_is_named() {
-    if !rustix::process::geteuid().is_root() {
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
-        return;
-    }
-    let registry = Registry::start();
-    let site = Site::new(&[&registry.address]);
-    fs::create_dir(site.store()).unwrap();
-    let fits = registry.push("fits:1", &small("x"));
-    // The first does not fit as layers, the second only not as layers and image together.
-    let cases = [
-        ("big:1", 400 << 10, "needed, "),
-        ("half:1", 200 << 10, "no space left in '"),
-    ];
-    for (name, length, reason) in cases {
-        let reference = registry.push(name, &slow(length));
-        let script = "mount -t tmpfs -o size=1m,mode=755 tmpfs \"$1\" && shift && exec \"$@\"";
-        let in_tmpfs = |reference: &str| {
-            let plain = site.command(&["pull", reference]);
-            let mut command = Command::new("unshare");
-            command
-                .args(["-m", "sh", "-c", script, "sh"])
-                .arg(site.store());
-            command.arg(plain.get_program()).args(plain.get_args());
-            run(command.env("HOME", site.home()))
-        };
-        let failed = in_tmpfs(&reference);
-        assert_eq!(failed.code, 1, "{failed:?}");
-        let dir = site.store().display().to_string();
-        assert!(
-            failed.stderr.contains(reason) && failed.stderr.contains(&dir),
-            "{failed:?}"
-        );
-        assert_eq!(in_tmpfs(&fits).code, 0);
-    }
-}
-
 /// Every mode in a store, by path below it, with the image's id left out.
 fn modes(site: &Site, id: &str) -> Vec<(String, u32)> {
     let mut found: Vec<_> = walk(&site.store())
@@ -417,7 +373,10 @@ fn modes(site: &Site, id: &str) -> Vec<(String, u32)> {
 #[test]
 fn modes_are_fixed() {
     let registry = Registry::start();
-    let reference = registry.push("x:1", &small("x"));
+    let image = small("x");
+    let digest = image.layers[0].blob.digest();
+    let layer = format!(".cache/sha256/{}", digest.trim_start_matches("sha256:"));
+    let reference = registry.push("x:1", &image);
     for umask in ["0000", "0777"] {
         let site = Site::new(&[&registry.address]);
         let plain = site.command(&["pull", "--quiet", &reference]);
@@ -434,6 +393,8 @@ fn modes_are_fixed() {
         let expect = [
             (".cache", 0o700),
             (".cache/sha256", 0o700),
+            (layer.as_str(), 0o600),
+            ("ID.json", 0o644),
             ("ID.meta", 0o644),
             ("ID.squashfs", 0o644),
             ("index", 0o755),

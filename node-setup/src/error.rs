@@ -4,10 +4,12 @@ use std::io;
 use std::path::PathBuf;
 
 use shifter_core::config::ConfigError;
+use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
 use shifter_core::manifest::ManifestError;
 use shifter_core::reference::RefError;
 use shifter_core::sanitize;
+pub use shifter_core::sanitize::plain;
 use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
@@ -18,9 +20,26 @@ pub enum Error {
     /// The command line cannot be understood.
     #[error("{0}")]
     Usage(String),
+    /// A variable on the command line is none.
+    #[error(transparent)]
+    Variable(EnvError),
+    /// A file of variables cannot be understood.
+    #[error("cannot use environment file '{}'", sanitize::text(.file))]
+    EnvFile {
+        /// The file as typed.
+        file: String,
+        /// What is wrong with it.
+        source: EnvError,
+    },
     /// The process is not what it must be to go on.
     #[error("{0}")]
     Privilege(&'static str),
+    /// The program has not got what its setuid bit is to give it.
+    #[error(
+        "not running with root's privileges: the program must be installed setuid root, and not be \
+         started under no_new_privs, a tracer or from a nosuid mount"
+    )]
+    NotSetuid,
     /// The machine lacks what a container without privilege needs.
     #[error("cannot make a container without privilege: {0}")]
     Rootless(String),
@@ -106,6 +125,14 @@ pub enum Error {
         /// How it ended, and what it said last.
         reason: String,
     },
+    /// A module is asked for that the site does not have.
+    #[error("module '{}' does not exist here", sanitize::text(.name))]
+    NoModule {
+        /// The module as typed.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
     /// A module of the site's cannot be set up on this node.
     #[error("cannot set up module '{module}': {reason}")]
     Module {
@@ -152,13 +179,17 @@ impl Error {
     /// Returns the exit code of a program that ends with this error.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Error::Usage(_) | Error::Reference { .. } => ExitCode::Usage,
+            Error::Usage(_)
+            | Error::Variable(_)
+            | Error::EnvFile { .. }
+            | Error::Reference { .. } => ExitCode::Usage,
             Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
                 ExitCode::Usage
             }
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
+            | Error::NoModule { .. }
             | Error::Denied { .. } => ExitCode::Denied,
             Error::NoImage(_) | Error::BadImage { .. } => ExitCode::Image,
             Error::Store(_)
@@ -166,7 +197,7 @@ impl Error {
             | Error::Step { .. }
             | Error::Hook { .. }
             | Error::Module { .. } => ExitCode::Mount,
-            Error::Privilege(_) | Error::Rootless(_) => ExitCode::Privilege,
+            Error::Privilege(_) | Error::NotSetuid | Error::Rootless(_) => ExitCode::Privilege,
             Error::Config(_)
             | Error::Untrusted(_)
             | Error::Account { .. }
@@ -179,12 +210,19 @@ impl Error {
     /// Returns the way out, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::NoImage(image) => {
-                let name = image.strip_prefix("docker:").unwrap_or(image);
-                let pull = format!("shifter pull {}", sanitize::text(name));
-                (!image.starts_with("id:")).then_some(pull)
+            // Images of the other types come from no registry.
+            Error::NoImage(image) => image
+                .strip_prefix("docker:")
+                .map(|name| format!("shifter pull {}", sanitize::text(name))),
+            Error::Variable(source) | Error::EnvFile { source, .. } => {
+                source.hint().map(str::to_owned)
             }
+            Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
             Error::Volume { hint, .. } => hint.clone(),
+            Error::NoModule { known, .. } if known.is_empty() => {
+                Some("this site has no modules".to_owned())
+            }
+            Error::NoModule { known, .. } => Some(format!("modules here: {}", known.join(", "))),
             Error::KernelModule { hint, .. } => Some(sanitize::text(hint)),
             Error::Denied { hint, .. } => hint.map(str::to_owned),
             Error::Config(error) => error.hint(),
@@ -217,18 +255,6 @@ impl Error {
         }
         plain(text)
     }
-}
-
-/// Takes the error numbers out of a message: the words before them say the same.
-pub fn plain(mut text: String) -> String {
-    const MARK: &str = " (os error ";
-    while let Some(start) = text.find(MARK) {
-        let Some(length) = text[start..].find(')') else {
-            break;
-        };
-        text.replace_range(start..=start + length, "");
-    }
-    text
 }
 
 /// Names the step and the object of an operating system error.
@@ -293,5 +319,6 @@ mod tests {
             Some("shifter pull ubuntu:latest")
         );
         assert_eq!(hint("id:00"), None);
+        assert_eq!(hint("custom:mine:latest"), None);
     }
 }

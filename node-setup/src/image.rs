@@ -72,6 +72,9 @@ pub(crate) enum Source {
     Mounted(OwnedFd),
 }
 
+/// A user's own store, if there is one; or why it is not fit to be one.
+type OwnStore = std::result::Result<Option<Store>, &'static str>;
+
 /// What a reference leads to.
 pub enum Found {
     /// An image to be mounted.
@@ -100,21 +103,29 @@ impl Store {
         })
     }
 
-    /// Opens the store of `caller` below `home`; nothing if there is none.
-    pub fn of_user(caller: &Caller, home: &str) -> Result<Option<Self>> {
-        let path = format!("{home}/.shifter");
+    /// Opens the store of `caller` at `path`; nothing if there is none, and the reason if it is not
+    /// fit to be one.
+    fn of_user(caller: &Caller, path: &str) -> Result<OwnStore> {
         let open =
-            || rustix::fs::openat2(CWD, &*path, DIR, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-        let Ok(dir) = as_user(caller.uid, caller.gid, &caller.groups, open)? else {
-            return Ok(None);
+            || rustix::fs::openat2(CWD, path, DIR, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let dir = match as_user(caller.uid, caller.gid, &caller.groups, open)? {
+            Ok(dir) => dir,
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Err("it is not a directory")),
+            // Also a home that nobody may look into.
+            Err(_) => return Ok(Ok(None)),
         };
-        let stat = rustix::fs::fstat(&dir).step("examine", &*path)?;
-        let is_own = stat.st_uid == caller.uid && stat.st_mode & 0o022 == 0;
-        Ok(is_own.then(|| Self {
+        let stat = rustix::fs::fstat(&dir).step("examine", path)?;
+        if stat.st_uid != caller.uid {
+            return Ok(Err("it belongs to somebody else"));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Ok(Err("others can write it"));
+        }
+        Ok(Ok(Some(Self {
             dir,
             owners: vec![caller.uid],
             reader: Some(caller.clone()),
-        }))
+        })))
     }
 
     /// Opens the image with this id, if `uid` with `gids` may use it.
@@ -239,8 +250,20 @@ pub fn open_for_user(
         }
         other => return other.map(Found::of),
     };
-    let Some(store) = Store::of_user(caller, home)? else {
-        return Err(missing);
+    let path = format!("{home}/.shifter");
+    let store = match Store::of_user(caller, &path)? {
+        Ok(Some(store)) => store,
+        Ok(None) => return Err(missing),
+        Err(reason) => {
+            let path = sanitize::text(&path);
+            let reason = format!(
+                "it is not in the site store, and your own store '{path}' is not used: {reason}"
+            );
+            return Err(Error::BadImage {
+                image: name,
+                reason,
+            });
+        }
     };
     match open(&store) {
         Err(Error::NoImage(_)) => Err(missing),

@@ -9,6 +9,8 @@ use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
+use shifter_core::sanitize;
+use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::prepared::TICKET;
@@ -19,6 +21,9 @@ use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// In a job's directory: why its root cannot be made.
+const FAILURE: &str = "failure";
 
 /// What a root acquired, written before the pin makes it outlive the process.
 #[derive(Serialize, Deserialize)]
@@ -62,7 +67,7 @@ fn make(
 ) -> Result<Vec<String>> {
     // A job that was requeued without an epilogue, or a set-up that died: start anew.
     demolish(job, None)?;
-    state::remove_file(job.dir(), "failure")?;
+    state::remove_file(job.dir(), FAILURE)?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
@@ -77,9 +82,14 @@ fn make(
         writable: None,
         is_pinned: true,
     };
+    if !volumes.is_empty() {
+        // What they lie on may never answer: whoever has to end this process finds why.
+        note_failure(job, unanswered(&volumes))?;
+    }
     let root = root::build(&request, Some(run))?;
     let own = namespace::own()?;
     namespace::enter(host)?;
+    state::remove_file(job.dir(), FAILURE)?;
     state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
     let dir = job.root(JOB_ROOT)?;
     pin(&dir, &own, &root, uid)?;
@@ -96,11 +106,22 @@ fn make(
 pub fn record_failure(job: &JobId, message: &str) -> Result<()> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-    let mut message = message.to_owned();
+    note_failure(&dir, message.to_owned())
+}
+
+fn note_failure(job: &JobDir, mut message: String) -> Result<()> {
     while message.len() as u64 > FAILURE_LIMIT {
         message.pop();
     }
-    state::write_file(dir.dir(), "failure", message.as_bytes())
+    state::write_file(job.dir(), FAILURE, message.as_bytes())
+}
+
+/// Says what is wrong with volumes that hold a set-up up for ever.
+fn unanswered(volumes: &VolumeMap) -> String {
+    let sources = volumes.entries().iter();
+    let sources: Vec<_> = sources.map(|volume| format!("'{}'", volume.from)).collect();
+    let sources = sanitize::text(&sources.join(", "));
+    format!("no answer from the source of a volume: {sources}")
 }
 
 /// Removes everything of a job, from whatever state it is in; a job that has nothing is fine.

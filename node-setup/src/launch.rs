@@ -89,14 +89,25 @@ pub fn own_environment() -> Vec<Pair> {
 fn env_file(path: &OsString) -> Result<Vec<Pair>> {
     let shown = sanitize::bytes(path.as_bytes());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let bad = |error: &dyn std::fmt::Display| {
-        Error::Usage(format!("cannot use environment file '{shown}': {error}"))
-    };
-    let open = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+    let bad =
+        |error: io::Error| Error::Usage(format!("cannot use environment file '{shown}': {error}"));
+    // Nobody waits for a pipe to be opened by its writer, but what one that is open says is waited
+    // for: bash writes <(...) so.
+    let open = rustix::fs::open(path, flags, Mode::empty())
+        .and_then(|fd| rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map(|()| fd));
     let mut bytes = Vec::new();
-    open.and_then(|fd| File::from(fd).take(ENV_FILE_LIMIT).read_to_end(&mut bytes))
-        .map_err(|error| bad(&error))?;
-    env::parse_file(&bytes).map_err(|error| bad(&error))
+    // One more than there may be, which is refused.
+    open.map_err(io::Error::from)
+        .and_then(|fd| {
+            File::from(fd)
+                .take(ENV_FILE_LIMIT + 1)
+                .read_to_end(&mut bytes)
+        })
+        .map_err(bad)?;
+    env::parse_file(&bytes).map_err(|source| Error::EnvFile {
+        file: path.to_string_lossy().into_owned(),
+        source,
+    })
 }
 
 /// Enters the working directory; returns a warning if the caller's own does not exist inside.

@@ -223,14 +223,16 @@ impl<'a> Layer<'a> {
         let rest = path.get(existing.len()..).unwrap_or_default();
         let missing: Vec<&str> = rest.split('/').filter(|n| !n.is_empty()).collect();
         let Some((last, parents)) = missing.split_last() else {
-            let what = match kind {
-                Kind::Dir => "directory",
-                Kind::File => "file",
+            let (own, what) = match kind {
+                Kind::Dir => ("a directory", "directory"),
+                Kind::File => ("a file", "regular file"),
             };
             return Ok(if Kind::of(&stat) == Some(kind) {
                 Ok(())
             } else {
-                Err(format!("the image's is not a {what}"))
+                Err(format!(
+                    "it is {own}, and what the image has there is no {what}"
+                ))
             });
         };
         if Kind::of(&stat) != Some(Kind::Dir) {

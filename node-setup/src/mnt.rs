@@ -161,9 +161,23 @@ pub fn restrict(mount: impl AsFd, flags: MountAttrFlags, propagation: Propagatio
 
 /// Opens what `path` names inside `root`, links and `..` never leaving it.
 pub fn open_inside(root: impl AsFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let root = root.as_fd();
-    let flags = flags | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    open_resolved(root.as_fd(), path, flags, resolve)
+}
+
+/// Opens the directory or file at `path` inside `root`; ELOOP where a link is on the way.
+pub fn open_unlinked(root: impl AsFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    open_resolved(root.as_fd(), path, OFlags::PATH, resolve)
+}
+
+fn open_resolved(
+    root: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
     // EAGAIN: any rename or mount on the machine while the kernel followed a '..' (openat2(2)).
     (0..RETRIES)
         .map(|_| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve))

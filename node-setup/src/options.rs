@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 use crate::root::Writable;
 
 /// Words that are commands of the image manager.
-const IMAGE_COMMANDS: [&str; 4] = ["pull", "images", "rmi", "lookup"];
+const IMAGE_COMMANDS: [&str; 11] = [
+    "pull", "images", "lookup", "inspect", "rmi", "import", "load", "login", "logout", "gc",
+    "verify",
+];
 
 /// Words that are programs of their own, which get the words after them.
 const TOOLS: [(&str, Program); 2] = [("ps", Program::Ps), ("doctor", Program::Doctor)];
@@ -67,7 +70,8 @@ pub struct RunOptions {
 pub const HELP: &str = "\
 Usage: shifter [OPTIONS] [--] [COMMAND [ARG]...]
        shifter run [OPTIONS] IMAGE [COMMAND [ARG]...]
-       shifter pull|images|rmi|lookup|ps|doctor ...
+       shifter pull|images|lookup|inspect|rmi|import|load ...
+       shifter login|logout|gc|verify|ps|doctor ...
 
 Run a command in a container, as yourself. Inside a job that was submitted with
 --image, without --image of its own, the command joins the job's container.
@@ -138,6 +142,14 @@ fn parse_option(
     options: &mut RunOptions,
 ) -> Result<()> {
     let bytes = word.as_bytes();
+    // Several in one word, `-vE`, as getopt(3) has them.
+    if let [b'-', first @ (b'E' | b'n' | b'v'), next, ..] = *bytes
+        && next != b'='
+    {
+        parse_option(OsStr::from_bytes(&[b'-', first]), rest, options)?;
+        let others = [b"-", &bytes[2..]].concat();
+        return parse_option(OsStr::from_bytes(&others), rest, options);
+    }
     let (name, inline) = if bytes.starts_with(b"--") {
         match bytes.iter().position(|b| *b == b'=') {
             Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
@@ -167,9 +179,7 @@ fn parse_option(
         "-e" | "--env" => {
             let value = value()?;
             let pair = env::parse_option(value.as_bytes());
-            options
-                .env
-                .push(pair.map_err(|error| usage(&error.to_string()))?);
+            options.env.push(pair.map_err(Error::Variable)?);
         }
         "--env-file" => options.env_file = Some(value()?),
         "-E" | "--clearenv" | "--rootless" | "-v" | "--verbose" | "-n" if inline.is_some() => {
@@ -256,6 +266,8 @@ fn usage(text: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use shifter_core::exit::ExitCode;
+
     use super::*;
 
     fn run(line: &str) -> RunOptions {
@@ -281,6 +293,11 @@ mod tests {
         assert_eq!((form.verbose, form.command.len()), (true, 2));
         assert_eq!(run("-iubuntu -- --odd").command, ["--odd"]);
         assert_eq!(run("-i=ubuntu run").command, ["run"]);
+        let together = run("-vEn -vi ubuntu -Ew ls");
+        assert!(together.verbose && together.clear_env);
+        assert_eq!(together.image.as_deref(), Some("ubuntu"));
+        assert_eq!(together.workdir, Some(None));
+        assert_eq!(together.command, ["ls"]);
         assert_eq!(run(""), RunOptions::default());
     }
 
@@ -322,6 +339,8 @@ mod tests {
             "-e =x",
             "run",
             "--verbose=1",
+            "-v=1",
+            "-Ez",
             "--clearenv=x",
             "--mount=src=/a,dst=/b",
             "--mount=type=bind,src=/a",
@@ -331,7 +350,8 @@ mod tests {
             "--mount=type=bind,src=/a,dst=/b,readonly=maybe",
         ] {
             let words = line.split(' ').map(OsString::from).collect();
-            assert!(matches!(parse(words), Err(Error::Usage(_))), "{line}");
+            let refused = parse(words).map_err(|error| error.exit_code());
+            assert_eq!(refused, Err(ExitCode::Usage), "{line}");
         }
     }
 

@@ -191,16 +191,13 @@ fn parents_stack() -> Option<Option<u64>> {
 /// it holds privileges.
 ///
 /// # Errors
-/// [`Error::Privilege`] if the program is not setuid root or something prevents that.
+/// [`Error::NotSetuid`] if the program is not setuid root or something prevents that.
 pub fn become_root() -> Result<()> {
-    let failed = |_| Error::Privilege(NOT_ROOT);
+    let failed = |_| Error::NotSetuid;
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(failed)?;
     check_is_machines_root()
 }
-
-const NOT_ROOT: &str = "not running with root's privileges: the program must be installed \
-    setuid root, and not be started under no_new_privs, a tracer or from a nosuid mount";
 
 /// Makes sure that the process is root, and root of the machine.
 ///

@@ -23,8 +23,9 @@ use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
+use shifter_core::sanitize;
 use shifter_core::trusted;
-use shifter_core::volmap::{self, Origin, VolumeMap};
+use shifter_core::volmap::{self, Origin, VolumeError, VolumeMap};
 
 use crate::caller::{self, Caller};
 use crate::drop::{become_caller, become_user, stay_user};
@@ -226,11 +227,17 @@ impl Request {
         environment: &[shifter_core::env::Pair],
         config: &Config,
     ) -> Result<Self> {
-        let variable = |name: &str| {
+        let exactly = |name: &str| {
             let found = environment.iter().find(|(n, _)| n == name.as_bytes());
             found
                 .and_then(|(_, v)| String::from_utf8(v.clone()).ok())
                 .filter(|v| !v.is_empty())
+        };
+        // Slurm's name for what describes a job, where only that is there: in salloc's shell.
+        let is_allocation = exactly("SHIFTER_IMAGE").is_none();
+        let variable = |name: &str| {
+            let slurms = || exactly(&format!("SLURM_SPANK_{name}")).filter(|_| is_allocation);
+            exactly(name).or_else(slurms)
         };
         let from_environment = || {
             let image = variable("SHIFTER_IMAGE")?;
@@ -323,7 +330,17 @@ fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
     }
     let path = match &writable.path {
         None => None,
-        Some(path) => Some(volmap::user_target(path).map_err(Error::Volumes)?),
+        Some(path) => Some(volmap::user_target(path).map_err(|error| {
+            let reason = match error {
+                VolumeError::Target { fault, .. } => fault.to_string(),
+                other => other.to_string(),
+            };
+            let path = sanitize::text(path);
+            Error::Denied {
+                what: format!("'{path}' cannot be made writable: {reason}"),
+                hint: Some("name a directory where a volume could be placed, such as '/work'"),
+            }
+        })?),
     };
     Ok(Writable { path })
 }

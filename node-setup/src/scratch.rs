@@ -64,13 +64,16 @@ impl Scratch {
         for (depth, name) in names.iter().enumerate() {
             at = join(&at, name);
             let stat = image.stat(&at).ok();
-            let is_dir =
-                |s: &rustix::fs::Stat| FileType::from_raw_mode(s.st_mode) == FileType::Directory;
-            if stat.is_some_and(|stat| !is_dir(&stat)) {
-                return Err(refused(
-                    path,
-                    &format!("the image's '{at}' is not a directory"),
-                ));
+            match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                None | Some(FileType::Directory) => {}
+                Some(FileType::Symlink) => {
+                    let reason = format!("the image's '{at}' is a link: name where it leads");
+                    return Err(refused(path, &reason));
+                }
+                Some(_) => {
+                    let reason = format!("the image's '{at}' is not a directory");
+                    return Err(refused(path, &reason));
+                }
             }
             rustix::fs::mkdirat(&upper, *name, Mode::from_raw_mode(0o755))
                 .step("create directory", &*at)?;

@@ -7,7 +7,7 @@
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use shifter_core::config::Module;
@@ -28,8 +28,11 @@ use crate::sys::Propagation;
 /// Directories of the host that every container has beside the site's own.
 const BUILT_IN: [&str; 5] = ["/proc", "/sys", "/dev", "/tmp", "/var/tmp"];
 
-/// Of those, the ones from which users may mount.
+/// Of those, the ones from which users may mount, and over which: they hold nothing of the site's.
 const SCRATCH: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// Where a link of an image's must not lead a mount of the site's: what is there is the site's, too.
+const OF_SITE: [&str; 3] = ["/etc", "/opt", "/var"];
 
 /// A mount that is made and has its flags, but is attached nowhere yet.
 pub struct Planned {
@@ -117,7 +120,10 @@ pub fn plan(
         {
             continue; // Its mount point is in what the outer mount brings.
         }
-        let stat = rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?;
+        let stat = match &mount.volume {
+            Some(volume) => examine(&mount.mount, volume)?,
+            None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
+        };
         let kind = Kind::of(&stat).unwrap_or(Kind::File);
         if let Err(refusal) = layer.mount_point(&mount.target, kind)? {
             return Err(match &mount.volume {
@@ -154,17 +160,30 @@ pub fn attach(
             continue;
         }
         let open = || mnt::open_inside(root, &mount.target, OFlags::PATH);
+        let place_of = |target: &OwnedFd| {
+            let root_path = root_path.get_or_init(|| mnt::path_of(root.as_fd()));
+            let path = mnt::path_of(target.as_fd());
+            match path.strip_prefix(root_path.as_str()) {
+                None | Some("") => "/".to_owned(),
+                Some(path) => path.to_owned(),
+            }
+        };
         let target = match &mount.volume {
-            // The mount point was found in the image or made: a link of the image's leads away.
-            None => open().map_err(|error| misplaced(mount, request, error))?,
+            None => match mnt::open_unlinked(root, &mount.target) {
+                // A link of the image's, which may lead elsewhere, but not everywhere.
+                Err(Errno::LOOP) => {
+                    let target = open().map_err(|error| misplaced(mount, request, error))?;
+                    judge_site_target(mount, &place_of(&target), request)?;
+                    target
+                }
+                opened => opened.map_err(|error| misplaced(mount, request, error))?,
+            },
             Some(volume) => {
                 // With the user's eyes: what lies in other users' directories is not told.
                 let user = request.user;
                 let target = as_user(user.uid, user.gid, &user.gids(), open)?;
                 let target = target.map_err(|error| missing_target(volume, error))?;
-                let root_path = root_path.get_or_init(|| mnt::path_of(root.as_fd()));
-                let path = mnt::path_of(target.as_fd());
-                let path = path.strip_prefix(root_path).unwrap_or("/");
+                let path = &*place_of(&target);
                 judge_resolved(volume, path, mounts)?;
                 if contains("/etc", path) && layer.covers_image_at(path) {
                     let reason = format!("the image has its own '{}'", sanitize::text(path));
@@ -195,11 +214,28 @@ pub fn attach(
 }
 
 fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {
-    let reason = std::io::Error::from(error);
+    let reason = std::io::Error::from(error).to_string();
+    misplaced_because(mount, request, &reason)
+}
+
+fn misplaced_because(mount: &Planned, request: &RootRequest<'_>, reason: &str) -> Error {
     Error::BadImage {
         image: request.image.reference.clone(),
         reason: format!("cannot place the site's '{}': {reason}", mount.target),
     }
+}
+
+/// Judges where a link of the image's leads a mount of the site's: over nothing that the site or
+/// the host gives every container.
+fn judge_site_target(mount: &Planned, path: &str, request: &RootRequest<'_>) -> Result<()> {
+    let mut given = BUILT_IN.iter().chain(&OF_SITE);
+    let hides = given.any(|dir| contains(path, dir));
+    let mut hosts = BUILT_IN.iter().filter(|dir| !SCRATCH.contains(dir));
+    if hides || hosts.any(|dir| contains(dir, path)) {
+        let reason = format!("the image's link leads to '{}'", sanitize::text(path));
+        return Err(misplaced_because(mount, request, &reason));
+    }
+    Ok(())
 }
 
 /// The site's mounts and those of the modules in use.
@@ -272,7 +308,11 @@ impl SiteView {
             };
             dirs.push((to.clone(), mnt::path_of(fd.as_fd()), site_flags(flags)));
         }
-        dirs.extend(SCRATCH.map(|dir| (dir.to_owned(), dir.to_owned(), SAFE)));
+        for dir in SCRATCH {
+            // The host may have a link there.
+            let fd = mnt::open_host(dir).step("open", dir)?;
+            dirs.push((dir.to_owned(), mnt::path_of(fd.as_fd()), SAFE));
+        }
         Ok(Self { dirs })
     }
 
@@ -322,12 +362,17 @@ fn user_volume(volume: &Volume, site: &SiteView, request: &RootRequest<'_>) -> R
         let reason = "the source is not within a site mount".to_owned();
         return Err(refused(volume, reason, Some(site.hint())));
     };
-    let stat = rustix::fs::fstat(&source).step("examine", &*volume.from)?;
+    let stat = examine(&source, volume)?;
     if Kind::of(&stat).is_none() {
         let reason = "the source is neither a directory nor a regular file".to_owned();
         return Err(refused(volume, reason, None));
     }
     let on_host = |path: &str| site.host_path(path);
+    if volume.flags.per_node_cache.is_some() && request.image.is_rootless() {
+        let reason = "a container without privilege has no perNodeCache".to_owned();
+        let hint = "use an image of the site store, or other volumes".to_owned();
+        return Err(refused(volume, reason, Some(hint)));
+    }
     let cache = volume
         .flags
         .per_node_cache
@@ -361,14 +406,15 @@ fn open_source(
 
 /// Judges where a target really is, after links in the image have been followed.
 fn judge_resolved(volume: &Volume, path: &str, mounts: &[Planned]) -> Result<()> {
-    let path = if path.is_empty() { "/" } else { path };
     if volmap::judge_user_target(path).is_err() {
         let path = sanitize::text(path);
         let reason = format!("it leads to '{path}', which users cannot mount on");
         return Err(refused(volume, reason, None));
     }
     let site = mounts.iter().filter(|mount| mount.volume.is_none());
-    let built_in = BUILT_IN.into_iter().map(str::to_owned);
+    // All of /tmp may be hidden, as by a per-node cache; mounts of the site's in it may not.
+    let built_in = BUILT_IN.into_iter().filter(|dir| !SCRATCH.contains(dir));
+    let built_in = built_in.map(str::to_owned);
     match site
         .map(|m| m.target.clone())
         .chain(built_in)
@@ -383,12 +429,17 @@ fn judge_resolved(volume: &Volume, path: &str, mounts: &[Planned]) -> Result<()>
     }
 }
 
+/// Examines a file of a volume's. A file system of the user's own making may answer anything, and
+/// takes no node out of service by it.
+fn examine(file: &OwnedFd, volume: &Volume) -> Result<Stat> {
+    rustix::fs::fstat(file).map_err(|error| {
+        let reason = std::io::Error::from(error).to_string();
+        refused(volume, reason, None)
+    })
+}
+
 fn same_kind(volume: &Volume, source: &OwnedFd, target: &OwnedFd) -> Result<()> {
-    let kind = |fd: &OwnedFd| -> Result<Option<Kind>> {
-        Ok(Kind::of(
-            &rustix::fs::fstat(fd).step("examine", &*volume.to)?,
-        ))
-    };
+    let kind = |fd: &OwnedFd| examine(fd, volume).map(|stat| Kind::of(&stat));
     if kind(source)? == kind(target)? {
         return Ok(());
     }

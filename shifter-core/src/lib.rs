@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cdi;
+pub mod chain;
 pub mod config;
 pub mod elf;
 pub mod env;

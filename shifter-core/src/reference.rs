@@ -412,6 +412,18 @@ fn is_file_name(text: &str) -> bool {
         || SUFFIXES.iter().any(|suffix| lower.ends_with(suffix))
 }
 
+/// Checks `host[:port]` and returns the form that references have it in: lower case, and one name
+/// for Docker Hub.
+pub fn canonical_host(text: &str) -> Result<String, RefError> {
+    check_text(text)?;
+    host::canonical(text)
+}
+
+/// True for the path of a repository in a registry.
+pub(crate) fn is_repository(path: &str) -> bool {
+    path.len() <= NAME_LIMIT && check_path(path).is_ok()
+}
+
 /// True for what may name a tree, a module and the like: safe as a part of a path and in every
 /// option.
 pub(crate) fn is_plain_name(text: &str) -> bool {

@@ -24,7 +24,20 @@ pub fn bytes(raw: &[u8]) -> String {
     text(&String::from_utf8_lossy(raw))
 }
 
-fn is_printable(c: char) -> bool {
+/// Takes the error numbers out of a message: the words before them say the same.
+pub fn plain(mut text: String) -> String {
+    const MARK: &str = " (os error ";
+    while let Some(start) = text.find(MARK) {
+        let Some(length) = text[start..].find(')') else {
+            break;
+        };
+        text.replace_range(start..=start + length, "");
+    }
+    text
+}
+
+/// True for what a terminal shows and does not obey.
+pub fn is_printable(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -34,6 +47,15 @@ fn is_printable(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_numbers_are_left_out() {
+        let source = std::io::Error::from_raw_os_error(2);
+        let text = format!("a: {source}; no (os error; b: {source}");
+        let said = "No such file or directory";
+        assert_eq!(plain(text), format!("a: {said}; no (os error; b: {said}"));
+        assert_eq!(plain("x (os error 2".into()), "x (os error 2");
+    }
 
     #[test]
     fn escapes_what_a_terminal_would_obey() {

@@ -4,12 +4,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use shifter_core::config::Config;
+use shifter_core::config::{Config, ConfigError, Registries};
 use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 3] = ["registry.ca_file", "root.udi_image", "module.copy_path"];
+const EXAMPLES: [&str; 6] = [
+    "store.cache_dir",
+    "registry.ca_file",
+    "registry.credentials_file",
+    "registry.token_server",
+    "root.udi_image",
+    "module.copy_path",
+];
 
 /// Names that the sample gives to tables of which there may be any number.
 const TABLES: [&str; 3] = ["registry.", "module.", "per_node_cache."];
@@ -30,8 +37,8 @@ fn live(line: &str) -> Option<&str> {
 }
 
 /// Uncomments the whole sample.
-fn sample() -> (PathBuf, String) {
-    let (path, text) = read("conf/shifter.toml");
+fn sample(name: &str) -> (PathBuf, String) {
+    let (path, text) = read(&format!("conf/{name}"));
     let lines = text
         .lines()
         .filter_map(|line| live(line.strip_prefix("# ").unwrap_or(line)));
@@ -40,8 +47,8 @@ fn sample() -> (PathBuf, String) {
 }
 
 /// Gathers the headings and terms of the manual page.
-fn manual() -> (PathBuf, String) {
-    let (path, text) = read("docs/man/shifter.toml.5.md");
+fn manual(name: &str) -> (PathBuf, String) {
+    let (path, text) = read(&format!("docs/man/{name}.5.md"));
     let lines = text.lines().filter_map(|line| {
         let term = line
             .strip_prefix('`')
@@ -104,15 +111,21 @@ fn known_keys() -> BTreeSet<String> {
         "[kernel]",
         "[slurm]",
     ];
+    keys_in(&tables, |text| {
+        Config::parse(text, Path::new("/x")).map(|_| ())
+    })
+}
+
+fn keys_in(tables: &[&str], parse: impl Fn(&str) -> Result<(), ConfigError>) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for header in [""].into_iter().chain(tables) {
+    for header in [""].into_iter().chain(tables.iter().copied()) {
         let prefix = if header.is_empty() {
             String::new()
         } else {
             table(header) + "."
         };
         let text = format!("{header}\nno_such_key = 1\n");
-        let error = Config::parse(&text, Path::new("/x")).map_err(|error| error.to_string());
+        let error = parse(&text).map_err(|error| error.to_string());
         let Some((_, expected)) = error.as_ref().err().and_then(|e| e.split_once("expected "))
         else {
             panic!("{header}: {error:?}");
@@ -134,7 +147,7 @@ fn sample_and_manual_have_every_key() {
         known.contains("store.user_images") && known.contains("module.conflicts"),
         "{known:?}"
     );
-    for (path, text) in [sample(), manual()] {
+    for (path, text) in [sample("shifter.toml"), manual("shifter.toml")] {
         let found = keys(&text);
         let missing: Vec<_> = known.difference(&found).collect();
         let unknown: Vec<_> = found.difference(&known).collect();
@@ -148,7 +161,7 @@ fn sample_and_manual_have_every_key() {
 
 #[test]
 fn sample_and_manual_state_the_defaults() {
-    for (path, text) in [sample(), manual()] {
+    for (path, text) in [sample("shifter.toml"), manual("shifter.toml")] {
         Config::parse(&text, &path).unwrap();
         let mut defaults = String::new();
         let mut prefix = String::new();
@@ -177,6 +190,35 @@ fn sample_and_manual_state_the_defaults() {
         }
         assert_eq!(config, Config::default(), "{}", path.display());
     }
+}
+
+#[test]
+fn registries_have_every_key_and_its_default() {
+    let known = keys_in(&["[registry.x]"], |text| {
+        Registries::parse(text, Path::new("/x")).map(|_| ())
+    });
+    assert!(known.contains("registry.mirrors_only") && known.contains("block"));
+    for (path, text) in [sample("registries.toml"), manual("registries.toml")] {
+        assert_eq!(keys(&text), known, "{}", path.display());
+        let mut parsed = Registries::parse(&text, &path).unwrap();
+        for (name, mut registry) in std::mem::take(&mut parsed.registry) {
+            registry.ca_file = None;
+            registry.credentials_file = None;
+            registry.token_server = None;
+            assert_eq!(registry, Default::default(), "{name}");
+        }
+        // These are the image manager's own, which says so where it has them.
+        let limits = [
+            parsed.retries.take(),
+            parsed.connect_timeout_secs.take(),
+            parsed.idle_timeout_secs.take(),
+        ];
+        assert_eq!(limits, [Some(5), Some(10), Some(60)], "{}", path.display());
+        assert_eq!(parsed, Registries::default(), "{}", path.display());
+    }
+    let (path, text) = code("docs/man/registries.toml.5.md", "# EXAMPLE");
+    let parsed = Registries::parse(&text, &path).unwrap();
+    assert!(parsed.registry["docker.io"].mirrors_only);
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl Finding {
         Self::new(check, State::Error, message, Some(hint.into()))
     }
 
-    /// Makes a finding whose texts are safe to print.
+    /// Makes a finding whose texts are for people and safe to print.
     pub fn new(
         check: impl Into<String>,
         state: State,
@@ -75,7 +75,7 @@ impl Finding {
         Self {
             check: sanitize::text(&check.into()),
             state,
-            message: sanitize::text(&message.into()),
+            message: sanitize::text(&sanitize::plain(message.into())),
             hint: hint.map(|hint| sanitize::text(&hint)),
         }
     }
@@ -143,7 +143,7 @@ mod tests {
         let findings = [
             Finding::ok("kernel", "5.14"),
             Finding::warning("store\n", "it is '\x1b[1m'", "look"),
-            Finding::error("hook", "gone", "put it back"),
+            Finding::error("hook", "gone (os error 2)", "put it back"),
         ];
         let text = render(&findings, Form::Lines);
         assert_eq!(

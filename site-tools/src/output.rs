@@ -2,9 +2,9 @@
 //!
 //! The only place in this crate that writes to either.
 
-use std::error::Error;
 use std::io::{self, Write};
 
+pub(crate) use shifter_core::chain::line as chain;
 use shifter_core::exit::ExitCode;
 
 /// Writes data to stdout. A reader who has gone away has seen enough.
@@ -32,20 +32,4 @@ pub(crate) fn failure(program: &str, message: &str, hint: Option<&str>) {
     if let Some(hint) = hint {
         note(&format!("hint: {hint}"));
     }
-}
-
-/// Joins an error and its causes to one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        // A transparent error says the same as its cause.
-        if !line.ends_with(&text) {
-            line.push_str(if line.is_empty() { "" } else { ": " });
-            line.push_str(&text);
-        }
-        next = error.source();
-    }
-    line
 }

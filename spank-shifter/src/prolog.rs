@@ -13,7 +13,7 @@ use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
-use shifter_core::layout::Program;
+use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
 use shifter_core::trusted;
 use thiserror::Error;
@@ -156,11 +156,19 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    outcome(&child::run(
-        ready(fixed_environment(command)),
-        &input,
-        terms,
-    )?)
+    match child::run(ready(fixed_environment(command)), &input, terms) {
+        Ok(finished) => outcome(&finished),
+        Err(error) => match (&error, noted_failure(&facts.job)) {
+            (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// Returns what setupRoot noted before it did what only the user can be blamed for.
+fn noted_failure(job: &JobId) -> Option<String> {
+    let bytes = trusted::read(&layout::failure_file(job), FAILURE_LIMIT).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Prepares to run a program as root: one that only root can have put where it is.

@@ -9,8 +9,8 @@ use super::data::Tail;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-/// Digests in each of the two tables; one is some 50 bytes.
-const LIMIT: usize = 1 << 20;
+/// Digests in each of the two tables: as many as fit before a table grows beyond 45 MB.
+const LIMIT: usize = (1 << 20) / 8 * 7;
 
 /// A tail end smaller than this is written again unless its twin is in the same fragment block:
 /// it saves little, and whoever reads it would have to read another block.

@@ -30,16 +30,66 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Layout, all integers little endian:
+//! # Work and memory
+//!
+//! The caller's thread feeds: it cuts contents into blocks, packs small files into fragment
+//! blocks, and appends what comes back, in order. A pool of [`Options::threads`] compresses, each
+//! with a compressor of its own. The caller waits when the pool has its fill, so memory is
+//! bounded whatever comes:
+//!
+//! - some 4 MiB for each thread ([`Options::threads`] says of what it consists), and 1 MiB of
+//!   output not yet written;
+//! - some 350 bytes for each file with its name, most of it in the [`Tree`], and 4 for each of its
+//!   blocks. The example `tar2squashfs`, which keeps all paths besides, needs 450 MB for a million
+//!   files in a thousand directories;
+//! - to find equal files, 50 bytes for each block and each small file, at most 90 MB.
+//!
+//! # What goes where
+//!
+//! Blocks are in the order in which files were given, and small files share fragment blocks with
+//! those given before and after them: give together what is read together. Archives of layers
+//! list directories in order, which is good enough. A block or fragment block is read and
+//! decompressed as a whole. The kernel keeps very few of them (three fragment blocks, and eight
+//! blocks of metadata) and what it decompressed of a file that was read; so a program that opens
+//! many small files all over the image is served by smaller blocks.
+//!
+//! Metadata is in the order of a walk by name. Long directories have an index, so that looking up
+//! a name does not read the listing from its start.
+//!
+//! With [`Options::share_equal`] a file whose stored blocks are those of an earlier file, or of
+//! the start of one, is not stored again, nor are equal small files and tail ends. Contents are
+//! equal if their BLAKE3 digests are.
+//!
+//! # Limits
+//!
+//! | what | limit | beyond it |
+//! |---|---|---|
+//! | names | 255 bytes, any but `/` and NUL | [`Error::Name`] |
+//! | targets of symbolic links | 4095 bytes | [`Error::Inode`] |
+//! | different owners and groups together | 65535, of any 32 bits | [`Error::TooMany`] |
+//! | inodes, files | 2^32 - 3 | [`Error::TooMany`] |
+//! | metadata | 4 GiB compressed for each table | [`Error::TooMany`] |
+//! | names of one directory | 4 GiB | [`Error::TooMany`] |
+//! | device numbers | major 4095, minor 1048575 | [`Error::Inode`] |
+//! | extended attributes | `user.`, `trusted.`, `security.`; names 255 bytes, values 64 KiB | [`Error::Xattr`] |
+//! | times | whole seconds from 1970 to 2106 | see [`clamp_time`] |
+//! | size of files and of the image | 2^64 | |
+//!
+//! Attributes of POSIX ACLs have no place in the format.
+//!
+//! # Layout
+//!
+//! All integers are little endian:
 //!
 //! ```text
 //! superblock (96 bytes)     written as zeroes, patched last
-//! compressor options        one uncompressed metadata block, if not the default
+//! compressor options        one uncompressed metadata block, if the compressor has any
 //! data and fragment blocks  each compressed on its own, in the order in which they came
 //! inode table               metadata blocks: u16 size (bit 15: stored raw), <= 8 KiB of records
 //! directory table           metadata blocks
 //! fragment table            metadata blocks, then their positions as u64
-//! id table                  metadata blocks, then their positions as u64
+//! export table              the same, if asked for: u64 reference of each inode, by number
+//! id table                  the same: u32 ids
 //! xattr table               pairs and ids as metadata blocks, then a header with positions
 //! padding to 4 KiB
 //! ```
@@ -65,7 +115,7 @@ mod tests;
 
 pub use compress::Compression;
 pub use data::{DataId, FileWriter};
-pub use tree::{Attributes, InodeId, Kind, Tree, Xattr};
+pub use tree::{Attributes, InodeId, Kind, Tree, Xattr, clamp_time};
 pub use writer::{Summary, Writer};
 
 use std::io;

@@ -170,3 +170,27 @@ fn files_that_part_after_an_equal_start_are_complete() {
         assert!(bytes(image) == bytes(again));
     }
 }
+
+#[test]
+fn the_export_table_leads_to_each_inode_by_its_number() {
+    let options = Options {
+        compression: Compression::None,
+        export: true,
+        ..Options::default()
+    };
+    let files: Vec<_> = (0..2000).map(|n| noise(n, 10)).collect();
+    let image = std::fs::read(image_of(&files, &options).path()).unwrap();
+    let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap()) as usize;
+    let (inode_table, export_table) = (word(64), word(88));
+    let count = u32::from_le_bytes(image[4..8].try_into().unwrap()) as usize;
+    assert_eq!(count, 2001);
+    for number in 1..=count {
+        let (block, offset) = ((number - 1) / 1024, (number - 1) % 1024 * 8);
+        let reference = word(word(export_table + block * 8) + 2 + offset);
+        // Records cross blocks, but the number is near the start of one.
+        let at = inode_table + (reference >> 16) + 2 + (reference & 0xffff) + 12;
+        let is_split = (reference & 0xffff) + 16 > 8192;
+        let found = u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+        assert!(is_split || found == number, "{number}: {found}");
+    }
+}

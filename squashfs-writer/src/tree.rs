@@ -24,10 +24,16 @@ pub struct Attributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time in seconds since 1970; the format has no sign and no fraction.
+    /// Modification time in seconds since 1970; the format has no sign and no fraction. See
+    /// [`clamp_time`].
     pub mtime: u32,
     /// Extended attributes whose names begin with `user.`, `trusted.` or `security.`.
     pub xattrs: Vec<Xattr>,
+}
+
+/// The nearest time that an image can hold: from 1970 to the 7th of February 2106.
+pub fn clamp_time(seconds: i64) -> u32 {
+    seconds.clamp(0, u32::MAX.into()) as u32 // just clamped
 }
 
 /// What an inode is; directories are made by [`Tree::add_directory`].

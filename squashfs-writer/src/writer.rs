@@ -22,14 +22,15 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// Writes one image; see the [module](super) for an example.
+/// Writes one image; see the [crate](crate) for an example.
 pub struct Writer<W: Read + Write + Seek> {
     data: DataWriter<W>,
     options: Options,
 }
 
 impl<W: Read + Write + Seek> Writer<W> {
-    /// Starts an image at the start of `out`, which should be empty.
+    /// Starts an image at the start of `out`, which should be empty. It must be open for reading
+    /// as well: parts of it are read again where a file begins like an earlier one.
     pub fn new(out: W, options: &Options) -> Result<Self, Error> {
         let size = options.block_size;
         if !size.is_power_of_two() || !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&size) {

@@ -140,3 +140,28 @@ fn cluster_setup_that_hangs_is_ended_at_its_deadline() -> Result<()> {
         Ok((Call::new(["pgrep", "-x", "-f", "sleep 600"]).output()?.code != 0).then_some(()))
     })
 }
+
+#[test]
+fn cluster_a_volume_that_hangs_ends_the_job_and_not_the_node() -> Result<()> {
+    let bench = Bench::start_with(|product, _| {
+        product.configure("[slurm]\nsetup_timeout_secs = 3\n[root]\nsite_mounts = ['/scratch']")
+    })?;
+    let node = bench.cluster.node("n1")?;
+    let mount = "mkdir -p /tmp/low /scratch/hung && bindfs /tmp/low /scratch/hung";
+    node.shell(mount).ok()?;
+    node.shell("pkill -STOP -x bindfs").ok()?;
+    let options = ["-w", "n1", &bench.a.option(), "--volume=/scratch/hung:/mnt"];
+    let outcome = bench.cluster.run(Alice, &options, "shifter echo ran");
+    node.shell("pkill -CONT -x bindfs; umount /scratch/hung; rmdir /scratch/hung")
+        .ok()?;
+    let (job, info) = outcome?;
+    ensure!(info.state() == "FAILED", "{info:?}");
+    let said = job.output()?;
+    ensure!(
+        said.contains("no answer from the source of a volume: '/scratch/hung'")
+            && !said.contains("ran"),
+        "{said}"
+    );
+    bench.cluster.ensure_in_service()?;
+    bench.ensure_clean()
+}

@@ -44,7 +44,9 @@ fn cluster_srun_without_an_allocation() -> Result<()> {
 #[test]
 fn cluster_salloc_and_steps_in_it() -> Result<()> {
     let bench = Bench::start()?;
-    let steps = "srun -N2 -n2 shifter cat /etc/marker; srun -N1 -n2 shifter cat /etc/marker; srun -N2 -n2 hostname";
+    // Last, where salloc's shell is, on the login host: of the job's image, too.
+    let steps = "srun -N2 -n2 shifter cat /etc/marker; srun -N1 -n2 shifter cat /etc/marker
+        srun -N2 -n2 hostname; shifter sh -c 'cat /etc/marker; hostname'";
     let output = Call::new([
         "salloc",
         "-N2",
@@ -58,10 +60,13 @@ fn cluster_salloc_and_steps_in_it() -> Result<()> {
     .output()?
     .success()?;
     let count = |text: &str| output.stdout.lines().filter(|line| *line == text).count();
+    ensure!(count("login") == 1, "{output}");
     ensure!(
-        count("a") == 4 && count("n1") == 1 && count("n2") == 1,
+        count("a") == 5 && count("n1") == 1 && count("n2") == 1,
         "{output}"
     );
+    // The container there has left the image's hint to the next teardown.
+    Call::new([&*bench.product.path("sbin/unsetupRoot"), "0"]).ok()?;
     bench.ensure_clean()
 }
 

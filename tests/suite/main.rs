@@ -6,6 +6,7 @@
 //! in one.
 
 mod bench;
+mod commands;
 mod containers;
 mod failures;
 mod faults;

@@ -1,9 +1,13 @@
 //! Fetching one blob once: from the cache, from whoever downloads it already, or from the registry.
 //!
-//! `<hex>` is a complete blob, `<hex>.part` the beginning of one, `<hex>.lock` the right to write
-//! the latter. A part is only ever appended to; what turned out to be wrong is removed and begun
-//! again under a new inode. So after a crash a part is a valid beginning, and the next download
-//! reads it once, for the hash, and asks the registry for the rest.
+//! The part of a blob is only ever appended to, by whoever has its lease; what turned out to be
+//! wrong is removed and begun again under a new inode. So after a crash a part is a valid
+//! beginning, and the next download reads it once, for the hash, and asks the registry for the
+//! rest. Nothing is synchronised to the disk: what a power failure damages is noticed when it is
+//! read, and fetched again.
+//!
+//! What another process of this machine writes is read while it grows. Not so what another node
+//! writes: NFS and Lustre may show the length of a file before its bytes.
 
 use std::fs::File;
 use std::io;
@@ -15,20 +19,25 @@ use std::time::{Duration, Instant};
 use shifter_core::sanitize;
 
 use super::flight::{End, Flight, Trust};
-use super::{BlobCache, CacheError, Progress, lock_name, part_name};
+use super::folder::{Scope, lock_name, part_name};
+use super::keep::is_intact;
+use super::{BlobCache, CacheError, Progress};
 use crate::files;
 use crate::hash::Hasher;
 use crate::registry::{Descriptor, RegistryError};
 use crate::store::StoreError;
+use crate::store::lease::{Attempt, Contender, Lease};
 
 /// Bytes collected before they are written: file systems that stripe like large writes.
 const WRITE_SIZE: usize = 1 << 20;
 /// Time after which less than that is written, so that readers need not wait for a slow registry.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
-/// How often somebody else's download is looked at.
-const POLL: Duration = Duration::from_millis(20);
+/// How often somebody else's download is looked at, at first and at last.
+const FIRST_POLL: Duration = Duration::from_millis(5);
+const LAST_POLL: Duration = Duration::from_millis(100);
 
-/// Delivers a blob's bytes from an offset on into a sink.
+/// Delivers a blob's bytes from an offset on into a sink. From the first byte on it compares them
+/// with the digest, too.
 pub(super) type Source<'a> =
     dyn Fn(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), RegistryError> + 'a;
 
@@ -37,17 +46,22 @@ pub(super) struct Download<'a> {
     pub cache: &'a BlobCache,
     pub blob: &'a Descriptor,
     pub flight: &'a Flight,
+    pub scope: Scope,
+    /// The folder of the scope.
     pub dir: &'a OwnedFd,
     /// Where the registry's answers come from, for messages.
     pub origin: &'a str,
     pub watch: &'a (dyn Fn(Progress<'_>) + Sync),
+    /// False if a login turned out to be needed, so that the blob belongs elsewhere.
+    pub is_in_scope: &'a dyn Fn(&Scope) -> bool,
 }
 
 /// The file that a blob is written to.
 struct Part<'a> {
     download: &'a Download<'a>,
+    lease: &'a Lease,
     file: Arc<File>,
-    hasher: Hasher,
+    hasher: Option<Hasher>,
     buffer: Vec<u8>,
     /// Bytes that are in the file.
     written: u64,
@@ -57,42 +71,40 @@ struct Part<'a> {
 impl Download<'_> {
     /// Has the blob when it returns `Ok`.
     pub fn run(&self, source: &Source<'_>) -> Result<(), CacheError> {
-        let (mut seen, mut has_told) = (0, false);
+        let (mut seen, mut has_told, mut poll) = (0, false, FIRST_POLL);
+        let name = lock_name(self.blob);
+        let mut contender =
+            Contender::new(self.dir, &name).map_err(|error| self.failed("lock", error))?;
         loop {
             self.cache.insist_on_going()?;
             if self.take_complete()? {
                 (self.watch)(Progress::Present(self.blob.size.saturating_sub(seen)));
                 return Ok(());
             }
-            let lock = files::try_lock(self.dir, &lock_name(self.blob))
-                .map_err(|error| self.failed("lock", error))?;
-            let Some(lock) = lock else {
-                if !has_told {
-                    (self.watch)(Progress::Waiting("this host"));
-                    has_told = true;
+            let attempt = contender.attempt();
+            match attempt.map_err(|error| self.failed("lock", error))? {
+                Attempt::Held(lease) => {
+                    // Whoever had the lease before may have finished.
+                    if self.take_complete()? {
+                        continue;
+                    }
+                    return self.fetch(source, &lease, seen);
                 }
-                self.follow(&mut seen)?;
-                std::thread::sleep(POLL);
-                continue;
-            };
-            // Whoever held the lock before may have finished.
-            let done = match self.take_complete() {
-                Ok(true) => {
-                    (self.watch)(Progress::Present(self.blob.size.saturating_sub(seen)));
-                    Ok(())
+                Attempt::Busy(owner) => {
+                    if !has_told {
+                        (self.watch)(Progress::Waiting(&owner.describe()));
+                        has_told = true;
+                    }
+                    self.follow(contender.is_here(&owner), &mut seen)?;
                 }
-                Ok(false) => self.fetch(source, seen),
-                Err(error) => Err(error),
-            };
-            let unlocked = files::remove(self.dir, &lock_name(self.blob))
-                .map_err(|error| self.failed("unlock", error));
-            drop(lock);
-            return done.and(unlocked);
+            }
+            std::thread::sleep(poll);
+            poll = (poll * 3 / 2).min(LAST_POLL);
         }
     }
 
-    /// Shows readers what another process has written so far.
-    fn follow(&self, seen: &mut u64) -> Result<(), CacheError> {
+    /// Shows readers what another process has written so far, if it can be read already.
+    fn follow(&self, is_readable: bool, seen: &mut u64) -> Result<(), CacheError> {
         let part = files::open(self.dir, &part_name(self.blob))
             .map_err(|error| self.failed("read", error))?;
         if let Some(file) = part {
@@ -102,82 +114,89 @@ impl Download<'_> {
                 (self.watch)(Progress::Elsewhere(length - *seen));
                 *seen = length;
             }
-            self.flight.show(&Arc::new(file), length, Trust::Unread);
+            if is_readable {
+                self.flight.show(&Arc::new(file), length, Trust::Unread);
+            }
         }
         Ok(())
     }
 
     /// Uses a blob that is there already; who reads it compares it with the digest.
     fn take_complete(&self) -> Result<bool, CacheError> {
+        let folders = self.scope.find(&self.cache.dir, &self.blob.digest);
+        for folder in folders.map_err(|error| self.failed("open", error))? {
+            if let Some(file) = self.take_from(&folder)? {
+                // Tells what is used from what is not. It may be somebody else's turn to remove it.
+                let _ = crate::store::lease::touch(&file);
+                self.flight
+                    .show(&Arc::new(file), self.blob.size, Trust::Unread);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn take_from(&self, folder: &OwnedFd) -> Result<Option<File>, CacheError> {
         let name = self.blob.digest.hex();
-        let found = files::open(self.dir, name).map_err(|error| self.failed("read", error))?;
-        let Some(file) = found else { return Ok(false) };
+        let Some(file) = files::open(folder, name).map_err(|error| self.failed("read", error))?
+        else {
+            return Ok(None);
+        };
         let length = file
             .metadata()
             .map_err(|error| self.failed("examine", error))?
             .len();
-        if length != self.blob.size {
-            if self.is_intact(&file)? {
-                return Err(self.forged(format!(
-                    "the manifest promises {} bytes, it has {length}",
-                    self.blob.size
-                )));
-            }
-            files::remove(self.dir, name).map_err(|error| self.failed("remove from", error))?;
-            return Ok(false);
+        if length == self.blob.size {
+            return Ok(Some(file));
         }
-        let file = Arc::new(file);
-        self.flight.show(&file, length, Trust::Unread);
-        Ok(true)
+        let digest = &self.blob.digest;
+        if is_intact(&file, digest).map_err(|error| self.failed("read", error))? {
+            return Err(self.forged(format!(
+                "the manifest promises {} bytes, it has {length}",
+                self.blob.size
+            )));
+        }
+        files::remove(folder, name).map_err(|error| self.failed("remove from", error))?;
+        Ok(None)
     }
 
-    fn is_intact(&self, file: &File) -> Result<bool, CacheError> {
-        let mut hasher = Hasher::like(&self.blob.digest);
-        super::hash_file(file, &mut hasher).map_err(|error| self.failed("read", error))?;
-        Ok(hasher.finish() == self.blob.digest.to_string())
-    }
-
-    /// Downloads what is missing. A wrong digest is fetched again once.
-    fn fetch(&self, source: &Source<'_>, seen: u64) -> Result<(), CacheError> {
-        let mut wrong = String::new();
-        for attempt in 0..2 {
-            let mut part = self.open_part()?;
-            if attempt == 0 {
+    /// Downloads what is missing. What is not the blob is fetched again once, from its first byte.
+    fn fetch(&self, source: &Source<'_>, lease: &Lease, seen: u64) -> Result<(), CacheError> {
+        let mut is_second = false;
+        loop {
+            let mut part = self.open_part(lease)?;
+            if !is_second {
                 (self.watch)(Progress::Present(part.written.saturating_sub(seen)));
             }
-            if let Err(error) = part.fill(source) {
-                let is_useless = part.written == 0
-                    || match &error {
-                        // What is full is not helped by half a blob.
-                        CacheError::Store(error) => matches!(error, StoreError::Full { .. }),
-                        CacheError::Registry(error) => {
-                            matches!(error, RegistryError::Forged { .. })
-                        }
-                        CacheError::Abandoned => false,
-                    };
-                if is_useless {
-                    // The error is what matters; the next sweep takes what this does not.
-                    let _ = files::remove(self.dir, &part_name(self.blob));
+            match part.fill(source).and_then(|()| part.compare()) {
+                Ok(()) => return self.complete(&part),
+                Err(error) => {
+                    part.give_back(&error);
+                    let is_forged =
+                        matches!(error, CacheError::Registry(RegistryError::Forged { .. }));
+                    if is_second || !is_forged {
+                        return Err(error);
+                    }
                 }
-                return Err(error);
             }
-            let (file, found) = (Arc::clone(&part.file), part.hasher.finish());
-            if found == self.blob.digest.to_string() {
-                let name = self.blob.digest.hex();
-                rustix::fs::renameat(self.dir, part_name(self.blob), self.dir, name)
-                    .map_err(|error| self.failed("write to", error.into()))?;
-                self.flight.show(&file, self.blob.size, Trust::Hashed);
-                return Ok(());
-            }
-            wrong = found;
-            files::remove(self.dir, &part_name(self.blob))
-                .map_err(|error| self.failed("remove from", error))?;
+            is_second = true;
         }
-        Err(self.forged(format!("its digest is {wrong}, not {}", self.blob.digest)))
+    }
+
+    /// Gives a blob its name.
+    fn complete(&self, part: &Part<'_>) -> Result<(), CacheError> {
+        part.lease
+            .check()
+            .map_err(|error| self.failed("go on in", error))?;
+        let name = self.blob.digest.hex();
+        rustix::fs::renameat(self.dir, part_name(self.blob), self.dir, name)
+            .map_err(|error| self.failed("write to", error.into()))?;
+        self.flight.show(&part.file, self.blob.size, Trust::Hashed);
+        Ok(())
     }
 
     /// Opens the part that is there, or begins one.
-    fn open_part(&self) -> Result<Part<'_>, CacheError> {
+    fn open_part<'b>(&'b self, lease: &'b Lease) -> Result<Part<'b>, CacheError> {
         let name = part_name(self.blob);
         let fail = |error| self.failed("write to", error);
         let mut file = files::open_private(self.dir, &name).map_err(fail)?;
@@ -189,18 +208,40 @@ impl Download<'_> {
         }
         let file = Arc::new(file);
         self.flight.show(&file, length, Trust::Hashed);
-        let mut hasher = Hasher::like(&self.blob.digest);
-        if length > 0 {
-            super::hash_file(&file, &mut hasher).map_err(fail)?;
+        // Who delivers a blob from its first byte compares it.
+        let mut hasher = None;
+        if length > 0 || self.blob.size == 0 {
+            let hasher = hasher.insert(Hasher::like(&self.blob.digest));
+            super::hash_file(&file, hasher).map_err(fail)?;
         }
+        self.preallocate(&file, length)?;
         Ok(Part {
             download: self,
+            lease,
             file,
             hasher,
             buffer: Vec::with_capacity(WRITE_SIZE),
             written: length,
             last_write: Instant::now(),
         })
+    }
+
+    /// Has the disk, or the quota, say at once that there is not enough room; and the blob in one
+    /// piece.
+    fn preallocate(&self, file: &File, length: u64) -> Result<(), CacheError> {
+        let missing = self.blob.size.saturating_sub(length);
+        if missing == 0 {
+            return Ok(());
+        }
+        let beyond = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(file, beyond, length, missing).map_err(io::Error::from) {
+            Err(error) if crate::store::is_full(&error) => {
+                let _ = files::remove(self.dir, &part_name(self.blob));
+                Err(self.failed("write to", error))
+            }
+            // NFS and Lustre may not know it.
+            _ => Ok(()),
+        }
     }
 
     fn forged(&self, reason: String) -> CacheError {
@@ -245,8 +286,49 @@ impl Part<'_> {
         )))
     }
 
+    /// Compares the digest, unless whoever delivered the blob has.
+    fn compare(&mut self) -> Result<(), CacheError> {
+        let Some(hasher) = self.hasher.take() else {
+            return Ok(());
+        };
+        let (found, wanted) = (hasher.finish(), &self.download.blob.digest);
+        if found == wanted.to_string() {
+            return Ok(());
+        }
+        let reason = format!("its digest is {found}, not {wanted}");
+        Err(self.download.forged(reason))
+    }
+
+    /// After a failure: removes what is of no use, and keeps the beginning of the blob for later.
+    fn give_back(&self, error: &CacheError) {
+        let is_useless = match error {
+            // What is full is not helped by half a blob.
+            CacheError::Store(error) => matches!(error, StoreError::Full { .. }),
+            CacheError::Registry(error) => matches!(error, RegistryError::Forged { .. }),
+            CacheError::Abandoned => false,
+            // Bytes that not everybody may have do not stay where everybody's are.
+            CacheError::Private => true,
+        };
+        let download = self.download;
+        if self.lease.check().is_err() {
+            // It is somebody else's now.
+            return;
+        }
+        // The error is what matters; the next sweep takes what this does not.
+        let _ = if is_useless || self.written == 0 {
+            files::remove(download.dir, &part_name(download.blob))
+        } else {
+            // What was set aside for the rest.
+            self.file.set_len(self.written)
+        };
+    }
+
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.download.cache.check_going()?;
+        let download = self.download;
+        download.cache.check_going()?;
+        if !(download.is_in_scope)(&download.scope) {
+            return Err(io::Error::other(CacheError::Private));
+        }
         (self.download.watch)(Progress::Received(bytes.len() as u64));
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= WRITE_SIZE || self.last_write.elapsed() >= WRITE_INTERVAL {
@@ -267,8 +349,11 @@ impl Part<'_> {
                 "the registry sent more than the manifest promises",
             ));
         }
+        self.lease.check()?;
         self.file.write_all_at(&self.buffer, self.written)?;
-        self.hasher.update(&self.buffer);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.buffer);
+        }
         self.buffer.clear();
         self.written = length;
         self.last_write = Instant::now();

@@ -5,6 +5,9 @@
 
 use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+const LOOK_UP: Duration = Duration::from_millis(200);
 
 /// How much the bytes of a blob have been compared with its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +113,9 @@ impl Flight {
     pub fn wait(&self, is_enough: impl Fn(&State) -> bool) -> State {
         let mut state = self.lock();
         while state.end.is_none() && !is_enough(&state) {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            // What makes it content may be something that tells nobody, such as a signal.
+            let waited = self.changed.wait_timeout(state, LOOK_UP);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.clone()
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use shifter_core::reference::Digest;
 
 use super::flight::{End, Flight, Trust};
+use crate::cancel::Cancel;
 use crate::hash::Hasher;
 
 /// Why a blob that is being read cannot be had.
@@ -34,16 +35,18 @@ pub struct BlobReader {
     position: u64,
     round: Option<u32>,
     hasher: Option<Hasher>,
+    cancel: Cancel,
 }
 
 impl BlobReader {
-    pub(super) fn new(flight: Arc<Flight>, digest: Digest) -> Self {
+    pub(super) fn new(flight: Arc<Flight>, digest: Digest, cancel: Cancel) -> Self {
         Self {
             flight,
             digest,
             position: 0,
             round: None,
             hasher: None,
+            cancel,
         }
     }
 
@@ -73,8 +76,13 @@ impl Read for BlobReader {
         }
         let (position, round) = (self.position, self.round);
         let state = self.flight.wait(|state| {
-            state.available > position || round.is_some_and(|round| round != state.round)
+            state.available > position
+                || round.is_some_and(|round| round != state.round)
+                || self.cancel.is_cancelled()
         });
+        if self.cancel.is_cancelled() {
+            return Err(Self::fail(BlobError::Failed(self.digest.clone())));
+        }
         match state.end {
             Some(End::Failed) => return Err(Self::fail(BlobError::Failed(self.digest.clone()))),
             Some(End::Damaged) => return Err(Self::fail(BlobError::Damaged(self.digest.clone()))),

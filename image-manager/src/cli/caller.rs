@@ -17,6 +17,8 @@ pub(super) struct Caller {
     pub is_sudo: bool,
     /// The language of messages of programs that this one starts.
     pub lang: Option<OsString>,
+    /// What kind of terminal it is.
+    pub term: Option<OsString>,
 }
 
 impl Caller {
@@ -32,6 +34,7 @@ impl Caller {
             sudo_uid: sudo.as_ref().and_then(|text| text.to_str()?.parse().ok()),
             is_sudo: sudo.is_some(),
             lang: std::env::var_os("LANG"),
+            term: std::env::var_os("TERM"),
         }
     }
 

@@ -1,67 +1,80 @@
 //! The program `shifterimg`: from the command line to an exit code.
 //!
 //! Run by users as themselves, or through sudo as the owner of the site store; then the one who
-//! called sudo chooses images and nothing else: no configuration, no store, no home.
+//! called sudo chooses images and nothing else: no configuration, no store, no home, no file.
 
 mod args;
 mod caller;
+mod client;
+mod command;
+mod config;
+mod failure;
+mod gc;
+mod handover;
+mod images;
+mod import;
+mod inspect;
+mod login;
+mod lookup;
 mod output;
+mod progress;
 mod pull;
-mod show;
+mod remove;
+mod signals;
+mod table;
+mod template;
+mod terminal;
+mod verify;
 
-use std::error::Error;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
 
-use shifter_core::config::{Config, ConfigError, DEFAULT_PATH, UserImages};
+use shifter_core::config::Config;
 use shifter_core::exit::ExitCode;
-use shifter_core::reference::{ImageRef, ImageType};
+use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
-use crate::store::{Store, StoreError, StoreKind, StoredImage, Viewer};
-use args::{Command, Options};
+use crate::cancel::Cancel;
+use crate::registry::Wanted;
+use crate::store::{Audience, Store, StoreError, StoreKind, Viewer};
+use args::Options;
 use caller::Caller;
-
-const CONFIG_LIMIT: u64 = 1 << 20;
-
-/// A failure as the user sees it.
-struct Failure {
-    code: ExitCode,
-    message: String,
-    hint: Option<String>,
-}
+use command::Command;
+use failure::{Failure, Outcome, file_hint};
+use progress::Current;
 
 /// Everything a command needs.
 struct Session {
     config: Config,
     caller: Caller,
     options: Options,
+    cancel: Cancel,
+    current: Current,
 }
 
 /// Runs the program with the arguments after its name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Whatever is made starts private and then gets its fixed mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    match start(args).and_then(|session| session.map_or(Ok(ExitCode::Success), Session::run)) {
-        Ok(code) => code,
-        Err(failure) => failure.report(),
-    }
+    let code =
+        match start(args).and_then(|session| session.map_or(Ok(ExitCode::Success), Session::run)) {
+            Ok(code) => code,
+            Err(failure) => failure.report(),
+        };
+    signals::finish();
+    code
 }
 
 /// Parses, reads the configuration, and answers what needs none.
 fn start(args: impl IntoIterator<Item = OsString>) -> Result<Option<Session>, Failure> {
-    let options = Options::parse(args).map_err(|error| Failure {
-        code: ExitCode::Usage,
-        message: sanitize::text(&error.to_string()),
-        hint: Some("shifterimg --help".into()),
+    let options = Options::parse(args).map_err(|error| {
+        let message = sanitize::text(&error.to_string());
+        Failure::new(ExitCode::Usage, message).with_hint(error.hint())
     })?;
     match options.command {
-        Command::Help => return print(args::HELP).map(|()| None),
+        Command::Help => return output::data(args::HELP).map(|()| None),
         Command::Version => {
-            return print(concat!("shifterimg ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| None);
+            let text = concat!("shifterimg ", env!("CARGO_PKG_VERSION"), "\n");
+            return output::data(text).map(|()| None);
         }
         _ => {}
     }
@@ -72,239 +85,152 @@ fn start(args: impl IntoIterator<Item = OsString>) -> Result<Option<Session>, Fa
             "--config and --store are not accepted through sudo".into(),
         ));
     }
-    let config = match &options.config {
-        Some(path) => read_config(path, caller.uid),
-        None => Config::open_trusted(Path::new(DEFAULT_PATH))
-            .map_err(|error| Failure::new(ExitCode::Internal, output::chain(&error))),
-    }?;
     Ok(Some(Session {
-        config,
+        config: config::read(options.config.as_deref(), caller.uid)?,
         caller,
         options,
+        cancel: Cancel::default(),
+        current: Current::default(),
     }))
 }
 
 impl Session {
     fn run(self) -> Result<ExitCode, Failure> {
         match self.options.command {
-            Command::Pull => self.pull(),
-            Command::Lookup => self.lookup(),
+            Command::Pull => self.with_events(Self::pull),
             Command::Images => self.images(),
+            Command::Lookup => self.lookup(),
+            Command::Inspect => self.inspect(),
             Command::Remove => self.remove(),
+            Command::Import => self.with_events(Self::import),
+            Command::Login => self.login(),
+            Command::Logout => self.logout(),
+            Command::Collect => self.collect(),
+            Command::Verify => self.verify(),
             Command::Help | Command::Version => Ok(ExitCode::Success),
         }
+    }
+
+    /// Tells of a failure as an event too.
+    fn with_events(
+        &self,
+        action: impl Fn(&Self) -> Result<ExitCode, Failure>,
+    ) -> Result<ExitCode, Failure> {
+        let done = action(self);
+        if let Err(failure) = &done {
+            self.report_json(None, failure)?;
+        }
+        done
     }
 
     /// Parses a reference under this site's rules.
     fn reference(&self, text: &str) -> Result<ImageRef, Failure> {
         ImageRef::parse(text, &self.config.type_rules()).map_err(|error| {
-            Failure::new(
-                ExitCode::Usage,
-                format!(
-                    "cannot use image '{}': {}",
-                    sanitize::text(text),
-                    output::chain(&error)
-                ),
-            )
+            let message = format!(
+                "cannot use image '{}': {}",
+                sanitize::text(text),
+                output::chain(&error)
+            );
+            Failure::new(ExitCode::Usage, message).with_hint(file_hint(text))
         })
     }
 
-    /// Returns the stores that exist, the site's first.
+    /// Parses all references of the command line: a mistake in one is found before anything is done.
+    fn references(&self) -> Result<Vec<ImageRef>, Failure> {
+        let texts = self.options.words.iter();
+        texts.map(|text| self.reference(text)).collect()
+    }
+
+    /// Returns the stores that exist and are asked for, the site's first.
     fn stores(&self) -> Result<Vec<Store>, StoreError> {
+        let is_wanted = |kind| self.options.store.is_none_or(|only| only == kind);
         let mut stores = Vec::new();
-        stores.extend(Store::open_site(&self.config.store.path)?);
-        if let Some(home) = &self.caller.home {
-            stores.extend(Store::open_user(home)?);
+        let config = &self.config.store;
+        if is_wanted(StoreKind::Site) {
+            let site = Store::open_site(&config.path)?;
+            stores.extend(site.map(|store| self.with_cache(store)));
+        }
+        if let Some(home) = self
+            .caller
+            .home
+            .as_ref()
+            .filter(|_| is_wanted(StoreKind::User))
+        {
+            stores.extend(Store::open_user(home)?.map(|store| self.with_cache(store)));
         }
         Ok(stores)
     }
 
-    /// Finds an image in the stores that may be used.
-    fn find(&self, reference: &ImageRef) -> Result<StoredImage, Failure> {
-        let context = format!("cannot find image '{reference}'");
-        let fail = |error: StoreError| Failure::of_store(&context, &error);
-        if !reference.image_type().is_stored() {
-            return Err(Failure {
-                code: ExitCode::Denied,
-                message: format!("{context}: only images of a store can be looked up"),
-                hint: Some(format!(
-                    "shifter run {}",
-                    sanitize::text(&reference.canonical())
-                )),
-            });
-        }
-        let viewer = viewer(&context)?;
-        for store in self.stores().map_err(fail)? {
-            let Some(found) = store.lookup(reference, &viewer).map_err(fail)? else {
-                continue;
-            };
-            if found.kind == StoreKind::User && self.config.store.user_images == UserImages::No {
-                return Err(Failure {
-                    code: ExitCode::Denied,
-                    message: format!(
-                        "{context}: it is only in your own store, and this site does not run images from there"
-                    ),
-                    hint: Some(match self.config.store.site_pull_command.is_empty() {
-                        true => "ask the site to pull it into the site store".into(),
-                        false => format!("shifter pull {}", reference.name()),
-                    }),
-                });
-            }
-            return Ok(found);
-        }
-        let place = match self.config.store.user_images {
-            UserImages::No => "not in the site store",
-            _ => "neither in the site store nor in your own",
+    /// Opens the store that is to be written to.
+    fn writable_store(&self, kind: StoreKind) -> Result<Store, StoreError> {
+        let config = &self.config.store;
+        let store = match (kind, &self.caller.home) {
+            (StoreKind::Site, _) => Store::create_site(&config.path, config.image_owner),
+            (StoreKind::User, Some(home)) => Store::create_user(home),
+            (StoreKind::User, None) => Err(StoreError::NoHome),
         };
-        let can_pull = *reference.image_type() == ImageType::Docker;
-        Err(Failure {
-            code: ExitCode::Image,
-            message: format!("{context}: {place}"),
-            hint: can_pull.then(|| format!("shifter pull {}", reference.name())),
+        store.map(|store| self.with_cache(store))
+    }
+
+    /// Tells a store where its layers are kept, and how many.
+    fn with_cache(&self, store: Store) -> Store {
+        let config = &self.config.store;
+        match store.kind() {
+            StoreKind::Site => {
+                store.with_cache(config.cache_dir.clone(), config.cache_size_limit_bytes())
+            }
+            StoreKind::User => store.with_cache(None, config.user_cache_size_limit_bytes()),
+        }
+    }
+
+    /// Returns the platform whose images are wanted.
+    fn wanted(&self) -> Result<Wanted, Failure> {
+        let Some(text) = &self.options.platform else {
+            return Ok(Wanted::default());
+        };
+        Wanted::parse(text).ok_or_else(|| {
+            let message = format!("'{}' is not a platform", sanitize::text(text));
+            Failure::new(ExitCode::Usage, message)
+                .with_hint("linux/amd64, linux/arm64/v8".to_owned())
         })
     }
 
-    /// Removes tags from the store that the user may change.
-    fn remove(&self) -> Result<ExitCode, Failure> {
-        self.each(|reference| {
-            let context = format!("cannot remove image '{reference}'");
-            let fail = |error: StoreError| Failure::of_store(&context, &error);
-            let viewer = viewer(&context)?;
-            let wanted = |kind| self.options.store.is_none_or(|only| only == kind);
-            let mut is_foreign = false;
-            for store in self.stores().map_err(fail)? {
-                if !wanted(store.kind()) {
-                    continue;
-                }
-                let owner = self.config.store.image_owner;
-                if store.kind() == StoreKind::Site && self.caller.uid != owner {
-                    is_foreign |= store.lookup(reference, &viewer).map_err(fail)?.is_some();
-                    continue;
-                }
-                let waiting = || output::note("waiting for a pull of this image to end");
-                if store.remove(reference, waiting).map_err(fail)?.is_some() {
-                    return Ok(());
-                }
-            }
-            if is_foreign {
-                return Err(fail(StoreError::NotOwner {
-                    owner: self.config.store.image_owner,
-                }));
-            }
-            Err(Failure::new(
-                ExitCode::Image,
-                format!("{context}: there is no such image"),
-            ))
-        })
+    /// Returns for whom an image is that not everybody may have.
+    fn audience(&self) -> Result<Audience, Failure> {
+        let (users, groups) = (&self.options.users, &self.options.groups);
+        Audience::with(self.caller.puller(), users, groups)
+            .map_err(|error| Failure::new(ExitCode::Usage, output::chain(&error)))
     }
 
-    /// Runs `action` for every image of the command line and goes on after a failure; the first
+    /// True if the caller may change the site's store.
+    fn is_image_owner(&self) -> bool {
+        self.caller.uid == self.config.store.image_owner
+    }
+
+    /// Runs `action` for every image of the command line and goes on after a failure; the worst
     /// failure decides the exit code.
     fn each(&self, action: impl Fn(&ImageRef) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
-        let texts = self.options.images.iter();
-        // A mistake in one of them is found before anything is done.
-        let references = texts
-            .map(|text| self.reference(text))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut code = ExitCode::Success;
-        for reference in &references {
+        let mut outcome = Outcome::default();
+        for reference in &self.references()? {
+            if self.cancel.is_cancelled() {
+                break;
+            }
             if let Err(failure) = action(reference) {
-                let failed = failure.report();
-                code = if code == ExitCode::Success {
-                    failed
-                } else {
-                    code
-                };
+                outcome.add(failure.report());
             }
         }
-        Ok(code)
+        Ok(outcome.code())
+    }
+
+    /// Prints what is done, where that was asked for.
+    fn explain(&self, text: impl FnOnce() -> String) {
+        if self.options.verbose && !self.options.quiet {
+            output::note(&text());
+        }
     }
 }
 
-impl Failure {
-    fn new(code: ExitCode, message: String) -> Self {
-        Self {
-            code,
-            message,
-            hint: None,
-        }
-    }
-
-    fn of_store(context: &str, error: &StoreError) -> Self {
-        let message = format!("{context}: {}", output::chain(error));
-        Self {
-            code: error.exit_code(),
-            message,
-            hint: error.hint(),
-        }
-    }
-
-    fn report(&self) -> ExitCode {
-        if !self.message.is_empty() {
-            output::failure(&self.message, self.hint.as_deref());
-        }
-        self.code
-    }
-}
-
+/// Describes who runs the program.
 fn viewer(context: &str) -> Result<Viewer, Failure> {
-    Viewer::current()
-        .map_err(|error| Failure::new(ExitCode::Internal, format!("{context}: {error}")))
-}
-
-/// Writes a record as one line of JSON.
-fn json_line(record: &impl serde::Serialize) -> Result<String, Failure> {
-    match serde_json::to_string(record) {
-        Ok(text) => Ok(text + "\n"),
-        Err(error) => Err(Failure::new(
-            ExitCode::Internal,
-            format!("cannot write the output: {error}"),
-        )),
-    }
-}
-
-/// Writes data to stdout; a reader that has gone away has what it wanted.
-fn print(text: &str) -> Result<(), Failure> {
-    match output::data(text) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(ExitCode::Success, String::new()))
-        }
-        Err(error) => Err(Failure::new(
-            ExitCode::Internal,
-            format!("cannot write the output: {error}"),
-        )),
-        Ok(()) => Ok(()),
-    }
-}
-
-/// Reads a configuration that the user named. It steers only this user's own process, so it may be
-/// the user's own file; what is root's is checked when the runtime reads it.
-fn read_config(path: &Path, uid: u32) -> Result<Config, Failure> {
-    let fail = |reason: String| {
-        let path = sanitize::text(&path.display().to_string());
-        Failure::new(ExitCode::Usage, format!("cannot read '{path}': {reason}"))
-    };
-    let read = || -> io::Result<Vec<u8>> {
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() || ![0, uid].contains(&meta.uid()) || meta.mode() & 0o022 != 0 {
-            let rule = "it must be a file of root or yours that nobody else can write";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, rule));
-        }
-        let mut bytes = Vec::new();
-        file.take(CONFIG_LIMIT).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|error| fail(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))?;
-    Config::parse(&text, path).map_err(|error: ConfigError| {
-        Failure::new(
-            ExitCode::Usage,
-            output::chain(&error as &(dyn Error + 'static)),
-        )
-    })
+    Viewer::current().map_err(|error| Failure::internal(format!("{context}: {error}")))
 }

@@ -1,29 +1,82 @@
 //! Everything that is printed: data on stdout, words for people on stderr.
 //!
-//! The only place in this crate that writes to either. Progress is one line that is written over,
-//! and only if stderr is a terminal.
+//! The only place in this crate that writes to either, beside [`super::progress`].
 
-use std::error::Error;
-use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::io::{self, Write};
 
+use shifter_core::exit::ExitCode;
 use shifter_core::sanitize;
 
-use crate::pull::Step;
-use crate::store::megabytes;
+use super::failure::Failure;
+
+pub(super) use shifter_core::chain::line as chain;
 
 const PROGRAM: &str = "shifterimg";
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Writes data to stdout.
-pub(super) fn data(text: &str) -> io::Result<()> {
+/// Writes data to stdout; a reader that has gone away has what it wanted.
+pub(super) fn data(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::silent(),
+        _ => Failure::internal(format!("cannot write the output: {error}")),
+    })
 }
 
-/// Writes one line for people to stderr.
+/// Writes a record as one line of JSON.
+pub(super) fn record(record: &impl serde::Serialize) -> Result<(), Failure> {
+    data(&json(record)?)
+}
+
+/// Returns a record as one line of JSON.
+pub(super) fn json(record: &impl serde::Serialize) -> Result<String, Failure> {
+    escaped(serde_json::to_string(record))
+}
+
+/// Returns a document as JSON that people can read.
+pub(super) fn pretty(document: &impl serde::Serialize) -> Result<String, Failure> {
+    escaped(serde_json::to_string_pretty(document))
+}
+
+/// Escapes what a terminal would obey: JSON's own rules leave a part of it as it is. Such characters
+/// are only in strings, where the escape means the same.
+fn escaped(text: serde_json::Result<String>) -> Result<String, Failure> {
+    let text = text.map_err(|error| {
+        Failure::new(
+            ExitCode::Internal,
+            format!("cannot write the output: {error}"),
+        )
+    })?;
+    let mut out = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        if c == '\n' || sanitize::is_printable(c) {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out.push('\n');
+    Ok(out)
+}
+
+/// Escapes what a terminal would obey in a text of several lines.
+pub(super) fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '\n' | '\t') || sanitize::is_printable(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_unicode());
+        }
+    }
+    out
+}
+
+/// Writes one line for people to stderr, after the program's name.
 pub(super) fn note(text: &str) {
     // There is nowhere to report that stderr is closed.
     let _ = writeln!(io::stderr().lock(), "{PROGRAM}: {text}");
@@ -34,6 +87,11 @@ pub(super) fn result(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Writes part of a line to stderr.
+pub(super) fn prompt(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes a failure and, if there is one, the way out.
 pub(super) fn failure(message: &str, hint: Option<&str>) {
     note(message);
@@ -42,78 +100,20 @@ pub(super) fn failure(message: &str, hint: Option<&str>) {
     }
 }
 
-/// Joins an error and its causes to one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        // A transparent error says the same as its cause.
-        if !line.ends_with(&text) {
-            line.push_str(if line.is_empty() { "" } else { ": " });
-            line.push_str(&text);
-        }
-        next = error.source();
-    }
-    line
-}
-
-/// The progress of one pull.
-pub(super) struct Progress {
-    label: String,
-    state: Option<Mutex<Option<Instant>>>,
-}
-
-impl Progress {
-    /// Shows progress for `label` if stderr is a terminal and `wanted`.
-    pub fn new(label: &str, wanted: bool) -> Self {
-        let shown = wanted && io::stderr().is_terminal();
-        Self {
-            label: sanitize::text(label),
-            state: shown.then(Mutex::default),
-        }
-    }
-
-    /// Shows a step.
-    pub fn show(&self, step: Step) {
-        let Some(state) = &self.state else { return };
-        let mut last = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let (text, is_frequent) = match step {
-            Step::Resolving => ("asking the registry".to_owned(), false),
-            Step::Waiting => ("another pull of this image is running".to_owned(), false),
-            Step::Building => ("writing the image".to_owned(), false),
-            Step::Downloading(done, total) => (
-                format!("{} of {}", megabytes(done), megabytes(total)),
-                done < total,
-            ),
-        };
-        if is_frequent && last.is_some_and(|at| now.duration_since(at) < PROGRESS_INTERVAL) {
-            return;
-        }
-        *last = Some(now);
-        let _ = write!(io::stderr().lock(), "\r\x1b[K{}: {text}", self.label);
-    }
-
-    /// Removes the line.
-    pub fn clear(&self) {
-        if self.state.is_some() {
-            let _ = write!(io::stderr().lock(), "\r\x1b[K");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::CacheError;
-    use crate::pull::PullError;
-    use crate::store::StoreError;
 
     #[test]
-    fn chains_say_each_level_once() {
-        let inner = StoreError::io("open", std::path::Path::new("/x"))(io::Error::other("why"));
-        let error = PullError::from(CacheError::from(inner));
-        assert_eq!(chain(&error), "cannot open '/x': why");
+    fn documents_steer_no_terminal_and_mean_the_same() {
+        let text = "a\u{1b}[2J\u{9b}2J\u{202e}gpj\u{e0041}größe\n";
+        let line = json(&text).unwrap();
+        assert_eq!(
+            line,
+            "\"a\\u001b[2J\\u009b2J\\u202egpj\\udb40\\udc41größe\\n\"\n"
+        );
+        let back: String = serde_json::from_str(&line).unwrap();
+        assert_eq!(back, text);
+        assert_eq!(harmless("a\u{202e}\tb\n"), "a\\u{202e}\tb\n");
     }
 }

@@ -1,7 +1,6 @@
-//! `pull`: choosing the store, or handing over to the command that the site configured.
+//! `pull`: choosing the store, and pulling images one after the other.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -10,13 +9,14 @@ use shifter_core::exit::ExitCode;
 use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 
-use super::{Failure, Session, output, print};
-use crate::pull::{Pulled, pull};
-use crate::registry::{Client, Logins, Proxies};
-use crate::store::{Store, StoreError, StoreKind, megabytes};
-
-/// The search path of the site's command.
-const FIXED_PATH: &str = "/usr/bin:/bin";
+use super::failure::{Failure, Outcome, file_hint, shown};
+use super::progress::{Progress, Wishes};
+use super::{Session, output, signals};
+use crate::build::BuildOptions;
+use crate::image_options;
+use crate::pull::{Pulled, Request, pull};
+use crate::registry::{Client, Wanted};
+use crate::store::{Audience, Store, StoreKind, megabytes};
 
 /// Where a pull goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +27,37 @@ enum Target {
     Handover,
 }
 
-/// The result of a pull in JSON; the keys are an interface.
+/// An image that was pulled or imported, in JSON; the keys are an interface.
 #[derive(Serialize)]
-struct PullRecord<'a> {
-    reference: &'a str,
+pub(super) struct DoneRecord<'a> {
+    pub event: &'static str,
+    pub reference: &'a str,
     #[serde(rename = "type")]
-    image_type: &'a str,
-    id: &'a str,
-    digest: String,
-    store: &'a str,
-    path: String,
-    size: u64,
-    new: bool,
+    pub image_type: &'a str,
+    pub id: &'a str,
+    pub digest: Option<String>,
+    pub store: &'a str,
+    pub path: String,
+    pub size: u64,
+    pub new: bool,
+}
+
+/// What went wrong with one image, in JSON; the keys are an interface.
+#[derive(Serialize)]
+struct ErrorRecord<'a> {
+    event: &'static str,
+    reference: Option<String>,
+    code: u8,
+    message: &'a str,
+    hint: Option<&'a str>,
 }
 
 impl Session {
     /// Pulls every image of the command line.
     pub(super) fn pull(&self) -> Result<ExitCode, Failure> {
         let has_command = !self.config.store.site_pull_command.is_empty();
-        let is_owner = self.caller.uid == self.config.store.image_owner;
-        let target =
-            choose(self.options.store, is_owner, has_command).ok_or_else(|| self.not_owner())?;
+        let target = choose(self.options.store, self.is_image_owner(), has_command)
+            .ok_or_else(|| self.not_owner())?;
         match target {
             Target::Handover => self.hand_over(),
             Target::Site => self.pull_into(StoreKind::Site),
@@ -57,117 +67,139 @@ impl Session {
 
     fn pull_into(&self, kind: StoreKind) -> Result<ExitCode, Failure> {
         let context = "cannot pull";
-        let home = self.caller.home.as_deref();
-        let store = match (kind, home) {
-            (StoreKind::Site, _) => {
-                Store::create_site(&self.config.store.path, self.config.store.image_owner)
+        let references = self.references()?;
+        let store = self
+            .writable_store(kind)
+            .map_err(|error| Failure::of_store(context, &error))?;
+        let wanted = self.wanted()?;
+        let audience = self.audience()?;
+        signals::watch(&self.cancel);
+        let client = self.pull_client(&references)?;
+        let mut outcome = Outcome::default();
+        for (reference, text) in references.iter().zip(&self.options.words) {
+            if self.cancel.is_cancelled() {
+                break;
             }
-            (StoreKind::User, Some(home)) => Store::create_user(home),
-            (StoreKind::User, None) => Err(StoreError::NoHome),
-        };
-        let store = store.map_err(|error| Failure::of_store(context, &error))?;
-        let logins = home.map_or_else(
-            || Ok(Logins::default()),
-            |home| Logins::of_home(home, self.caller.uid),
-        );
-        let logins = logins.map_err(|error| {
-            Failure::new(
-                error.exit_code(),
-                format!("{context}: {}", output::chain(&error)),
-            )
-        })?;
-        let proxies = Proxies::from_env(|name| std::env::var(name).ok());
-        let client = Client::new(self.config.registry.clone(), logins, proxies);
-        let code = self.each(|reference| self.pull_one(&client, &store, reference))?;
+            if let Err(failure) =
+                self.pull_one(&client, &store, (reference, text), &wanted, &audience)
+            {
+                outcome.add(self.report(reference, &failure)?);
+            }
+        }
         let is_useless = kind == StoreKind::User && self.config.store.user_images == UserImages::No;
-        if is_useless && code == ExitCode::Success && !self.options.quiet {
+        if is_useless && outcome.code() == ExitCode::Success && !self.options.quiet {
             output::note("this site does not run images from users' own stores");
         }
-        Ok(code)
+        Ok(outcome.code())
+    }
+
+    /// How this site wants its images.
+    pub(super) fn build_options(&self) -> BuildOptions {
+        image_options::of_site(&self.config.store)
     }
 
     fn pull_one(
         &self,
         client: &Client,
         store: &Store,
-        reference: &ImageRef,
+        (reference, text): (&ImageRef, &str),
+        wanted: &Wanted,
+        audience: &Audience,
     ) -> Result<(), Failure> {
         let begin = Instant::now();
         let canonical = reference.canonical();
-        let progress = output::Progress::new(&canonical, !self.options.quiet);
-        let watch = |step| progress.show(step);
-        let pulled = pull(client, store, reference, self.caller.puller(), &watch);
+        let progress = Arc::new(Progress::new(&canonical, self.wishes()));
+        self.current.set(&progress);
+        let pulled = pull(&Request {
+            client,
+            store,
+            reference,
+            wanted,
+            audience,
+            options: &self.build_options(),
+            cancel: &self.cancel,
+            watch: &|event| progress.show(&event),
+        });
         progress.clear();
-        let pulled = pulled.map_err(|error| Failure {
-            code: error.exit_code(),
-            message: format!("cannot pull image '{canonical}': {}", output::chain(&error)),
-            hint: error.hint(),
+        let pulled = pulled.map_err(|error| {
+            if self.cancel.is_cancelled() {
+                let message = format!("cannot pull image '{}': interrupted", shown(reference));
+                let hint = "what was downloaded is kept for the next pull".to_owned();
+                return Failure::internal(message).with_hint(hint);
+            }
+            let message = format!(
+                "cannot pull image '{}': {}",
+                shown(reference),
+                output::chain(&error)
+            );
+            let hint = error.hint().or_else(|| file_hint(text));
+            Failure::new(error.exit_code(), message).with_hint(hint)
         })?;
-        for name in &pulled.left_out {
-            let name = sanitize::bytes(name);
-            output::note(&format!(
-                "the image's variable '{name}' contains a line break and is left out"
-            ));
-        }
+        warn_of_left_out(&pulled.left_out);
         if !self.options.quiet {
             output::result(&summary(&canonical, &pulled, begin.elapsed().as_secs_f64()));
         }
         if self.options.json {
-            print(&super::json_line(&PullRecord {
+            output::record(&DoneRecord {
+                event: "done",
                 reference: &canonical,
                 image_type: reference.image_type().as_str(),
                 id: pulled.id.as_str(),
-                digest: pulled.digest.to_string(),
+                digest: Some(pulled.digest.to_string()),
                 store: store.kind().as_str(),
                 path: pulled.path.display().to_string(),
                 size: pulled.size,
                 new: pulled.is_new,
-            })?)?;
+            })?;
         }
         Ok(())
     }
 
-    /// Becomes the site's pull command; its exit code is then this program's.
-    fn hand_over(&self) -> Result<ExitCode, Failure> {
-        if self.caller.is_sudo {
-            // The command leads here again: without this it would do so for ever.
-            let (uid, owner) = (self.caller.uid, self.config.store.image_owner);
-            return Err(Failure::new(
-                ExitCode::Internal,
-                format!("site_pull_command runs as uid {uid}, and image_owner is {owner}"),
-            ));
-        }
-        let mut references = Vec::new();
-        for text in &self.options.images {
-            references.push(self.reference(text)?.canonical());
-        }
-        let Some((program, arguments)) = self.config.store.site_pull_command.split_first() else {
-            return Err(self.not_owner());
-        };
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().env("PATH", FIXED_PATH);
-        command.args(self.options.quiet.then_some("--quiet"));
-        command.args(self.options.json.then_some("--json"));
-        command.args(&references);
-        let home = self
-            .caller
-            .home
-            .as_ref()
-            .map(|home| ("HOME", home.as_os_str()));
-        let lang = self
-            .caller
-            .lang
-            .as_ref()
-            .map(|lang| ("LANG", lang.as_os_str()));
-        command.envs(home).envs(lang);
-        let error = command.exec();
-        let message = format!("cannot run the site's pull command '{program}': {error}");
-        Err(Failure::new(ExitCode::Internal, message))
+    /// Tells of a failure, in JSON too where that was asked for.
+    pub(super) fn report(
+        &self,
+        reference: &ImageRef,
+        failure: &Failure,
+    ) -> Result<ExitCode, Failure> {
+        self.report_json(Some(reference), failure)?;
+        Ok(failure.report())
     }
 
-    fn not_owner(&self) -> Failure {
-        let owner = self.config.store.image_owner;
-        Failure::of_store("cannot pull", &StoreError::NotOwner { owner })
+    /// Tells of a failure in JSON, where that was asked for; without a reference it is one of the
+    /// whole command.
+    pub(super) fn report_json(
+        &self,
+        reference: Option<&ImageRef>,
+        failure: &Failure,
+    ) -> Result<(), Failure> {
+        if !self.options.json || failure.message.is_empty() {
+            return Ok(());
+        }
+        output::record(&ErrorRecord {
+            event: "error",
+            reference: reference.map(ImageRef::canonical),
+            code: signals::status().unwrap_or(failure.code.code()),
+            message: &failure.message,
+            hint: failure.hint.as_deref(),
+        })
+    }
+
+    pub(super) fn wishes(&self) -> Wishes {
+        Wishes {
+            quiet: self.options.quiet,
+            json: self.options.json,
+            verbose: self.options.verbose,
+        }
+    }
+}
+
+/// Says which of the image's variables nobody will see.
+pub(super) fn warn_of_left_out(names: &[Vec<u8>]) {
+    for name in names {
+        let name = sanitize::bytes(name);
+        output::note(&format!(
+            "the image's variable '{name}' contains a line break and is left out"
+        ));
     }
 }
 
@@ -183,8 +215,12 @@ fn choose(wanted: Option<StoreKind>, is_owner: bool, has_command: bool) -> Optio
 
 fn summary(reference: &str, pulled: &Pulled, seconds: f64) -> String {
     let id: String = pulled.id.as_str().chars().take(12).collect();
+    let what = match pulled.is_new {
+        true => "pulled",
+        false => "already there:",
+    };
     format!(
-        "pulled {reference} (id {id}, {}, {seconds:.1} s)",
+        "{what} {reference} (id {id}, {}, {seconds:.1} s)",
         megabytes(pulled.size)
     )
 }

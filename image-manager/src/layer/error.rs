@@ -50,6 +50,9 @@ pub enum LayerError {
         /// Which rule it breaks.
         reason: &'static str,
     },
+    /// Somebody asked to stop.
+    #[error("interrupted")]
+    Cancelled,
     /// The layer is larger than allowed.
     #[error("it exceeds the limit of {limit} {what}")]
     Limit {

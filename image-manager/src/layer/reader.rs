@@ -3,7 +3,7 @@
 use super::header::{BLOCK, Header, text};
 use super::pax::{self, Pax};
 use super::sparse::{self, MapReader, OldMap, Part, SparseMap};
-use super::stream::{Budget, End, Stream};
+use super::stream::{Budget, Check, End, Stream};
 use super::{LayerError, normalise};
 use shifter_core::sanitize;
 use squashfs_writer::Xattr;
@@ -113,8 +113,35 @@ impl LayerReader {
         verify: bool,
         budget: &Arc<Budget>,
     ) -> Result<Self, LayerError> {
+        let check = Check {
+            digest: verify,
+            crc: true,
+        };
+        Self::start(blob, media_type, check, budget)
+    }
+
+    /// The same with the digest, for a caller who compares it: a weaker checksum in the blob is
+    /// then not looked at.
+    pub fn open_known<R: Read + Send + 'static>(
+        blob: R,
+        media_type: &str,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, LayerError> {
+        let check = Check {
+            digest: true,
+            crc: false,
+        };
+        Self::start(blob, media_type, check, budget)
+    }
+
+    fn start<R: Read + Send + 'static>(
+        blob: R,
+        media_type: &str,
+        check: Check,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, LayerError> {
         Ok(Self {
-            stream: Stream::open(blob, media_type, verify, Arc::clone(budget))?,
+            stream: Stream::open(blob, media_type, check, Arc::clone(budget))?,
             budget: Arc::clone(budget),
             contents: Contents::default(),
             entries: 0,

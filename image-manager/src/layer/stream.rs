@@ -3,26 +3,31 @@
 //! Compression is decided by the first bytes and must agree with the media type. At most a few
 //! pieces are decompressed ahead; their buffers are used again.
 
+use super::gzip::Gzip;
 use super::{LayerError, Limits};
+use crate::cancel::Cancel;
 use crate::hash::Hasher;
-use sha2::{Digest, Sha256};
 use shifter_core::sanitize;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 const PIECE: usize = 256 * 1024;
 const PIECES_AHEAD: usize = 4;
 /// Bytes of a blob read at once.
-const BLOB_BUFFER: usize = 128 * 1024;
+const BLOB_BUFFER: usize = 256 * 1024;
+/// How long a request to stop may go unnoticed.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// 128 MiB, what every zstd tool accepts without being asked; a frame may demand up to 2 TiB.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// What is left of an image's limits, shared by its layers.
+/// What is left of an image's limits, and of its time, shared by its layers.
 #[derive(Debug)]
 pub struct Budget {
     limits: Limits,
+    cancel: Cancel,
     bytes: AtomicU64,
     entries: AtomicU64,
     name_bytes: AtomicU64,
@@ -31,8 +36,14 @@ pub struct Budget {
 impl Budget {
     /// Starts with everything left.
     pub fn new(limits: &Limits) -> Arc<Self> {
+        Self::cancellable(limits, &Cancel::default())
+    }
+
+    /// The same; `cancel` ends all reading.
+    pub fn cancellable(limits: &Limits, cancel: &Cancel) -> Arc<Self> {
         Arc::new(Self {
             limits: limits.clone(),
+            cancel: cancel.clone(),
             bytes: AtomicU64::new(limits.bytes),
             entries: AtomicU64::new(limits.entries.into()),
             name_bytes: AtomicU64::new(limits.name_bytes),
@@ -134,6 +145,15 @@ impl Packing {
     }
 }
 
+/// What is computed to find damage.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Check {
+    /// The digest of the uncompressed bytes.
+    pub(super) digest: bool,
+    /// The checksum that gzip has in its own format.
+    pub(super) crc: bool,
+}
+
 /// What is known about a blob when it has been read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
@@ -151,7 +171,7 @@ enum Message {
         blob_bytes: u64,
     },
     End(End),
-    Failed(io::Error),
+    Failed(LayerError),
 }
 
 /// The uncompressed bytes of one blob.
@@ -171,15 +191,11 @@ impl Stream {
     pub(super) fn open<R: Read + Send + 'static>(
         blob: R,
         media_type: &str,
-        verify: bool,
+        check: Check,
         budget: Arc<Budget>,
     ) -> Result<Self, LayerError> {
-        let mut blob = Blob::new(blob);
-        let packing = Packing::of(blob.fill_buf().map_err(classify)?);
-        if Packing::promised(media_type)?.is_some_and(|promised| promised != packing) {
-            let (media_type, found) = (sanitize::text(media_type), packing.name());
-            return Err(LayerError::MediaType { media_type, found });
-        }
+        let promised = Packing::promised(media_type)?;
+        let media_type = sanitize::text(media_type);
         let (sender, mut messages) = sync_channel(PIECES_AHEAD);
         let (spare, buffers) = channel();
         let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -191,9 +207,16 @@ impl Stream {
         // blob that is still arriving may keep one of them waiting.
         start(
             "layer",
-            Box::new(move || decompress(packing, blob, &buffers, &sender)),
+            Box::new(move || {
+                let mut blob = Blob::new(blob);
+                let result = detect(&mut blob, promised, media_type)
+                    .and_then(|packing| decompress(packing, check.crc, blob, &buffers, &sender));
+                if let Err(error) = result {
+                    let _ = sender.send(Message::Failed(error));
+                }
+            }),
         )?;
-        if verify {
+        if check.digest {
             let (sender, hashed) = sync_channel(PIECES_AHEAD);
             let raw = std::mem::replace(&mut messages, hashed);
             start("diff_id", Box::new(move || hash(&raw, &sender)))?;
@@ -212,23 +235,37 @@ impl Stream {
     /// The next bytes, as many as are at hand; empty at the end.
     pub(super) fn available(&mut self) -> Result<&[u8], LayerError> {
         while self.used == self.piece.len() && self.end.is_none() {
-            match self.messages.recv() {
-                Ok(Message::Piece { bytes, blob_bytes }) => {
+            match self.receive()? {
+                Some(Message::Piece { bytes, blob_bytes }) => {
                     self.count(bytes.len() as u64, blob_bytes)?;
                     let old = std::mem::replace(&mut self.piece, bytes);
                     self.used = 0;
                     // Fails only if the blob has ended.
                     let _ = self.spare.send(old);
                 }
-                Ok(Message::End(end)) => self.end = Some(end),
-                Ok(Message::Failed(error)) => return Err(classify(error)),
-                Err(_) => {
+                Some(Message::End(end)) => self.end = Some(end),
+                Some(Message::Failed(error)) => return Err(error),
+                None => {
                     let source = io::Error::other("a thread that reads it ended early");
                     return Err(LayerError::Read { source });
                 }
             }
         }
         Ok(&self.piece[self.used..])
+    }
+
+    /// The next message; `None` if the thread has died.
+    fn receive(&self) -> Result<Option<Message>, LayerError> {
+        loop {
+            if self.budget.cancel.is_cancelled() {
+                return Err(LayerError::Cancelled);
+            }
+            match self.messages.recv_timeout(PATIENCE) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     fn count(&mut self, length: u64, blob_bytes: u64) -> Result<(), LayerError> {
@@ -299,32 +336,38 @@ impl Stream {
     }
 }
 
+/// How a blob is compressed, if that is what was promised.
+fn detect<R: Read>(
+    blob: &mut Blob<R>,
+    promised: Option<Packing>,
+    media_type: String,
+) -> Result<Packing, LayerError> {
+    let packing = Packing::of(blob.fill_buf().map_err(classify)?);
+    if promised.is_some_and(|promised| promised != packing) {
+        let found = packing.name();
+        return Err(LayerError::MediaType { media_type, found });
+    }
+    Ok(packing)
+}
+
 /// The first thread: sends pieces until the blob ends, something fails or nobody listens.
 fn decompress<R: Read>(
     packing: Packing,
+    check_crc: bool,
     mut blob: Blob<R>,
     buffers: &Receiver<Vec<u8>>,
     messages: &SyncSender<Message>,
-) {
+) -> Result<(), LayerError> {
     match packing {
         Packing::Plain => pump(&mut blob, |blob| blob.count, buffers, messages),
         Packing::Gzip => {
-            let mut decoder = flate2::bufread::MultiGzDecoder::new(blob);
-            pump(&mut decoder, |it| it.get_ref().count, buffers, messages);
+            let mut decoder = Gzip::new(blob, check_crc);
+            pump(&mut decoder, |it| it.get_ref().count, buffers, messages)
         }
         Packing::Zstd => {
-            let decoder = zstd::Decoder::with_buffer(blob).and_then(|mut decoder| {
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Ok(decoder)
-            });
-            match decoder {
-                Ok(mut decoder) => {
-                    pump(&mut decoder, |it| it.get_ref().count, buffers, messages);
-                }
-                Err(e) => {
-                    let _ = messages.send(Message::Failed(e));
-                }
-            }
+            let mut decoder = zstd::Decoder::with_buffer(blob).map_err(classify)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(classify)?;
+            pump(&mut decoder, |it| it.get_ref().count, buffers, messages)
         }
     }
 }
@@ -334,32 +377,45 @@ fn pump<S: Read>(
     blob_bytes: impl Fn(&S) -> u64,
     buffers: &Receiver<Vec<u8>>,
     messages: &SyncSender<Message>,
-) {
+) -> Result<(), LayerError> {
     loop {
         let mut bytes = buffers.try_recv().unwrap_or_default();
-        bytes.clear();
-        bytes.reserve_exact(PIECE);
-        let result = source.by_ref().take(PIECE as u64).read_to_end(&mut bytes);
+        bytes.resize(PIECE, 0);
+        // What was readable before an error is of no use: the layer is refused as a whole.
+        let count = fill(source, &mut bytes).map_err(classify)?;
+        bytes.truncate(count);
+        let is_last = count == 0;
         let blob_bytes = blob_bytes(source);
-        let message = match result {
-            Ok(0) => Message::End(End {
+        let message = match is_last {
+            true => Message::End(End {
                 diff_id: None,
                 blob_bytes,
             }),
-            Ok(_) => Message::Piece { bytes, blob_bytes },
-            // What was readable before is of no use: the layer is refused as a whole.
-            Err(e) => Message::Failed(e),
+            false => Message::Piece { bytes, blob_bytes },
         };
-        let is_last = !matches!(message, Message::Piece { .. });
         if messages.send(message).is_err() || is_last {
-            return;
+            return Ok(());
         }
     }
 }
 
+/// Reads until `out` is full or there is no more.
+fn fill(source: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < out.len() {
+        match source.read(&mut out[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
 /// The second thread: hashes what passes through.
 fn hash(raw: &Receiver<Message>, hashed: &SyncSender<Message>) {
-    let mut hasher = Hasher::Sha256(Sha256::new());
+    let mut hasher = Hasher::sha256();
     while let Ok(message) = raw.recv() {
         let message = match message {
             Message::Piece { bytes, blob_bytes } => {
@@ -401,7 +457,7 @@ impl<R: Read> Blob<R> {
     fn new(blob: R) -> Self {
         Self {
             blob,
-            buffer: Vec::with_capacity(BLOB_BUFFER),
+            buffer: Vec::new(),
             used: 0,
             count: 0,
             ended: false,
@@ -412,12 +468,11 @@ impl<R: Read> Blob<R> {
 impl<R: Read> BufRead for Blob<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.used == self.buffer.len() && !self.ended {
-            self.buffer.clear();
+            self.buffer.resize(BLOB_BUFFER, 0);
+            let count = fill(&mut self.blob, &mut self.buffer);
+            let count = count.map_err(|e| io::Error::other(BlobError(e)))?;
+            self.buffer.truncate(count);
             self.used = 0;
-            let mut part = self.blob.by_ref().take(BLOB_BUFFER as u64);
-            let count = part
-                .read_to_end(&mut self.buffer)
-                .map_err(|e| io::Error::other(BlobError(e)))?;
             self.count += count as u64;
             self.ended = count < BLOB_BUFFER;
         }

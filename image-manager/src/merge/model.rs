@@ -14,7 +14,7 @@ enum Kind {
 }
 
 /// Paths, each with its inode and the layer that touched it last.
-pub(super) struct Model {
+pub struct Model {
     names: BTreeMap<Path, (usize, usize)>,
     inodes: Vec<(Kind, u16, u32)>,
     layer: usize,
@@ -29,7 +29,8 @@ fn parts(path: &[u8]) -> Path {
 }
 
 impl Model {
-    pub(super) fn new() -> Self {
+    /// Starts with an empty root directory.
+    pub fn new() -> Self {
         let names = BTreeMap::from([(Path::new(), (0, 0))]);
         Self {
             names,
@@ -95,7 +96,8 @@ impl Model {
         });
     }
 
-    pub(super) fn add_layer(&mut self, number: usize, entries: &[Entry]) -> Result<(), ()> {
+    /// Puts a layer on top; after an error the entries before it have been applied.
+    pub fn add_layer(&mut self, number: usize, entries: &[Entry]) -> Result<(), ()> {
         self.layer += 1;
         for (at, entry) in entries.iter().enumerate() {
             self.apply(entry, &format!("file {number}:{at}"))?;
@@ -199,7 +201,8 @@ impl Model {
         without_files.resolve(path).is_err()
     }
 
-    pub(super) fn listing(&self) -> BTreeMap<String, String> {
+    /// The same lines as the merger's.
+    pub fn listing(&self) -> BTreeMap<String, String> {
         let text = |path: &Path| {
             path.iter()
                 .map(|part| format!("/{part}"))

@@ -9,7 +9,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What an entry's path asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning<'a> {
+pub(crate) enum Meaning<'a> {
     /// The root directory itself.
     Root,
     /// Nothing.
@@ -22,7 +22,7 @@ pub(super) enum Meaning<'a> {
     Name { parent: &'a [u8], name: &'a [u8] },
 }
 
-pub(super) fn meaning(path: &[u8]) -> Result<Meaning<'_>, MergeError> {
+pub(crate) fn meaning(path: &[u8]) -> Result<Meaning<'_>, MergeError> {
     if path.is_empty() {
         return Ok(Meaning::Root);
     }
@@ -48,7 +48,7 @@ pub(super) fn meaning(path: &[u8]) -> Result<Meaning<'_>, MergeError> {
 }
 
 /// The directory and the last name of a path.
-pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (&[], path),

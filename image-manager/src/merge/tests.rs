@@ -475,7 +475,7 @@ fn random_path() -> impl Strategy<Value = String> {
     prop::collection::vec(name, 1..4).prop_map(|names| names.join("/"))
 }
 
-fn random_entry() -> impl Strategy<Value = Sample> {
+pub(crate) fn random_entry() -> impl Strategy<Value = Sample> {
     let target = prop_oneof![
         random_path(),
         random_path().prop_map(|path| format!("/{path}")),

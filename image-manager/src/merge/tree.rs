@@ -327,27 +327,27 @@ impl Merged {
     }
 
     /// The files whose bytes are needed and their sizes, in the order of layers and archives.
-    pub fn sources(&self) -> BTreeMap<Source, u64> {
-        let mut sources = BTreeMap::new();
+    pub fn sources(&self) -> Vec<(Source, u64)> {
+        let mut sources = Vec::new();
         let mut waiting = vec![NodeId::ROOT];
         while let Some(node) = waiting.pop() {
             match &self.nodes.nodes[node.at()].kind {
                 NodeKind::Directory(directory) => {
                     waiting.extend(directory.names.values().map(|child| child.node));
                 }
-                NodeKind::File { source, size } => {
-                    sources.insert(*source, *size);
-                }
+                NodeKind::File { source, size } => sources.push((*source, *size)),
                 _ => {}
             }
         }
+        sources.sort_unstable();
+        sources.dedup();
         sources
     }
 
     /// One line for each path: kind, source or target, attributes, and the first path of the
     /// same inode.
-    #[cfg(test)]
-    pub(super) fn listing(&self) -> BTreeMap<String, String> {
+    #[cfg(any(test, fuzzing))]
+    pub fn listing(&self) -> BTreeMap<String, String> {
         let mut lines = BTreeMap::new();
         let mut first = BTreeMap::new();
         self.list(NodeId::ROOT, "", &mut lines);
@@ -365,7 +365,7 @@ impl Merged {
         self.nodes.nodes.into_iter().map(|node| node.metadata)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     fn list(&self, node: NodeId, path: &str, lines: &mut BTreeMap<String, (NodeId, String)>) {
         let Node { kind, metadata } = &self.nodes.nodes[node.at()];
         let what = match kind {
@@ -387,10 +387,10 @@ impl Merged {
     }
 
     /// The tree for the writer and the number of its names; `data` gives what was written for a
-    /// source.
+    /// source and its size.
     pub fn into_tree<E: From<squashfs::Error>>(
         self,
-        mut data: impl FnMut(Source) -> Result<DataId, E>,
+        mut data: impl FnMut(Source, u64) -> Result<DataId, E>,
     ) -> Result<(Tree, u64), E> {
         let mut nodes: Vec<Option<Node>> = self.nodes.nodes.into_iter().map(Some).collect();
         let mut inodes: Vec<Option<InodeId>> = vec![None; nodes.len()];
@@ -423,7 +423,7 @@ impl Merged {
                         waiting.push((inode, kind));
                         continue;
                     }
-                    NodeKind::File { source, .. } => Kind::File(data(source)?),
+                    NodeKind::File { source, size } => Kind::File(data(source, size)?),
                     NodeKind::Symlink(target) => Kind::Symlink(target),
                     NodeKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
                     NodeKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },

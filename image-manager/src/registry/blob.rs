@@ -8,11 +8,12 @@ use std::io::{self, Read};
 
 use crate::hash::Hasher;
 
+use super::address::Address;
 use super::error::RegistryError;
-use super::http::{self, Answer};
+use super::http::{self, Answer, Trust, Want};
 use super::manifest::Descriptor;
+use super::repository::Repository;
 use super::retry::Tries;
-use super::{Repository, Want};
 
 /// Bytes read at once.
 const BUFFER: usize = 128 << 10;
@@ -26,6 +27,8 @@ struct Transfer<'a> {
     hasher: Option<Hasher>,
     /// False once the server was seen to answer ranges wrongly.
     uses_ranges: bool,
+    /// Bytes that make a try a good one.
+    enough: u64,
 }
 
 impl Repository<'_> {
@@ -57,8 +60,9 @@ impl Repository<'_> {
         offset: u64,
         mut sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), RegistryError> {
+        let path = format!("blobs/{}", blob.digest);
         if offset > blob.size {
-            let address = self.url(&format!("blobs/{}", blob.digest)).to_string();
+            let address = self.shown(&path);
             let reason = format!("{offset} bytes are there already, and it has {}", blob.size);
             return Err(RegistryError::Forged {
                 what: "the blob",
@@ -71,27 +75,65 @@ impl Repository<'_> {
             done: offset,
             hasher: (offset == 0).then(|| Hasher::like(&blob.digest)),
             uses_ranges: true,
+            enough: self.parts.http.patience().bytes,
         };
-        let mut tries = Tries::new(self.http.patience());
-        let mut mark = offset;
-        while transfer.done != blob.size || blob.size == 0 {
-            let path = format!("blobs/{}", blob.digest);
-            let part = self
-                .get(&path, &Want::Blob(transfer.range()))
-                .and_then(|answer| transfer.take(answer, &tries, &mut sink));
-            let error = match part {
-                Ok(()) if blob.size == 0 => break,
-                Ok(()) => continue,
-                Err(error) => error,
-            };
-            // A server that cuts every connection is good enough as long as each brings something.
-            if transfer.done >= mark.saturating_add(self.http.patience().bytes) {
-                tries.got_on();
+        let mut got_it = None;
+        let asked = self.with_each(|source, tries| {
+            transfer.run(tries, &mut sink, |want| source.get(&path, want))?;
+            got_it = Some(source.number());
+            Ok(())
+        });
+        match asked {
+            Err(error) if !blob.urls.is_empty() && !error.is_final() => {
+                self.foreign(&mut transfer, &mut sink, error)?;
             }
-            mark = transfer.done;
-            self.pause(&mut tries, error)?;
+            asked => asked?,
         }
-        transfer.finish(self)
+        let finished = transfer.finish(&self.shown(&path));
+        match (got_it, &finished) {
+            (Some(number), Ok(())) => self.prefer(number),
+            (Some(number), Err(_)) => self.distrust(number),
+            (None, _) => {}
+        }
+        finished
+    }
+
+    /// Fetches a layer that registries do not keep from where its manifest says it is: by https,
+    /// without a login, and never from a private network. Fails with `error` if that is no use.
+    fn foreign(
+        &self,
+        transfer: &mut Transfer<'_>,
+        sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
+        error: RegistryError,
+    ) -> Result<(), RegistryError> {
+        let http = &self.parts.http;
+        let mut last = error;
+        for url in &transfer.blob.urls {
+            let (Some(address), Some(base)) = (Address::parse(url), self.base()) else {
+                continue;
+            };
+            let mut tries = Tries::new(http.patience());
+            let fetched = self.patiently(&mut tries, |tries| {
+                transfer.run(tries, sink, |want| {
+                    let answer = http.get(&address, Trust::From(&base), want, None)?;
+                    match answer.status() {
+                        200 | 206 | 416 => Ok(answer),
+                        status => Err(RegistryError::Refused {
+                            address: answer.address.to_string(),
+                            status,
+                            asked: answer.asked_pause(),
+                            message: answer.message(),
+                        }),
+                    }
+                })
+            });
+            match fetched {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_final() => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 }
 
@@ -99,6 +141,35 @@ impl Transfer<'_> {
     /// Returns the offset to ask for, if not for everything.
     fn range(&self) -> Option<u64> {
         (self.uses_ranges && self.done > 0).then_some(self.done)
+    }
+
+    /// Asks until all is there.
+    fn run(
+        &mut self,
+        tries: &mut Tries,
+        sink: &mut impl FnMut(&[u8]) -> io::Result<()>,
+        ask: impl Fn(&Want) -> Result<Answer, RegistryError>,
+    ) -> Result<(), RegistryError> {
+        while self.done < self.blob.size {
+            let before = self.done;
+            let want = Want::Blob(self.range());
+            let result = ask(&want).and_then(|answer| match (answer.status(), want) {
+                // Nobody asked for a part.
+                (status @ (206 | 416), Want::Blob(None)) => Err(RegistryError::Refused {
+                    address: answer.address.to_string(),
+                    status,
+                    message: String::new(),
+                    asked: None,
+                }),
+                _ => self.take(answer, tries, sink),
+            });
+            // A server that cuts every connection is good enough as long as each brings something.
+            if self.done - before >= self.enough {
+                tries.got_on();
+            }
+            result?;
+        }
+        Ok(())
     }
 
     /// Passes on what an answer brings.
@@ -196,7 +267,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn finish(self, repository: &Repository<'_>) -> Result<(), RegistryError> {
+    fn finish(self, address: &str) -> Result<(), RegistryError> {
         let Some(hasher) = self.hasher else {
             return Ok(());
         };
@@ -204,10 +275,9 @@ impl Transfer<'_> {
         if found == wanted.to_string() {
             return Ok(());
         }
-        let address = repository.url(&format!("blobs/{wanted}"));
         Err(RegistryError::Forged {
             what: "the blob",
-            address: address.to_string(),
+            address: address.to_owned(),
             reason: format!("its digest is {found}, not {wanted}"),
         })
     }

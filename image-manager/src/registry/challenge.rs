@@ -1,12 +1,10 @@
-//! `WWW-Authenticate` headers (RFC 9110, section 11.6.1) and the answers of token servers.
+//! `WWW-Authenticate` headers (RFC 9110, section 11.6.1).
 //!
-//! Only parsing; who is asked and with which login is decided in the parent module.
-
-use serde::Deserialize;
+//! Only parsing; who is asked and with which login is decided in [`super::source`].
 
 /// One way in which a server wants to be asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Challenge {
+pub struct Challenge {
     /// The scheme in lower case.
     pub scheme: String,
     parameters: Vec<(String, String)>,
@@ -23,7 +21,7 @@ impl Challenge {
 }
 
 /// Parses a header with one or several challenges; what cannot be understood is left out.
-pub(super) fn parse(header: &str) -> Vec<Challenge> {
+pub fn parse(header: &str) -> Vec<Challenge> {
     let mut found: Vec<Challenge> = Vec::new();
     let mut rest = header;
     loop {
@@ -73,45 +71,6 @@ fn split_value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-}
-
-/// Takes the token out of a token server's answer and insists that it can stand in a header.
-pub(super) fn token(body: &[u8]) -> Option<String> {
-    let answer: TokenAnswer = serde_json::from_slice(body).ok()?;
-    let token = answer
-        .token
-        .filter(|text| !text.is_empty())
-        .or(answer.access_token)?;
-    let plain = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    plain.then_some(token)
-}
-
-/// Returns the path and query of a token request.
-pub(super) fn token_path(realm_path: &str, service: Option<&str>, scope: &str) -> String {
-    let mut path = realm_path.to_owned();
-    let pairs = [
-        service.map(|value| ("service", value)),
-        Some(("scope", scope)),
-    ];
-    for (key, value) in pairs.into_iter().flatten() {
-        path.push(if path.contains('?') { '&' } else { '?' });
-        path.push_str(key);
-        path.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~/:,".contains(&byte) {
-                path.push(char::from(byte));
-            } else {
-                path.push_str(&format!("%{byte:02X}"));
-            }
-        }
-    }
-    path
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,32 +100,6 @@ mod tests {
             parse(r#"Bearer realm="unterminated"#)[0].get("realm"),
             Some("unterminated")
         );
-    }
-
-    #[test]
-    fn tokens() {
-        let table = [
-            (r#"{"token":"a"}"#, Some("a")),
-            (r#"{"access_token":"b","expires_in":300}"#, Some("b")),
-            (r#"{"token":"a","access_token":"b"}"#, Some("a")),
-            (r#"{"token":"","access_token":"b"}"#, Some("b")),
-            (r#"{"token":"a\r\nX: y"}"#, None),
-            (r#"{"token":""}"#, None),
-            ("{}", None),
-            ("<html>", None),
-        ];
-        for (body, expect) in table {
-            assert_eq!(token(body.as_bytes()).as_deref(), expect, "{body}");
-        }
-    }
-
-    #[test]
-    fn token_requests_are_escaped() {
-        assert_eq!(
-            token_path("/token?x=1", Some("a b&c"), "repository:a/b:pull"),
-            "/token?x=1&service=a%20b%26c&scope=repository:a/b:pull"
-        );
-        assert_eq!(token_path("/t", None, "s#"), "/t?scope=s%23");
     }
 
     proptest! {

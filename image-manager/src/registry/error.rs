@@ -82,6 +82,43 @@ pub enum RegistryError {
         /// The rule that forbids to go there.
         rule: &'static str,
     },
+    /// An answer leads to an address that only the configuration may name.
+    #[error("'{address}' leads to '{target}', which is not followed: {reason}")]
+    Forbidden {
+        /// Whose answer it was.
+        address: String,
+        /// Where it leads.
+        target: String,
+        /// What is there.
+        reason: String,
+    },
+    /// The site's or the user's lists forbid the image.
+    #[error("the site or you forbid '{image}': {rule}")]
+    Blocked {
+        /// The image.
+        image: String,
+        /// The rule.
+        rule: String,
+    },
+    /// Two files say how one registry is reached.
+    #[error("'{registry}' stands in both shifter.toml and registries.toml")]
+    Twice {
+        /// The registry.
+        registry: String,
+    },
+    /// The work was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// A credential helper failed.
+    #[error("cannot get the login for '{registry}' from 'docker-credential-{name}': {reason}")]
+    Helper {
+        /// The helper's name.
+        name: String,
+        /// The registry.
+        registry: String,
+        /// The reason, never a secret.
+        reason: String,
+    },
     /// The registry asks to log in at a place that cannot be trusted, or in a way not known here.
     #[error("the registry '{registry}' asks for a login that is not possible: {reason}")]
     Login {
@@ -89,6 +126,14 @@ pub enum RegistryError {
         registry: String,
         /// Why not.
         reason: String,
+    },
+    /// The registry wants to see the login at a host that nobody named.
+    #[error("the registry '{registry}' sends logins to '{server}', in another domain")]
+    TokenServer {
+        /// The registry.
+        registry: String,
+        /// Where it sends them.
+        server: String,
     },
     /// What arrived is not what was asked for: wrong digest or wrong length.
     #[error("{what} from '{address}' is not what was asked for: {reason}")]
@@ -147,11 +192,18 @@ impl RegistryError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotFound { .. } => ExitCode::Image,
-            Self::Denied { .. } => ExitCode::Denied,
+            Self::TokenServer { .. } => ExitCode::Denied,
+            Self::Denied { .. } | Self::Blocked { .. } => ExitCode::Denied,
+            Self::Twice { .. } => ExitCode::Internal,
             Self::Manifest { source, .. } if source.is_about_the_image() => ExitCode::Image,
             Self::Write(_) => ExitCode::Internal,
             _ => ExitCode::Registry,
         }
+    }
+
+    /// True if no other mirror can help.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Interrupted)
     }
 
     /// True if the same request may succeed a little later.
@@ -183,13 +235,27 @@ impl RegistryError {
                 registry,
                 ..
             } => Some(format!(
-                "the image may not exist or be private; log in with 'docker login {registry}' or 'podman login --authfile ~/.docker/config.json {registry}'"
+                "the image may not exist or be private; log in with 'shifter login {registry}'"
             )),
             Self::Denied {
                 with_login: true, ..
-            } => Some("the login in ~/.docker/config.json does not give access".into()),
+            } => Some("your login for this registry does not give access".into()),
+            Self::TokenServer { registry, server } => Some(format!(
+                "if that is meant, write token_server = \"{server}\" in [registry.\"{registry}\"] of registries.toml"
+            )),
+            Self::Forbidden { target, .. } => Some(format!(
+                "if that is meant, name the host of '{target}' in registries.toml"
+            )),
+            Self::Manifest {
+                source: ManifestError::SchemaOne,
+                ..
+            } => Some("pull it with docker 25 or older, or skopeo, and push it again".into()),
+            Self::Manifest {
+                source: ManifestError::NoPlatform { .. },
+                ..
+            } => Some("choose one of them with '--platform'".into()),
             Self::Refused { status: 429, .. } => Some(
-                "the registry limits anonymous pulls; wait, or log in with 'docker login'".into(),
+                "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),
             Self::Unreachable { source, .. } => tls_hint(&source.to_string()),
             _ => None,

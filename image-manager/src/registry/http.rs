@@ -1,40 +1,30 @@
-//! GET requests over http and https: connections, redirects, proxies, limits on time and size.
+//! Requests over http and https: redirects, limits on time and size.
 //!
 //! ureq with rustls is used rather than reqwest: it brings 28 crates where reqwest's blocking
-//! client brings 97 and an async runtime, and a pull needs nothing but blocking GETs. Redirects
+//! client brings 97 and an async runtime, and a pull needs nothing but blocking requests. Redirects
 //! are followed here and not in ureq, because the rules are ours: credentials never reach another
-//! origin, and plain http is spoken only where the site configured it.
-//! Certificates are checked against the registry's `ca_file`, else the system's bundle.
+//! origin, https never leads to http, plain http is spoken only where it is configured, and no
+//! answer leads to this machine or a private network unless the one who answers is there itself.
 
-use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use shifter_core::config::Registry;
 use shifter_core::sanitize;
 use ureq::http::Response;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, Timeout};
+use ureq::{Body, Timeout};
 
 use super::address::Address;
+use super::connect::Connections;
 use super::error::RegistryError;
+use super::guard::{self, Allowed, Forbidden};
 use super::manifest;
 use super::proxy::Proxies;
 use super::retry::{self, Patience};
+use super::rules::Rules;
 
 const REDIRECTS: usize = 5;
 /// Bytes read of a body that explains an error.
 const MESSAGE_LIMIT: u64 = 64 << 10;
-const CA_LIMIT: u64 = 4 << 20;
-/// Where distributions keep their bundle: Debian, Red Hat, SUSE, Alpine.
-const SYSTEM_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug)]
@@ -57,14 +47,19 @@ impl Want {
     }
 }
 
+/// Why a server is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Trust<'a> {
+    /// The user or the site named it.
+    Named,
+    /// This server's answer named it.
+    From(&'a Address),
+}
+
 /// Makes requests under the site's rules.
 pub(super) struct Http {
-    registries: BTreeMap<String, Registry>,
-    proxies: Proxies,
-    /// One agent per origin: its certificates and its proxy are its own.
-    agents: Mutex<HashMap<String, Agent>>,
-    system_roots: OnceLock<RootCerts>,
-    patience: Patience,
+    rules: Rules,
+    connections: Connections,
 }
 
 /// An answer whose body has not been read yet.
@@ -76,71 +71,57 @@ pub(super) struct Answer {
 }
 
 impl Http {
-    /// Takes the site's registries and the proxies of the environment.
-    pub fn new(registries: BTreeMap<String, Registry>, proxies: Proxies) -> Self {
-        let (agents, system_roots) = (Mutex::default(), OnceLock::new());
+    /// Takes the rules and the proxies of the environment.
+    pub fn new(rules: Rules, proxies: Proxies) -> Self {
         Self {
-            registries,
-            proxies,
-            agents,
-            system_roots,
-            patience: Patience::default(),
+            rules,
+            connections: Connections::new(proxies),
         }
     }
 
-    /// Changes how patient to be; connections made before are not used any more.
+    /// Changes how patient to be, before the first request.
     pub fn set_patience(&mut self, patience: Patience) {
-        self.patience = patience;
-        self.agents = Mutex::default();
+        self.rules.set_patience(patience);
     }
 
     /// Returns how patient to be.
     pub fn patience(&self) -> Patience {
-        self.patience
+        self.rules.patience()
     }
 
-    /// Finds the configuration of `host:port`, or of `host` where the port is the default.
-    pub fn registry(&self, host: &str, port: u16, tls: bool) -> Option<&Registry> {
-        let default = port == if tls { 443 } else { 80 };
-        // Docker Hub's programs answer at another name than its images are called by.
-        let name = if host == super::HUB_HOST {
-            super::HUB_NAME
-        } else {
-            host
-        };
-        self.registries
-            .get(&format!("{host}:{port}"))
-            .or_else(|| default.then(|| self.registries.get(name)).flatten())
-            .or_else(|| default.then(|| self.registries.get(host)).flatten())
-    }
-
-    /// True if the site lets this address be spoken to as it is written.
-    pub fn is_allowed(&self, address: &Address) -> bool {
-        address.tls
-            || self
-                .registry(&address.host, address.port, false)
-                .is_some_and(|registry| registry.plain_http)
+    /// Returns the rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// Sends a GET request and follows redirects; `authorization` goes to the first origin only.
     pub fn get(
         &self,
         first: &Address,
+        trust: Trust<'_>,
         want: &Want,
         authorization: Option<&str>,
     ) -> Result<Answer, RegistryError> {
         let mut address = first.clone();
         let mut authorization = authorization;
-        if !self.is_allowed(&address) {
+        let named = match trust {
+            Trust::Named => first,
+            Trust::From(named) => named,
+        };
+        if !self.rules.is_allowed(&address) {
             return Err(redirect(
                 first,
                 &address,
                 "plain http is not configured for it",
             ));
         }
-        for _ in 0..=REDIRECTS {
-            let mut request = self
-                .agent(&address)?
+        for step in 0..=REDIRECTS {
+            let allowed = match trust {
+                Trust::Named if step == 0 => None,
+                _ => self.allowed(named, &address),
+            };
+            let agent = self.agent(&address, &allowed, named)?;
+            let mut request = agent
                 .get(address.full())
                 .header("Accept", want.accept())
                 .header("Accept-Encoding", "identity");
@@ -152,32 +133,15 @@ impl Http {
             }
             let response = request
                 .call()
-                .map_err(|error| self.failed(&address, error))?;
+                .map_err(|error| self.failed(&address, named, error))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer {
-                    address,
-                    response,
-                    patience: self.patience,
-                });
+                return Ok(self.answer(address, response));
             }
             let location = response
                 .headers()
                 .get("location")
                 .and_then(|v| v.to_str().ok());
-            let target = address.join(location.unwrap_or_default()).ok_or_else(|| {
-                RegistryError::Redirect {
-                    address: address.to_string(),
-                    target: sanitize::text(location.unwrap_or("nowhere")),
-                    rule: "that is not an http or https address",
-                }
-            })?;
-            if !self.is_allowed(&target) {
-                return Err(redirect(
-                    &address,
-                    &target,
-                    "plain http is not configured for it",
-                ));
-            }
+            let target = self.target(&address, location)?;
             if !target.same_origin(first) {
                 // For good: a second redirect back must not bring the credentials with it.
                 authorization = None;
@@ -187,49 +151,95 @@ impl Http {
         Err(redirect(first, &address, "too many redirects"))
     }
 
-    fn agent(&self, address: &Address) -> Result<Agent, RegistryError> {
-        let key = address.with_path(String::new()).full();
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(agent) = agents.get(&key) {
-            return Ok(agent.clone());
-        }
-        let configured = self.registry(&address.host, address.port, address.tls);
-        let roots = match configured.and_then(|registry| registry.ca_file.as_deref()) {
-            _ if !address.tls => RootCerts::WebPki,
-            Some(file) => certificates(file)?,
-            None => self.system_roots.get_or_init(system_roots).clone(),
+    /// Sends a form. Redirects are not followed: what is in the form is for this server alone.
+    pub fn post(
+        &self,
+        address: &Address,
+        trust: Trust<'_>,
+        form: &[(&str, &str)],
+    ) -> Result<Answer, RegistryError> {
+        let (named, allowed) = match trust {
+            Trust::Named => (address, None),
+            Trust::From(named) => (named, self.allowed(named, address)),
         };
-        let agent: Agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(self.proxies.choose(address)?)
-            .tls_config(TlsConfig::builder().root_certs(roots).build())
-            .user_agent(concat!("shifter/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(self.patience.connect))
-            .timeout_connect(Some(self.patience.connect))
-            .timeout_recv_response(Some(self.patience.progress))
-            .timeout_per_read(Some(self.patience.progress))
-            .timeout_per_write(Some(self.patience.progress))
-            .build()
-            .into();
-        agents.insert(key, agent.clone());
-        Ok(agent)
+        let request = self
+            .agent(address, &allowed, named)?
+            .post(address.full())
+            .header("Accept", Want::Json.accept());
+        let response = request
+            .send_form(form.iter().copied())
+            .map_err(|error| self.failed(address, named, error))?;
+        Ok(self.answer(address.clone(), response))
+    }
+
+    fn answer(&self, address: Address, response: Response<Body>) -> Answer {
+        Answer {
+            address,
+            response,
+            patience: self.patience(),
+        }
+    }
+
+    /// Judges where a redirect leads.
+    fn target(&self, from: &Address, location: Option<&str>) -> Result<Address, RegistryError> {
+        let target = location
+            .filter(|location| !location.is_empty())
+            .and_then(|location| from.join(location))
+            .ok_or_else(|| RegistryError::Redirect {
+                address: from.to_string(),
+                target: shown(location.unwrap_or("nowhere")),
+                rule: "that is not an http or https address",
+            })?;
+        if from.tls && !target.tls {
+            return Err(redirect(from, &target, "https never leads to plain http"));
+        }
+        if !self.rules.is_allowed(&target) {
+            return Err(redirect(
+                from,
+                &target,
+                "plain http is not configured for it",
+            ));
+        }
+        Ok(target)
+    }
+
+    /// Returns what `address` may resolve to if `named` led there.
+    fn allowed(&self, named: &Address, address: &Address) -> Allowed {
+        let is_configured = self.rules.find(address).is_some();
+        (!is_configured && !address.same_origin(named))
+            .then(|| self.connections.seen().kinds(&named.authority()))
+    }
+
+    fn agent(
+        &self,
+        address: &Address,
+        allowed: &Allowed,
+        named: &Address,
+    ) -> Result<ureq::Agent, RegistryError> {
+        guard::judge_literal(&address.host, allowed)
+            .map_err(|reason| forbidden(named, address, &reason))?;
+        let rules = self.rules.find(address);
+        let ca_file = rules.and_then(|registry| registry.ca_file.as_deref());
+        self.connections
+            .agent(address, ca_file, allowed, &self.patience())
     }
 
     /// Names a failed request.
-    fn failed(&self, address: &Address, error: ureq::Error) -> RegistryError {
-        let address = address.to_string();
-        let (connect, progress) = (
-            self.patience.connect.as_secs(),
-            self.patience.progress.as_secs(),
-        );
+    fn failed(&self, to: &Address, named: &Address, error: ureq::Error) -> RegistryError {
+        let address = to.to_string();
+        let patience = self.patience();
+        let (connect, progress) = (patience.connect.as_secs(), patience.progress.as_secs());
         let waited = match error {
             ureq::Error::Timeout(Timeout::Resolve) => {
                 format!("its name was not resolved within {connect} s")
             }
             ureq::Error::Timeout(Timeout::Connect) => format!("no connection within {connect} s"),
             ureq::Error::Timeout(_) => format!("nothing arrived for {progress} s"),
+            ureq::Error::Io(error)
+                if error.get_ref().is_some_and(|inner| inner.is::<Forbidden>()) =>
+            {
+                return forbidden(named, to, &error);
+            }
             error => {
                 return RegistryError::Unreachable {
                     address,
@@ -361,11 +371,25 @@ pub(super) fn broke_off(address: &Address, error: io::Error) -> RegistryError {
     }
 }
 
+/// Writes what is no address without what may be secret in it: a query, and what stands before an @.
+fn shown(location: &str) -> String {
+    let bare = location.split(['?', '#']).next().unwrap_or_default();
+    sanitize::text(bare.rsplit('@').next().unwrap_or_default())
+}
+
 fn redirect(from: &Address, to: &Address, rule: &'static str) -> RegistryError {
     RegistryError::Redirect {
         address: from.to_string(),
         target: to.to_string(),
         rule,
+    }
+}
+
+fn forbidden(from: &Address, to: &Address, reason: &dyn std::fmt::Display) -> RegistryError {
+    RegistryError::Forbidden {
+        address: from.to_string(),
+        target: to.to_string(),
+        reason: reason.to_string(),
     }
 }
 
@@ -387,46 +411,10 @@ fn explanation(body: &[u8]) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Reads the certificate authorities of one registry.
-fn certificates(path: &Path) -> Result<RootCerts, RegistryError> {
-    let fail = |reason: String| RegistryError::File {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut bytes))
-        .map_err(|error| fail(error.to_string()))?;
-    let found = parse(&bytes);
-    if found.is_empty() {
-        return Err(fail("it contains no certificate in PEM format".into()));
-    }
-    Ok(RootCerts::Specific(Arc::new(found)))
-}
-
-/// Reads the system's bundle; on a system without one the Mozilla roots built in count.
-fn system_roots() -> RootCerts {
-    let bundle = SYSTEM_BUNDLES
-        .iter()
-        .find_map(|path| std::fs::read(path).ok());
-    match bundle.map(|bytes| parse(&bytes)) {
-        Some(found) if !found.is_empty() => RootCerts::Specific(Arc::new(found)),
-        _ => RootCerts::WebPki,
-    }
-}
-
-fn parse(pem: &[u8]) -> Vec<Certificate<'static>> {
-    parse_pem(pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shifter_core::config::Registry;
 
     #[test]
     fn explains_errors_in_the_servers_words() {
@@ -460,10 +448,14 @@ mod tests {
         });
         let plain = Registry {
             plain_http: true,
-            ca_file: None,
+            ..Registry::default()
         };
-        let mut http = Http::new([(host.clone(), plain)].into(), Proxies::default());
-        http.patience.progress = Duration::from_millis(300);
+        let rules = Rules::from(std::collections::BTreeMap::from([(host.clone(), plain)]));
+        let mut http = Http::new(rules, Proxies::default());
+        http.set_patience(Patience {
+            progress: Duration::from_millis(300),
+            ..Patience::default()
+        });
         (http, Address::parse(&format!("http://{host}/")).unwrap())
     }
 
@@ -474,7 +466,10 @@ mod tests {
         let silent = move |_stream| pause(3000);
         let (http, address) = server(silent);
         let begin = Instant::now();
-        let error = http.get(&address, &Want::Json, None).err().unwrap();
+        let error = http
+            .get(&address, Trust::Named, &Want::Json, None)
+            .err()
+            .unwrap();
         assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
 
         let stops = move |mut stream: std::net::TcpStream| {
@@ -496,37 +491,10 @@ mod tests {
             Box::new(trickles),
         ] {
             let (http, address) = server(answer);
-            let answer = http.get(&address, &Want::Json, None).unwrap();
+            let answer = http.get(&address, Trust::Named, &Want::Json, None).unwrap();
             let error = answer.read("it", 1 << 20).unwrap_err();
             assert!(matches!(error, RegistryError::Stalled { .. }), "{error}");
         }
         assert!(begin.elapsed() < Duration::from_millis(2500));
-    }
-
-    #[test]
-    fn plain_http_only_where_configured() {
-        let plain = Registry {
-            plain_http: true,
-            ca_file: None,
-        };
-        let registries = [
-            ("a:5000", &plain),
-            ("b", &plain),
-            ("c", &Registry::default()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.clone()));
-        let http = Http::new(registries.into(), Proxies::default());
-        for (address, allowed) in [
-            ("https://x/", true),
-            ("http://a:5000/", true),
-            ("http://a/", false),
-            ("http://a:5001/", false),
-            ("http://b/", true),
-            ("http://b:5000/", false),
-            ("http://c/", false),
-        ] {
-            let address = Address::parse(address).unwrap();
-            assert_eq!(http.is_allowed(&address), allowed, "{address}");
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! (CVE-2021-41190): otherwise two programs could read two images out of one digest. Schema 1 and
 //! artifacts that are not images are refused by name.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,8 +12,19 @@ use shifter_core::reference::Digest;
 use shifter_core::sanitize;
 use thiserror::Error;
 
+use super::platform::{Platform, Wanted};
+
 /// Layers an image may have; docker itself stops at 127.
 const LAYER_LIMIT: usize = 1000;
+
+/// Entries an index may have.
+const ENTRY_LIMIT: usize = 4096;
+
+/// Other places of a layer that are tried.
+const URL_LIMIT: usize = 4;
+
+/// Platforms that a message lists.
+const LISTED: usize = 20;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -49,16 +60,22 @@ pub enum ManifestError {
     /// It is something other than a container image.
     #[error("it is not a container image but '{0}'")]
     NotAnImage(String),
+    /// One of its layers is not a tar archive.
+    #[error("one of its layers is not a file system but '{0}'")]
+    NotALayer(String),
     /// It names a blob by a digest that is not acceptable.
     #[error("a digest in it is not acceptable")]
     Digest(#[source] shifter_core::reference::RefError),
     /// It has more layers than any real image.
     #[error("it has {0} layers, more than {LAYER_LIMIT}")]
     TooManyLayers(usize),
-    /// Nothing in the index fits this machine.
+    /// It lists more images than any real index.
+    #[error("it lists {0} images, more than {ENTRY_LIMIT}")]
+    TooManyEntries(usize),
+    /// Nothing in the index fits.
     #[error("the image does not exist for {wanted}, only for {available}")]
     NoPlatform {
-        /// The platform of this machine.
+        /// The platform that is wanted.
         wanted: String,
         /// What the index has.
         available: String,
@@ -73,7 +90,7 @@ impl ManifestError {
     pub(super) fn is_about_the_image(&self) -> bool {
         matches!(
             self,
-            Self::SchemaOne | Self::NotAnImage(_) | Self::NoPlatform { .. }
+            Self::SchemaOne | Self::NotAnImage(_) | Self::NotALayer(_) | Self::NoPlatform { .. }
         )
     }
 }
@@ -87,7 +104,10 @@ pub struct Descriptor {
     pub digest: Digest,
     /// The length in bytes.
     pub size: u64,
+    /// Other places where a foreign layer is; https alone.
+    pub(super) urls: Vec<String>,
     platform: Option<Platform>,
+    is_attachment: bool,
 }
 
 impl Descriptor {
@@ -97,19 +117,19 @@ impl Descriptor {
             media_type: media_type.into(),
             digest,
             size,
+            urls: Vec::new(),
             platform: None,
+            is_attachment: false,
         }
     }
-}
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: String,
+    /// False for what lies beside images in an index: attestations, signatures, other artifacts.
+    fn is_image(&self) -> bool {
+        let is_known = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX]
+            .contains(&self.media_type.as_str());
+        let is_unknown = self.platform.as_ref().is_some_and(Platform::is_unknown);
+        is_known && !is_unknown && !self.is_attachment
+    }
 }
 
 /// The manifest of one image.
@@ -123,7 +143,7 @@ pub struct Manifest {
 
 /// What a registry keeps under a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     Manifest(Manifest),
     Index(Vec<Descriptor>),
 }
@@ -147,10 +167,15 @@ struct RawDescriptor {
     digest: String,
     size: u64,
     platform: Option<Platform>,
+    #[serde(default)]
+    urls: Vec<String>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    artifact_type: Option<String>,
 }
 
 /// Parses a document that arrived with the given `Content-Type`.
-pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
+pub(crate) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, ManifestError> {
     let header = content_type.split(';').next().unwrap_or_default().trim();
     if SCHEMA_1.contains(&header) {
         return Err(ManifestError::SchemaOne);
@@ -181,6 +206,9 @@ pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, Manife
         other => return Err(ManifestError::NotAnImage(sanitize::text(other))),
     };
     match (is_index, raw.manifests, raw.config, raw.layers) {
+        (true, Some(entries), None, None) if entries.len() > ENTRY_LIMIT => {
+            Err(ManifestError::TooManyEntries(entries.len()))
+        }
         (true, Some(entries), None, None) => Ok(Document::Index(
             entries.into_iter().map(check).collect::<Result<_, _>>()?,
         )),
@@ -193,7 +221,13 @@ pub(super) fn parse(bytes: &[u8], content_type: &str) -> Result<Document, Manife
             if layers.len() > LAYER_LIMIT {
                 return Err(ManifestError::TooManyLayers(layers.len()));
             }
-            let layers = layers.into_iter().map(check).collect::<Result<_, _>>()?;
+            let layers = layers
+                .into_iter()
+                .map(check)
+                .collect::<Result<Vec<_>, _>>()?;
+            if let Some(layer) = layers.iter().find(|layer| !is_layer(&layer.media_type)) {
+                return Err(ManifestError::NotALayer(sanitize::text(&layer.media_type)));
+            }
             Ok(Document::Manifest(Manifest {
                 config: check(config)?,
                 layers,
@@ -217,82 +251,91 @@ pub(super) fn is_kind(media_type: &str, document: &Document) -> bool {
     }
 }
 
+/// True for what a layer may be: a tar, packed or not, in the registry or elsewhere.
+fn is_layer(media_type: &str) -> bool {
+    const PREFIXES: [&str; 4] = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
+    let packing = PREFIXES
+        .iter()
+        .find_map(|prefix| media_type.strip_prefix(prefix));
+    let packing = packing.map(|packing| packing.trim_start_matches(['+', '.']));
+    matches!(packing, Some("" | "gzip" | "zstd"))
+}
+
 fn check(raw: RawDescriptor) -> Result<Descriptor, ManifestError> {
+    // BuildKit marks its attestations so; an artifact says what it is.
+    let is_reference = raw
+        .annotations
+        .is_some_and(|notes| notes.contains_key("vnd.docker.reference.type"));
+    let is_attachment = is_reference || raw.artifact_type.is_some_and(|kind| !kind.is_empty());
+    let mut urls = raw.urls;
+    urls.retain(|url| url.starts_with("https://"));
+    urls.truncate(URL_LIMIT);
     Ok(Descriptor {
         media_type: raw.media_type,
         digest: Digest::parse(&raw.digest).map_err(ManifestError::Digest)?,
         size: raw.size,
+        urls,
         platform: raw.platform,
+        is_attachment,
     })
 }
 
-/// Chooses the entry of an index for `architecture`, in Go's name for it, under Linux.
-pub(super) fn choose<'a>(
-    entries: &'a [Descriptor],
-    architecture: &str,
-) -> Result<&'a Descriptor, ManifestError> {
+/// What an index has.
+pub(crate) struct Choice<'a> {
+    /// The entries that fit, the best one first. Indexes without a platform come last: what is in
+    /// them may fit.
+    pub fitting: Vec<&'a Descriptor>,
+    /// The platforms of all entries, for people.
+    pub available: Vec<String>,
+}
+
+/// Chooses from the entries of an index.
+pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Wanted) -> Choice<'a> {
+    let images: Vec<&Descriptor> = entries.iter().filter(|e| e.is_image()).collect();
+    let platforms = images.iter().filter_map(|entry| entry.platform.as_ref());
+    let available = platforms.map(Platform::to_string).collect();
     // An index of one image often leaves the platform out: the image's configuration has it.
-    if let [only] = entries
+    if let [only] = images[..]
         && only.platform.is_none()
     {
-        return Ok(only);
+        let fitting = vec![only];
+        return Choice { fitting, available };
     }
-    let fits = |entry: &&Descriptor| {
-        entry
-            .platform
-            .as_ref()
-            .is_some_and(|p| p.os == "linux" && p.architecture == architecture)
+    let is_index = |entry: &Descriptor| matches!(&*entry.media_type, OCI_INDEX | DOCKER_INDEX);
+    let rank = |entry: &&Descriptor| match &entry.platform {
+        Some(platform) => wanted.rank(platform),
+        None => is_index(entry).then_some(u32::MAX),
     };
-    // Of several variants the plainest runs everywhere: none, then v1 (amd64) and v8 (arm64).
-    let rank = |entry: &&Descriptor| {
-        let variant = entry.platform.as_ref().map_or("", |p| p.variant.as_str());
-        match (architecture, variant) {
-            (_, "") => 0,
-            ("amd64", "v1") | ("arm64", "v8") => 1,
-            _ => 2,
-        }
-    };
-    entries.iter().filter(fits).min_by_key(rank).ok_or_else(|| {
-        // Attestations are listed as unknown/unknown and are no images.
-        let mut available: Vec<String> = entries
-            .iter()
-            .filter_map(|entry| entry.platform.as_ref())
-            .filter(|platform| platform.os != "unknown")
-            .map(|platform| sanitize::text(&platform.to_string()))
-            .collect();
-        available.sort();
-        available.dedup();
-        let available = match available.is_empty() {
-            true => "no platform at all".into(),
-            false => available.join(", "),
-        };
-        ManifestError::NoPlatform {
-            wanted: format!("linux/{architecture}"),
-            available,
-        }
-    })
+    let mut fitting: Vec<(u32, &Descriptor)> = images
+        .iter()
+        .filter_map(|entry| Some((rank(entry)?, *entry)))
+        .collect();
+    fitting.sort_by_key(|(rank, _)| *rank);
+    let fitting = fitting.into_iter().map(|(_, entry)| entry).collect();
+    Choice { fitting, available }
 }
 
-/// Returns this machine's architecture in the words that indexes use, which are Go's.
-pub fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-        "powerpc64" => "ppc64",
-        "loongarch64" => "loong64",
-        other => other,
+/// Says that nothing fits, and what there is.
+pub(crate) fn no_platform(wanted: &Wanted, mut available: Vec<String>) -> ManifestError {
+    available.sort();
+    available.dedup();
+    let more = available.len().saturating_sub(LISTED);
+    available.truncate(LISTED);
+    let mut list = match available.is_empty() {
+        true => "no platform at all".into(),
+        false => available.join(", "),
+    };
+    if more > 0 {
+        list.push_str(&format!(" and {more} more"));
     }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        if !self.variant.is_empty() {
-            write!(f, "/{}", self.variant)?;
-        }
-        Ok(())
+    ManifestError::NoPlatform {
+        wanted: wanted.to_string(),
+        available: list,
     }
 }
 
@@ -392,32 +435,33 @@ mod tests {
                 architecture: next(),
                 variant: next(),
             };
-            let digest = Digest::parse(A).unwrap();
-            Descriptor {
-                media_type: OCI_MANIFEST.into(),
-                digest,
-                size: at as u64,
-                platform: (!platform.os.is_empty()).then_some(platform),
-            }
+            let mut entry = Descriptor::new(OCI_MANIFEST, Digest::parse(A).unwrap(), at as u64);
+            entry.platform = (!platform.os.is_empty()).then_some(platform);
+            entry
         };
         platforms.iter().enumerate().map(entry).collect()
     }
 
     #[test]
     fn chooses_the_platform() {
-        let table: [(&[&str], Option<u64>); 8] = [
+        let wanted = Wanted::parse("linux/amd64/v3").unwrap();
+        let table: [(&[&str], Option<u64>); 9] = [
             (&["linux/arm64", "linux/amd64"], Some(1)),
-            (&["linux/amd64/v3", "linux/amd64"], Some(1)),
-            (&["linux/amd64/v3", "linux/amd64/v1"], Some(1)),
-            (&["linux/amd64/v3"], Some(0)),
+            (&["linux/amd64/v2", "linux/amd64"], Some(0)),
+            (&["linux/amd64/v4", "linux/amd64/v1"], Some(1)),
+            (&["linux/amd64/v4"], None),
             (&["windows/amd64", "linux/arm64"], None),
+            (&["unknown/unknown", "linux/amd64"], Some(1)),
             (&[""], Some(0)),
             (&["", ""], None),
             (&[], None),
         ];
         for (platforms, expect) in table {
             let entries = entries(platforms);
-            let found = choose(&entries, "amd64").ok().map(|entry| entry.size);
+            let found = choose(&entries, &wanted)
+                .fitting
+                .first()
+                .map(|found| found.size);
             assert_eq!(found, expect, "{platforms:?}");
         }
         let listed = entries(&[
@@ -427,9 +471,79 @@ mod tests {
             "linux/s390x",
         ]);
         assert_eq!(
-            choose(&listed, "amd64").unwrap_err().to_string(),
-            "the image does not exist for linux/amd64, only for linux/arm64/v8, linux/s390x"
+            no_platform(&wanted, choose(&listed, &wanted).available).to_string(),
+            "the image does not exist for linux/amd64/v3, only for linux/arm64/v8, linux/s390x"
         );
+    }
+
+    #[test]
+    fn what_lies_beside_images_is_no_image() {
+        let wanted = Wanted::parse("linux/amd64").unwrap();
+        let platform = r#","platform":{"os":"linux","architecture":"amd64"}"#;
+        let note = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
+        let artifact = r#","artifactType":"application/vnd.x""#;
+        let image = descriptor(OCI_MANIFEST, A, platform);
+        let nested = descriptor(OCI_INDEX, A, "").replace("\"size\":3", "\"size\":9");
+        let others = [
+            descriptor(OCI_MANIFEST, A, &format!("{platform}{note}")),
+            descriptor(OCI_MANIFEST, A, &format!("{platform}{artifact}")),
+            descriptor("application/vnd.x", A, platform),
+        ];
+        for other in others {
+            let text = format!(r#"{{"manifests":[{nested},{other},{image}]}}"#);
+            let Document::Index(entries) = parse(text.as_bytes(), OCI_INDEX).unwrap() else {
+                panic!("{text}");
+            };
+            let sizes: Vec<u64> = choose(&entries, &wanted)
+                .fitting
+                .iter()
+                .map(|e| e.size)
+                .collect();
+            assert_eq!(
+                sizes,
+                [3, 9],
+                "the image, then the index that may have one: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn layers_and_their_places() {
+        let oci = "application/vnd.oci.image.layer.v1.tar";
+        let table = [
+            (oci.to_owned(), true),
+            (format!("{oci}+gzip"), true),
+            (format!("{oci}+zstd"), true),
+            (format!("{oci}+gzip+encrypted"), false),
+            (
+                "application/vnd.docker.image.rootfs.diff.tar.gzip".into(),
+                true,
+            ),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".into(),
+                true,
+            ),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd".into(),
+                true,
+            ),
+            ("application/vnd.in-toto+json".into(), false),
+            (String::new(), false),
+        ];
+        for (media_type, expect) in table {
+            let urls = r#","urls":["https://a/x","http://b/x","file:///etc/passwd"]"#;
+            let layer = descriptor(&media_type, A, urls);
+            let config = descriptor(IMAGE_CONFIGS[0], A, "");
+            let text = format!(r#"{{"config":{config},"layers":[{layer}]}}"#);
+            match parse(text.as_bytes(), OCI_MANIFEST) {
+                Ok(Document::Manifest(manifest)) => {
+                    assert!(expect, "{media_type}");
+                    assert_eq!(manifest.layers[0].urls, ["https://a/x"]);
+                }
+                Err(ManifestError::NotALayer(_)) => assert!(!expect, "{media_type}"),
+                other => panic!("{media_type}: {other:?}"),
+            }
+        }
     }
 
     proptest! {

@@ -1,8 +1,11 @@
 //! Proxies of the environment: `https_proxy`, `http_proxy`, `no_proxy`.
 //!
 //! Each scheme has its own variable, as curl and Go have it. `no_proxy` is a list of host names
-//! (which stand for their sub-domains too), addresses, or `*`, each with an optional port. The
+//! (which stand for their sub-domains too), addresses, or `*`, each with an optional port, and of
+//! networks (`10.0.0.0/8`), which count for hosts that are written as addresses. The
 //! machine itself is never reached through a proxy.
+
+use std::net::IpAddr;
 
 use shifter_core::sanitize;
 use ureq::Proxy;
@@ -10,8 +13,8 @@ use ureq::Proxy;
 use super::address::Address;
 use super::error::RegistryError;
 
-/// The proxies to use.
-#[derive(Clone, Debug, Default)]
+/// The proxies to use; without `Debug`, because they may have passwords.
+#[derive(Clone, Default)]
 pub struct Proxies {
     https: Option<String>,
     http: Option<String>,
@@ -69,6 +72,9 @@ impl Proxies {
 }
 
 fn matches(entry: &str, host: &str, port: u16) -> bool {
+    if let Some((network, length)) = entry.split_once('/') {
+        return contains(network, length, host);
+    }
     let (name, wanted_port) = match entry.rsplit_once(':') {
         Some((name, digits))
             if !digits.is_empty() && !name.contains(':') || name.ends_with(']') =>
@@ -95,6 +101,25 @@ fn matches(entry: &str, host: &str, port: u16) -> bool {
                     .is_some_and(|front| front.ends_with('.')))
 }
 
+/// True if a host that is written as an address lies in a network, `10.0.0.0/8`.
+fn contains(network: &str, length: &str, host: &str) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let (Ok(network), Ok(host)) = (network.parse::<IpAddr>(), bare.parse::<IpAddr>()) else {
+        return false;
+    };
+    let ((network, most), (host, other)) = (bits(network), bits(host));
+    match length.parse::<u32>() {
+        Ok(length) if length <= most && most == other => {
+            (network ^ host).checked_shr(128 - length).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +141,13 @@ mod tests {
             ("[::1]:5000", "[::1]", 5000, true),
             ("", "example.org", 443, false),
             (".", "example.org", 443, false),
+            ("10.0.0.0/8", "10.9.8.7", 443, true),
+            ("10.0.0.0/8", "11.0.0.1", 443, false),
+            ("10.0.0.0/33", "10.0.0.0", 443, false),
+            ("0.0.0.0/0", "11.0.0.1", 443, true),
+            ("0.0.0.0/0", "[::1]", 443, false),
+            ("fd00::/8", "[fd01::1]", 443, true),
+            ("10.0.0.0/8", "host.example", 443, false),
         ];
         for (entry, host, port, expect) in table {
             assert_eq!(matches(entry, host, port), expect, "{entry} {host}:{port}");

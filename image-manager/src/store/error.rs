@@ -100,6 +100,9 @@ impl StoreError {
         match self {
             Self::NotOwner { owner } => Some(format!("run it as that user: sudo -u '#{owner}' …")),
             Self::HasTags { .. } => Some("remove the tags instead".into()),
+            Self::Full { .. } => {
+                Some("remove images with 'shifter rmi', or have a quota enlarged".into())
+            }
             _ => None,
         }
     }

@@ -30,7 +30,8 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::files;
-pub(crate) use record::{Identity, Owner};
+pub(crate) use record::Identity;
+pub use record::Owner;
 
 const PREFIX: &str = ".lease-";
 /// Takers-over that may have died one after the other.
@@ -75,6 +76,8 @@ pub(crate) struct Contender<'a> {
     /// The holder's nonce and mtime, and since when they are the same.
     seen: Option<(String, SystemTime, Instant)>,
     has_unnamed_files: bool,
+    /// What the record says is in use.
+    uses: Vec<String>,
 }
 
 /// What came of trying once.
@@ -121,6 +124,38 @@ pub(crate) fn try_acquire(dir: &OwnedFd, name: &str) -> io::Result<Option<Lease>
     }
 }
 
+/// Says that this process uses something, for as long as the lease lives: a record of a name of its
+/// own, which begins with `prefix`, and nobody contends for.
+pub(crate) fn announce(dir: &OwnedFd, prefix: &str, uses: Vec<String>) -> io::Result<Lease> {
+    let mut contender = Contender::new(dir, prefix)?;
+    contender.uses = uses;
+    let ready = contender.prepare()?;
+    let owner = record::read(&ready.file)?;
+    if owner.uses.is_empty() {
+        contender.clear(&ready)?;
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let name = format!("{prefix}{}", owner.nonce);
+    let placed = contender.place(&ready, &name);
+    contender.clear(&ready)?;
+    placed?;
+    let mut lease = contender.lease(ready.file)?;
+    lease.name = name;
+    Ok(lease)
+}
+
+/// Returns what a process announced that it uses; nothing if it is dead.
+pub(crate) fn announced(dir: &OwnedFd, name: &str) -> io::Result<Vec<String>> {
+    let mut contender = Contender::new(dir, name)?;
+    let Some((file, owner)) = contender.read(name)? else {
+        return Ok(Vec::new());
+    };
+    Ok(match contender.is_dead(&file, &owner)? {
+        true => Vec::new(),
+        false => owner.uses,
+    })
+}
+
 /// True if `name` is a record that is not, or not any more, a lease: [`sweep`] is for those.
 pub(crate) fn is_leftover(name: &str) -> bool {
     let is_nonce = |text: &str| text.len() == record::NONCE_LENGTH;
@@ -151,6 +186,7 @@ impl<'a> Contender<'a> {
             timing: Timing::USUAL,
             seen: None,
             has_unnamed_files: true,
+            uses: Vec::new(),
         })
     }
 
@@ -181,6 +217,11 @@ impl<'a> Contender<'a> {
                 return Ok(Attempt::Held(lease));
             }
         }
+    }
+
+    /// True if a holder is on this machine, and the two see the same pages of a file.
+    pub fn is_here(&self, owner: &Owner) -> bool {
+        self.identity.shares_memory_with(owner)
     }
 
     /// Takes a lease that nobody has; none if somebody was faster.
@@ -231,6 +272,7 @@ impl<'a> Contender<'a> {
     /// Writes a record of this process.
     fn prepare(&self) -> io::Result<Ready> {
         let mut owner = self.identity.owner()?;
+        owner.uses.clone_from(&self.uses);
         let ready = self.make(&owner.nonce)?;
         owner.is_flocked = flock(&ready.file, FlockOperation::NonBlockingLockExclusive)?;
         match record::write(&ready.file, &owner) {
@@ -334,6 +376,11 @@ impl<'a> Contender<'a> {
     }
 }
 
+/// Sets a file's times to the file system's idea of now.
+pub(crate) fn touch(file: &File) -> io::Result<()> {
+    Ok(heart::touch(file)?)
+}
+
 /// Asks the file system what time it is.
 pub(crate) fn time(dir: &OwnedFd) -> io::Result<SystemTime> {
     Contender::new(dir, "time")?.time()
@@ -349,6 +396,15 @@ impl Lease {
             io::ErrorKind::ResourceBusy,
             "another process took over, because this one did not show life for too long",
         ))
+    }
+}
+
+#[cfg(test)]
+impl Lease {
+    /// Leaves it as a process does that dies: without a word, its flock gone.
+    pub(crate) fn die(self) {
+        flock(&self.file, FlockOperation::Unlock).unwrap();
+        std::mem::forget(self);
     }
 }
 

@@ -2,19 +2,26 @@
 //!
 //! ```text
 //! <id>.squashfs  <id>.meta  index/<type>/<escaped reference>     see shifter_core::store
-//! .lock-<id>     held while an image is built or removed; says "new" while the image is not
-//!                yet one, so that what a killed pull leaves can be told from what was there
-//! .tmp-<id>.*    files of an image that is being built, owned by whoever holds its lock
-//! .lock-index    held while a tag is written or removed; taken after .lock-<id>, never before
+//! <id>.json      where the image came from, see [`ImageRecord`]
+//! .lock-<id>     lease, held while an image is built or removed, see `lease`
+//! .new-<id>      the image is not yet one: tells what a killed pull left from what was there
+//! .tmp-<id>.*    files of an image that is being built, owned by whoever holds its lease
+//! .unused-<id>  says since when an image has had no tag, see `gc`
+//! .lock-index    lease, held while a tag is written or removed; taken after .lock-<id>, never before
 //! .tmp-index     a tag that is being written
 //! .cache         blobs, see crate::cache (`cache` in a user's store)
 //! ```
 //!
-//! This module opens and reads stores; [`write`] changes them. A user's store serves only its
+//! This module opens and reads stores; `image_lock` and `write` change them. A user's store serves only its
 //! owner. Nothing here decides what may be *mounted*: that is judged again on the node.
 
+mod acl;
 mod error;
+mod gc;
+mod image_lock;
 pub(crate) mod lease;
+mod record;
+mod verify;
 mod write;
 
 use std::io;
@@ -28,9 +35,15 @@ use shifter_core::store::{self as layout, IndexEntry};
 
 use crate::files;
 
+pub use acl::{AclError, Audience};
 pub(crate) use error::is_full;
 pub use error::{StoreError, megabytes};
-pub use write::{ImageLock, Removed};
+pub use gc::{Collected, Unused};
+pub use image_lock::ImageLock;
+pub use lease::Owner;
+pub use record::{ImageRecord, LayerRecord, hash_image};
+pub use verify::{Fault, Finding};
+pub use write::Removed;
 
 /// Whose store it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +116,8 @@ pub struct Store {
     path: PathBuf,
     dir: OwnedFd,
     owner: u32,
+    cache_dir: Option<PathBuf>,
+    cache_limit: u64,
 }
 
 impl Store {
@@ -151,6 +166,8 @@ impl Store {
             path: path.to_owned(),
             dir,
             owner,
+            cache_dir: None,
+            cache_limit: u64::MAX,
         }))
     }
 
@@ -205,8 +222,25 @@ impl Store {
         &self.path
     }
 
+    /// Says where the store's cache is, if not inside of it, and how large it may be.
+    pub fn with_cache(mut self, dir: Option<PathBuf>, limit: u64) -> Self {
+        (self.cache_dir, self.cache_limit) = (dir, limit);
+        self
+    }
+
+    /// Returns how many bytes the cache may keep between pulls.
+    pub fn cache_limit(&self) -> u64 {
+        self.cache_limit
+    }
+
     /// Returns the directory of the blob cache, made if it is missing.
     pub(crate) fn cache_dir(&self) -> Result<(OwnedFd, PathBuf), StoreError> {
+        if let Some(path) = &self.cache_dir {
+            // Not through a link, whoever can put one there.
+            let place = Self::create(StoreKind::User, path, 0o700)?;
+            place.insist_on_owner(self.owner)?;
+            return Ok((place.dir, place.path));
+        }
         let name = match self.kind {
             StoreKind::Site => ".cache",
             StoreKind::User => "cache",
@@ -215,6 +249,11 @@ impl Store {
         let dir = files::make_dir(&self.dir, name, 0o700)
             .map_err(StoreError::io("make the directory", &path))?;
         Ok((dir, path))
+    }
+
+    /// True if `dir` and the images are on one file system.
+    pub(crate) fn is_on_disk_of(&self, dir: &OwnedFd) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(dir)?.st_dev == rustix::fs::fstat(&self.dir)?.st_dev)
     }
 
     /// Finds an image; one that `viewer` may not use looks exactly like one that is not there.
@@ -315,6 +354,12 @@ impl Store {
             id: id.to_string(),
             source,
         })
+    }
+
+    /// Reads what is known of where an image came from; what may not be read is as good as missing.
+    pub fn record(&self, id: &ImageId) -> Result<Option<ImageRecord>, StoreError> {
+        let path = self.path.join(record::file_name(id));
+        record::read(&self.dir, id).map_err(StoreError::io("read", &path))
     }
 
     /// Reads the entries that stand where their reference belongs, by reference. What is no entry is

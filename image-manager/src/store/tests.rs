@@ -52,10 +52,10 @@ impl Bench {
     }
 
     fn publish(&self, id: &ImageId, content: &[u8], meta: &ImageMeta) {
-        let mut lock = self.store.lock(id, || ()).unwrap();
+        let mut lock = self.store.lock(id, |_| ()).unwrap();
         let mut file = lock.begin().unwrap();
         file.write_all(content).unwrap();
-        lock.publish(&file, meta).unwrap();
+        lock.publish(&file, meta, ImageRecord::default()).unwrap();
         // A tag keeps the image when the lock is dropped; tests move it away as they need.
         self.tag(&format!("keep:{}", &id.as_str()[..1]), id);
     }
@@ -108,6 +108,7 @@ fn a_published_image_is_found_by_tag_and_by_id() {
     );
     let names = bench.names();
     let expect = [
+        format!("{}.json", id("a")),
         format!("{}.meta", id("a")),
         format!("{}.squashfs", id("a")),
         "index".into(),
@@ -135,7 +136,7 @@ fn modes_do_not_depend_on_the_umask() {
     }
     let home = tempfile::tempdir().unwrap();
     let own = Store::create_user(home.path()).unwrap();
-    own.lock(&id("a"), || ()).unwrap().begin().unwrap();
+    own.lock(&id("a"), |_| ()).unwrap().begin().unwrap();
     assert_eq!(
         std::fs::metadata(home.path().join(".shifter"))
             .unwrap()
@@ -172,7 +173,7 @@ fn access_only_ever_grows() {
     for (found, wanted, expect) in table {
         let bench = bench();
         bench.publish(&id("a"), b"img", &meta(found));
-        let lock = bench.store.lock(&id("a"), || ()).unwrap();
+        let lock = bench.store.lock(&id("a"), |_| ()).unwrap();
         let found = lock.complete().unwrap().unwrap();
         lock.widen(&found, &meta(wanted)).unwrap();
         assert_eq!(lock.complete().unwrap().unwrap().user_acl, expect);
@@ -188,7 +189,7 @@ fn the_last_tag_takes_the_image_with_it() {
     let bench = bench();
     bench.publish(&id("a"), b"img", &meta(&[]));
     bench.tag("x", &id("a"));
-    let remove = |name: &str| bench.store.remove(&reference(name), || ());
+    let remove = |name: &str| bench.store.remove(&reference(name), |_| ());
     let by_id = format!("id:{}", id("a"));
     assert!(matches!(remove(&by_id), Err(StoreError::HasTags { .. })));
     assert_eq!(
@@ -230,7 +231,7 @@ fn a_moved_tag_leaves_the_old_image_for_queued_jobs() {
     assert!(
         bench
             .store
-            .remove(&by_id, || ())
+            .remove(&by_id, |_| ())
             .unwrap()
             .unwrap()
             .image_removed
@@ -240,18 +241,28 @@ fn a_moved_tag_leaves_the_old_image_for_queued_jobs() {
 /// What a pull that is killed at each step leaves, and what the next one makes of it.
 #[test]
 fn sweeping_after_a_kill() {
-    let steps: [(&str, &[&str], bool); 5] = [
+    let steps: [(&str, &[&str], bool); 6] = [
         ("lock only", &[], false),
         ("while building", &[".tmp-{}.squashfs"], false),
+        ("before the record", &["{}.squashfs", ".tmp-{}.json"], false),
         (
             "before the metadata",
-            &["{}.squashfs", ".tmp-{}.meta"],
+            &["{}.squashfs", "{}.json", ".tmp-{}.meta"],
             false,
         ),
-        ("before the tag", &["{}.squashfs", "{}.meta"], false),
+        (
+            "before the tag",
+            &["{}.squashfs", "{}.json", "{}.meta"],
+            false,
+        ),
         (
             "after the tag",
-            &["{}.squashfs", "{}.meta", "index/docker/x%3Alatest"],
+            &[
+                "{}.squashfs",
+                "{}.json",
+                "{}.meta",
+                "index/docker/x%3Alatest",
+            ],
             true,
         ),
     ];
@@ -259,8 +270,12 @@ fn sweeping_after_a_kill() {
         let bench = bench();
         bench.tag("other", &id("c"));
         let image = id("a").to_string();
-        std::fs::write(bench.path(&format!(".lock-{image}")), "new\n").unwrap();
-        std::fs::write(bench.path(".lock-index"), "").unwrap();
+        for name in [format!(".lock-{image}"), ".lock-index".into()] {
+            lease::acquire(&bench.store.dir, &name, |_| ())
+                .unwrap()
+                .die();
+        }
+        std::fs::write(bench.path(&format!(".new-{image}")), "").unwrap();
         std::fs::write(bench.path(".tmp-index"), "{").unwrap();
         for name in left {
             let name = name.replace("{}", &image);
@@ -281,6 +296,7 @@ fn sweeping_after_a_kill() {
         );
         let expect: &[String] = match stays {
             true => &[
+                format!("{image}.json"),
                 format!("{image}.meta"),
                 format!("{image}.squashfs"),
                 "index".into(),
@@ -294,7 +310,7 @@ fn sweeping_after_a_kill() {
 #[test]
 fn sweeping_leaves_running_pulls_alone() {
     let bench = bench();
-    let mut lock = bench.store.lock(&id("a"), || ()).unwrap();
+    let mut lock = bench.store.lock(&id("a"), |_| ()).unwrap();
     let file = lock.begin().unwrap();
     bench.store.sweep().unwrap();
     assert!(
@@ -309,9 +325,10 @@ fn sweeping_leaves_running_pulls_alone() {
 #[test]
 fn an_abandoned_build_leaves_nothing() {
     let bench = bench();
-    let mut lock = bench.store.lock(&id("a"), || ()).unwrap();
+    let mut lock = bench.store.lock(&id("a"), |_| ()).unwrap();
     let file = lock.begin().unwrap();
-    lock.publish(&file, &meta(&[])).unwrap();
+    lock.publish(&file, &meta(&[]), ImageRecord::default())
+        .unwrap();
     drop(lock);
     assert_eq!(bench.names(), Vec::<String>::new(), "no tag was written");
 }

@@ -3,6 +3,7 @@
 //! A server of our own rather than a real one: what is tested is what real ones do on bad days.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod certificates;
 pub mod reply;
 pub mod server;
 
@@ -114,4 +115,31 @@ impl Counter {
         *value += 1;
         *value - 1
     }
+}
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Asks for the manifest of `x` and returns the error, as people and programs see it.
+pub fn error_of(client: &Client, registry: &str) -> (RegistryError, String) {
+    let reference = reference(&format!("{registry}/x"));
+    let error = client
+        .repository(&reference)
+        .and_then(|repository| repository.resolve(&reference))
+        .expect_err(registry);
+    let text = format!("{} {:?}", chain(&error), error);
+    (error, text)
+}
+
+/// A manifest with one layer of this description.
+pub fn manifest_with(layer: serde_json::Value, config: &[u8]) -> String {
+    serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": digest(config).to_string(), "size": config.len(),
+        },
+        "layers": [layer],
+    })
+    .to_string()
 }

@@ -2,8 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::reply::Reply;
 
@@ -66,6 +71,34 @@ impl Server {
             for (connection, stream) in listener.incoming().flatten().enumerate() {
                 let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
                 std::thread::spawn(move || serve(plain(stream), connection, &*handler, &record));
+            }
+        });
+        Self { address, requests }
+    }
+
+    /// Starts one that speaks TLS with `cert.pem` and `key.pem` of a directory.
+    pub fn tls(dir: &Path, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let chain = CertificateDer::pem_file_iter(dir.join("cert.pem")).unwrap();
+        let chain = chain.map(|certificate| certificate.unwrap()).collect();
+        let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
+        let (handler, record): (Arc<Handler>, _) = (Arc::new(handler), Arc::clone(&requests));
+        std::thread::spawn(move || {
+            for (connection, stream) in listener.incoming().flatten().enumerate() {
+                let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
+                let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let stream = StreamOwned::new(tls, plain(stream));
+                std::thread::spawn(move || serve(stream, connection, &*handler, &record));
             }
         });
         Self { address, requests }

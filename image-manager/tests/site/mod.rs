@@ -4,6 +4,7 @@
 
 pub mod image;
 pub mod mock;
+pub mod proxy;
 pub mod registry;
 
 use std::fs;
@@ -47,7 +48,17 @@ impl Site {
         let config = temp.path().join("shifter.toml");
         fs::write(&config, text).unwrap();
         fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
-        Self { temp }
+        let site = Self { temp };
+        // What fails here fails for good.
+        site.registries("retries = 0\n");
+        site
+    }
+
+    /// Writes the site's file of registries.
+    pub fn registries(&self, text: &str) {
+        let path = self.root().join("registries.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     }
 
     pub fn root(&self) -> &Path {
@@ -190,4 +201,12 @@ pub fn walk(dir: &Path) -> Vec<PathBuf> {
         .flat_map(|p| walk(p));
     let below: Vec<PathBuf> = below.collect();
     paths.into_iter().chain(below).collect()
+}
+
+/// The last of the events that `pull --json` prints, which says what came of it.
+pub fn done(stdout: &str) -> serde_json::Value {
+    let last = stdout.lines().next_back().unwrap();
+    let last: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["event"], "done", "{stdout}");
+    last
 }

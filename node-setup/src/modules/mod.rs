@@ -6,7 +6,6 @@ pub mod devices;
 pub mod place;
 
 use shifter_core::config::{Config, Module};
-use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
 
@@ -37,21 +36,26 @@ pub fn check(config: &Config, names: &[String]) -> Result<()> {
 
 /// Returns the modules by name, in the order given.
 pub fn selected<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Module>> {
-    let denied = |what: String, hint| Err(Error::Denied { what, hint });
     let mut found = Vec::new();
     for name in names {
         match config.module.get(name).filter(|module| module.enabled) {
             Some(module) => found.push(module),
             None => {
-                let what = format!("module '{}' does not exist here", sanitize::text(name));
-                return denied(what, None);
+                let enabled = config.module.iter().filter(|(_, module)| module.enabled);
+                return Err(Error::NoModule {
+                    name: name.clone(),
+                    known: enabled.map(|(name, _)| name.clone()).collect(),
+                });
             }
         }
     }
     for (name, module) in names.iter().zip(&found) {
         if let Some(other) = names.iter().find(|other| module.conflicts.contains(other)) {
             let what = format!("module '{name}' cannot be used together with '{other}'");
-            return denied(what, Some("drop one of the two"));
+            return Err(Error::Denied {
+                what,
+                hint: Some("drop one of the two"),
+            });
         }
     }
     Ok(found)
@@ -59,6 +63,8 @@ pub fn selected<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Modu
 
 #[cfg(test)]
 mod tests {
+    use shifter_core::exit::ExitCode;
+
     use super::*;
 
     #[test]
@@ -88,5 +94,13 @@ mod tests {
         for bad in [&["x"][..], &["c"], &["a", "b"], &["b", "a"]] {
             assert!(judge(bad).is_err(), "{bad:?}");
         }
+        let hint = |text: &str| {
+            let config = Config::parse(text, "/x".as_ref()).unwrap();
+            let refused = check(&config, &["x".to_owned()]).unwrap_err();
+            assert_eq!(refused.exit_code(), ExitCode::Denied);
+            refused.hint()
+        };
+        assert_eq!(hint(text).as_deref(), Some("modules here: a, b"));
+        assert_eq!(hint("").as_deref(), Some("this site has no modules"));
     }
 }

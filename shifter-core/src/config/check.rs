@@ -1,8 +1,9 @@
 //! What the types of the configuration alone cannot say.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, site_map};
+use super::{Config, Module, NodeCache, registries, site_map};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -10,69 +11,108 @@ use crate::volmap;
 /// Image types that exist everywhere.
 const BUILT_IN_TYPES: [&str; 5] = ["docker", "id", "local", "file", "custom"];
 
+/// Compressors of images, and their levels.
+const COMPRESSORS: [(&str, RangeInclusive<u8>); 3] =
+    [("zstd", 1..=22), ("gzip", 1..=9), ("xz", 0..=9)];
+
 /// The largest size of a tmpfs, in MiB.
 const TMPFS_LIMIT: u32 = 65536;
 
-/// Returns the first key whose value cannot be meant, and why.
-pub(super) fn first_fault(config: &Config) -> Option<(&'static str, String)> {
+/// Returns the first key whose value cannot be meant, with its tables, and why.
+pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
     let faults = [
         paths(config),
         sizes(config),
-        mounts("site_mounts", &config.root.site_mounts),
+        mounts(key(&["root", "site_mounts"]), &config.root.site_mounts),
         types(config),
+        images(config),
         trees(config),
         commands(config),
         caches(config),
         modules(config),
         kernel(config),
-        (config.hooks.timeout_secs == 0)
-            .then(|| ("timeout_secs", "a hook needs some time".to_owned())),
+        registries::first_fault(&config.registry),
+        (config.hooks.timeout_secs == 0).then(|| {
+            (
+                key(&["hooks", "timeout_secs"]),
+                "a hook needs some time".into(),
+            )
+        }),
     ];
     faults.into_iter().flatten().next()
 }
 
-type Fault = Option<(&'static str, String)>;
+pub(super) type Fault = Option<(Vec<String>, String)>;
 
-fn absolute(key: &'static str, path: &Path) -> Fault {
+/// A key, after the names of the tables it is in.
+pub(super) fn key(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn absolute(names: &[&str], path: &Path) -> Fault {
     let fault = || format!("'{}' is not an absolute path", path.display());
-    (!path.is_absolute()).then(|| (key, fault()))
+    (!path.is_absolute()).then(|| (key(names), fault()))
 }
 
 fn paths(config: &Config) -> Fault {
+    let Config {
+        store,
+        root,
+        kernel,
+        ..
+    } = config;
     let mut paths = vec![
-        ("prefix", &config.prefix),
-        ("path", &config.store.path),
-        ("kmod_base_path", &config.kernel.kmod_base_path),
+        (&["prefix"][..], &config.prefix),
+        (&["store", "path"], &store.path),
+        (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
     ];
-    paths.extend(config.root.udi_image.iter().map(|dir| ("udi_image", dir)));
-    paths.extend(config.root.cdi_dirs.iter().map(|dir| ("cdi_dirs", dir)));
     paths.extend(
-        config
-            .store
+        store
+            .cache_dir
+            .iter()
+            .map(|dir| (&["store", "cache_dir"][..], dir)),
+    );
+    paths.extend(
+        root.udi_image
+            .iter()
+            .map(|dir| (&["root", "udi_image"][..], dir)),
+    );
+    paths.extend(
+        root.cdi_dirs
+            .iter()
+            .map(|dir| (&["root", "cdi_dirs"][..], dir)),
+    );
+    paths.extend(
+        store
             .local_dirs
             .iter()
-            .map(|dir| ("local_dirs", dir)),
+            .map(|dir| (&["store", "local_dirs"][..], dir)),
     );
     paths
         .into_iter()
-        .find_map(|(key, path)| absolute(key, path))
+        .find_map(|(names, path)| absolute(names, path))
 }
 
 fn sizes(config: &Config) -> Fault {
-    let fault = || format!("the size must be from 1 to {TMPFS_LIMIT}");
-    if !(1..=TMPFS_LIMIT).contains(&config.root.tmpfs_size_mib) {
-        return Some(("tmpfs_size_mib", fault()));
+    let Config { store, root, .. } = config;
+    for (name, text) in [
+        ("cache_size_limit", &store.cache_size_limit),
+        ("user_cache_size_limit", &store.user_cache_size_limit),
+    ] {
+        if let Err(rule) = super::tables::cache_size(text) {
+            return Some((key(&["store", name]), format!("'{text}' is {rule}")));
+        }
     }
-    let too_large = config.root.writable_tmpfs_size_mib > TMPFS_LIMIT;
-    too_large.then(|| {
-        (
-            "writable_tmpfs_size_mib",
-            format!("the size must be from 0 to {TMPFS_LIMIT}"),
-        )
-    })
+    if !(1..=TMPFS_LIMIT).contains(&root.tmpfs_size_mib) {
+        let fault = format!("the size must be from 1 to {TMPFS_LIMIT}");
+        return Some((key(&["root", "tmpfs_size_mib"]), fault));
+    }
+    let fault = || format!("the size must be from 0 to {TMPFS_LIMIT}");
+    (root.writable_tmpfs_size_mib > TMPFS_LIMIT)
+        .then(|| (key(&["root", "writable_tmpfs_size_mib"]), fault()))
 }
 
-fn mounts(key: &'static str, texts: &[String]) -> Fault {
+fn mounts(key: Vec<String>, texts: &[String]) -> Fault {
     let map = match site_map(texts) {
         Ok(map) => map,
         Err(error) => return Some((key, error.to_string())),
@@ -89,7 +129,7 @@ fn types(config: &Config) -> Fault {
         let is_known = BUILT_IN_TYPES.contains(&name.as_str());
         if name.is_empty() || !name.chars().all(well_formed) || is_known {
             let rule = "a type is lower-case letters and digits and not a built-in one";
-            return Some(("image_types", format!("'{name}': {rule}")));
+            return Some((key(&["image_types"]), format!("'{name}': {rule}")));
         }
     }
     let default = &config.default_image_type;
@@ -97,36 +137,60 @@ fn types(config: &Config) -> Fault {
         BUILT_IN_TYPES.contains(&default.as_str()) || config.image_types.contains(default);
     (!is_known).then(|| {
         (
-            "default_image_type",
+            key(&["default_image_type"]),
             format!("'{default}' is not in image_types"),
         )
+    })
+}
+
+fn images(config: &Config) -> Fault {
+    let text = &config.store.compression;
+    let (name, level) = match text.split_once(':') {
+        None => (text.as_str(), None),
+        Some((name, level)) => (name, Some(level.parse().unwrap_or(u8::MAX))),
+    };
+    let is_known = (name, level) == ("lz4", None)
+        || COMPRESSORS.iter().any(|(known, levels)| {
+            *known == name && level.is_none_or(|level| levels.contains(&level))
+        });
+    if !is_known {
+        let fault = format!("'{text}' is not zstd[:1-22], gzip[:1-9], xz[:0-9] or lz4");
+        return Some((key(&["store", "compression"]), fault));
+    }
+    let text = &config.store.block_size;
+    config.store.block_bytes().is_none().then(|| {
+        let fault = format!("'{text}' is not a power of two from 4k to 1m");
+        (key(&["store", "block_size"]), fault)
     })
 }
 
 fn trees(config: &Config) -> Fault {
     config.store.trees.iter().find_map(|(name, path)| {
         if is_tree_name(name) {
-            absolute("trees", path)
+            absolute(&["store", "trees", name], path)
         } else {
             let fault = "a name is at most 31 letters, digits and '._+-'";
-            Some(("trees", format!("'{name}': {fault}")))
+            Some((key(&["store", "trees", name]), format!("'{name}': {fault}")))
         }
     })
 }
 
 fn commands(config: &Config) -> Fault {
     let mut commands = vec![
-        ("site_pull_command", &config.store.site_pull_command),
-        ("pre_mount", &config.hooks.pre_mount),
-        ("post_mount", &config.hooks.post_mount),
+        (
+            vec!["store", "site_pull_command"],
+            &config.store.site_pull_command,
+        ),
+        (vec!["hooks", "pre_mount"], &config.hooks.pre_mount),
+        (vec!["hooks", "post_mount"], &config.hooks.post_mount),
     ];
-    for module in config.module.values() {
-        commands.push(("root_hook", &module.root_hook));
-        commands.push(("user_hook", &module.user_hook));
+    for (name, module) in &config.module {
+        commands.push((vec!["module", name, "root_hook"], &module.root_hook));
+        commands.push((vec!["module", name, "user_hook"], &module.user_hook));
     }
-    commands.into_iter().find_map(|(key, words)| {
+    commands.into_iter().find_map(|(names, words)| {
         let program = words.first()?;
-        absolute(key, Path::new(program))
+        absolute(&names, Path::new(program))
     })
 }
 
@@ -138,17 +202,18 @@ fn caches(config: &Config) -> Fault {
             fs_types,
             owner: _,
         } = cache;
+        let of_cache = |last| key(&["per_node_cache", name, last]);
         let size = || match volmap::parse_size(size_limit) {
             Ok(_) => None,
-            Err(rule) => Some(("size_limit", format!("'{size_limit}' is {rule}"))),
+            Err(rule) => Some((of_cache("size_limit"), format!("'{size_limit}' is {rule}"))),
         };
         let none = || {
             fs_types
                 .is_empty()
-                .then(|| ("fs_types", "none is allowed".into()))
+                .then(|| (of_cache("fs_types"), "none is allowed".into()))
         };
-        absolute("per_node_cache", Path::new(name))
-            .or_else(|| absolute("dir", dir))
+        absolute(&["per_node_cache", name], Path::new(name))
+            .or_else(|| absolute(&["per_node_cache", name, "dir"], dir))
             .or_else(size)
             .or_else(none)
     })
@@ -166,18 +231,19 @@ fn modules(config: &Config) -> Fault {
         } = module;
         if !is_plain_name(name) || name == "none" {
             let fault = "a name is letters, digits and '._+-', and not 'none'";
-            return Some(("module", format!("'{name}': {fault}")));
+            return Some((key(&["module", name]), format!("'{name}': {fault}")));
         }
+        let of_module = |last| key(&["module", name, last]);
         let unknown = conflicts.iter().find(|c| !config.module.contains_key(*c));
         if let Some(other) = unknown {
             let fault = format!("module '{name}' names unknown '{other}'");
-            return Some(("conflicts", fault));
+            return Some((of_module("conflicts"), fault));
         }
-        let fault = mounts("site_mounts", site_mounts)
-            .or_else(|| absolute("copy_path", copy_path.as_deref()?))
+        let fault = mounts(of_module("site_mounts"), site_mounts)
+            .or_else(|| absolute(&["module", name, "copy_path"], copy_path.as_deref()?))
             .or_else(|| {
                 let mut paths = libraries.iter();
-                paths.find_map(|path| absolute("libraries", Path::new(path)))
+                paths.find_map(|path| absolute(&["module", name, "libraries"], Path::new(path)))
             });
         if fault.is_some() {
             return fault;
@@ -188,12 +254,15 @@ fn modules(config: &Config) -> Fault {
         };
         if let Some(device) = cdi.iter().find(|device| !is_device(device)) {
             let fault = format!("'{device}' is not of the form vendor/class=name");
-            return Some(("cdi", fault));
+            return Some((of_module("cdi"), fault));
         }
     }
     let unknown = |name: &&String| !config.module.contains_key(*name);
     let name = config.default_modules.iter().find(unknown)?;
-    Some(("default_modules", format!("there is no module '{name}'")))
+    Some((
+        key(&["default_modules"]),
+        format!("there is no module '{name}'"),
+    ))
 }
 
 fn kernel(config: &Config) -> Fault {
@@ -203,5 +272,5 @@ fn kernel(config: &Config) -> Fault {
     };
     let wrong = config.kernel.preload.iter().find(|name| !is_module(name))?;
     let fault = format!("'{wrong}': a kernel module's name is letters, digits, '_' and '-'");
-    Some(("preload", fault))
+    Some((key(&["kernel", "preload"]), fault))
 }

@@ -4,6 +4,7 @@
 //! sample in `conf/` and the manual page are tested against them. Unknown keys are errors.
 
 mod check;
+mod registries;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -12,12 +13,13 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
     Config, Hooks, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
 };
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
-use crate::volmap::{Origin, VolumeError, VolumeMap};
+use crate::volmap::{self, Origin, VolumeError, VolumeMap};
 
 /// Where every program looks; the setuid program looks nowhere else.
 pub const DEFAULT_PATH: &str = "/etc/shifter/shifter.toml";
@@ -59,6 +61,15 @@ impl ConfigError {
     }
 }
 
+impl Store {
+    /// The size of an image's blocks in bytes; none if squashfs has no blocks of that size.
+    pub fn block_bytes(&self) -> Option<u32> {
+        let bytes = u32::try_from(volmap::parse_size(&self.block_size).ok()?).ok()?;
+        let is_size = bytes.is_power_of_two() && (4 << 10..=1 << 20).contains(&bytes);
+        is_size.then_some(bytes)
+    }
+}
+
 impl Config {
     /// Reads the configuration from a file that only root can have written.
     pub fn open_trusted(path: &Path) -> Result<Self, ConfigError> {
@@ -76,7 +87,8 @@ impl Config {
         match check::first_fault(&config) {
             None => Ok(config),
             Some((key, fault)) => {
-                let at = key_offset(text, key);
+                let at = key_offset(text, &key);
+                let key = key.join(".");
                 Err(invalid(text, path, at, format!("{key}: {fault}")))
             }
         }
@@ -107,20 +119,46 @@ fn site_map(mounts: &[String]) -> Result<VolumeMap, VolumeError> {
     VolumeMap::parse_many(mounts.iter().map(String::as_str), Origin::Site)
 }
 
-/// Finds the byte offset of the line that sets `key`; 0 if the value is a default.
-fn key_offset(text: &str, key: &str) -> usize {
-    let mut at = 0;
+/// Finds the byte offset of the line that sets `key`, or else of the one that begins the innermost
+/// table around it; 0 if there is neither.
+fn key_offset(text: &str, key: &[String]) -> usize {
+    let (mut table, mut at, mut best) = (Vec::new(), 0, (0, 0));
     for line in text.split_inclusive('\n') {
-        let bare = line.trim_start();
-        if bare
-            .strip_prefix(key)
-            .is_some_and(|rest| rest.trim_start().starts_with('='))
+        let bare = line.trim();
+        let names = match bare
+            .strip_prefix('[')
+            .and_then(|rest| rest.split(']').next())
         {
-            return at;
+            Some(header) => {
+                table = names_of(header.trim_start_matches('['));
+                table.clone()
+            }
+            None => match bare.split_once('=') {
+                Some((name, _)) => [table.clone(), names_of(name)].concat(),
+                None => Vec::new(),
+            },
+        };
+        if key.starts_with(&names) && names.len() > best.0 {
+            best = (names.len(), at);
         }
         at += line.len();
     }
-    0
+    best.1
+}
+
+/// Takes a dotted key apart: `module."a.b".libraries`.
+fn names_of(key: &str) -> Vec<String> {
+    let (mut names, mut quote) = (vec![String::new()], None);
+    for c in key.chars() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '.') => names.push(String::new()),
+            (None, _) if c.is_whitespace() => {}
+            _ => names.last_mut().into_iter().for_each(|name| name.push(c)),
+        }
+    }
+    names
 }
 
 fn invalid(text: &str, path: &Path, at: usize, message: String) -> ConfigError {

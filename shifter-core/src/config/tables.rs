@@ -54,8 +54,18 @@ pub struct Store {
     /// Command through which users pull into the site store; the arguments are appended.
     /// Empty: users pull into their own store.
     pub site_pull_command: Vec<String>,
+    /// Directory for the layers of the site store between pulls; none: a directory in the store.
+    pub cache_dir: Option<PathBuf>,
+    /// Largest size of what is kept there, `"0"`: nothing.
+    pub cache_size_limit: String,
+    /// The same for each user's own store.
+    pub user_cache_size_limit: String,
     /// Whether and how images that users own are run.
     pub user_images: UserImages,
+    /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
+    pub compression: String,
+    /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
+    pub block_size: String,
     /// Directories of the host below which users may run a directory tree as an image
     /// (`local:/path`).
     pub local_dirs: Vec<PathBuf>,
@@ -83,8 +93,18 @@ pub enum UserImages {
 pub struct Registry {
     /// Speak http instead of https.
     pub plain_http: bool,
-    /// File with the certificate authorities (PEM) that vouch for this registry.
+    /// File with the certificate authorities (PEM) that vouch for this registry, or a directory of
+    /// such files.
     pub ca_file: Option<PathBuf>,
+    /// Places that are asked first, in this order: `host[:port][/path]`, where the path comes
+    /// before the image's. How each is reached is said under its own name.
+    pub mirrors: Vec<String>,
+    /// Whether the registry itself is never asked.
+    pub mirrors_only: bool,
+    /// File with logins for this registry, in the form of docker's `config.json`.
+    pub credentials_file: Option<PathBuf>,
+    /// Host that may see the login besides the registry and its neighbours in the same domain.
+    pub token_server: Option<String>,
 }
 
 /// What every root contains.
@@ -212,10 +232,38 @@ impl Default for Store {
             path: "/var/lib/shifter/images".into(),
             image_owner: 0,
             site_pull_command: Vec::new(),
+            cache_dir: None,
+            cache_size_limit: "32g".into(),
+            user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
+            compression: "zstd:1".into(),
+            block_size: "128k".into(),
             local_dirs: Vec::new(),
             trees: BTreeMap::new(),
         }
+    }
+}
+
+impl Store {
+    /// Returns how many bytes of layers the site store keeps; [`Config::parse`] has checked the
+    /// text.
+    ///
+    /// [`Config::parse`]: super::Config::parse
+    pub fn cache_size_limit_bytes(&self) -> u64 {
+        cache_size(&self.cache_size_limit).unwrap_or(0)
+    }
+
+    /// Returns how many bytes of layers a user's own store keeps.
+    pub fn user_cache_size_limit_bytes(&self) -> u64 {
+        cache_size(&self.user_cache_size_limit).unwrap_or(0)
+    }
+}
+
+/// Parses the size of a cache, which may be nothing.
+pub(super) fn cache_size(text: &str) -> Result<u64, &'static str> {
+    match text {
+        "0" => Ok(0),
+        text => volmap::parse_size(text),
     }
 }
 

@@ -20,17 +20,17 @@ fn errors_name_line_key_and_text() {
         ),
         (
             "[store]\npath = 'images'",
-            ":2: path: 'images' is not an absolute path",
+            ":2: store.path: 'images' is not an absolute path",
             "path =",
         ),
         (
             "[root]\n\ntmpfs_size_mib = 0",
-            ":3: tmpfs_size_mib: ",
+            ":3: root.tmpfs_size_mib: ",
             "tmpfs_size_mib = 0",
         ),
         (
             "[root]\nsite_mounts = ['/a:/etc']",
-            ":2: site_mounts: ",
+            ":2: root.site_mounts: ",
             "site_mounts",
         ),
         (
@@ -41,7 +41,7 @@ fn errors_name_line_key_and_text() {
         ("image_types = ['docker']", ":1: image_types: 'docker'", ""),
         (
             "[store]\nsite_pull_command = ['sudo']",
-            ":2: site_pull_command: 'sudo'",
+            ":2: store.site_pull_command: 'sudo'",
             "",
         ),
         (
@@ -52,7 +52,7 @@ fn errors_name_line_key_and_text() {
         ("x = \n", ":1: ", "x ="),
         (
             "[root]\nsite_mounts = ['/a:/b:perNodeCache=size=1G']",
-            ":2: site_mounts: '/b': a perNodeCache",
+            ":2: root.site_mounts: '/b': a perNodeCache",
             "",
         ),
         (
@@ -60,24 +60,74 @@ fn errors_name_line_key_and_text() {
             ":1: variable 'A*B' is neither",
             "[env]",
         ),
-        ("[hooks]\npre_mount = ['x']", ":2: pre_mount: 'x'", ""),
+        ("[hooks]\npre_mount = ['x']", ":2: hooks.pre_mount: 'x'", ""),
         (
             "[kernel]\npreload = ['loop', '../x']",
-            ":2: preload: '../x': a kernel module's name",
+            ":2: kernel.preload: '../x': a kernel module's name",
             "preload",
         ),
-        ("[module.none]", ":1: module: 'none'", ""),
-        ("[module.a]\ncdi = ['gpu']", ":2: cdi: 'gpu'", ""),
+        ("[module.none]", ":1: module.none: 'none'", ""),
+        ("[module.a]\ncdi = ['gpu']", ":2: module.a.cdi: 'gpu'", ""),
         ("default_modules = ['a']", ":1: default_modules: ", ""),
         (
             "[per_node_cache.'/s']\ndir = '/s/c'\nsize_limit = '1x'",
-            ":3: size_limit: '1x' is not",
+            ":3: per_node_cache./s.size_limit: '1x' is not",
             "",
         ),
         (
-            "[module.a]\nconflicts = ['b']",
-            ":2: conflicts: module 'a'",
+            "[store]\ncompression = 'zstd:23'",
+            ":2: store.compression: ",
             "",
+        ),
+        (
+            "[store]\ncompression = 'lz4:1'",
+            ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\ncompression = 'gzip:'",
+            ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\ncompression = 'brotli'",
+            ":2: store.compression: ",
+            "",
+        ),
+        ("[store]\nblock_size = '48k'", ":2: store.block_size: ", ""),
+        ("[store]\nblock_size = '2m'", ":2: store.block_size: ", ""),
+        (
+            "[module.a]\nconflicts = ['b']",
+            ":2: module.a.conflicts: module 'a'",
+            "",
+        ),
+        // A key of this name in another table is not meant.
+        (
+            "[root]\nsite_mounts = ['/a']\n[module.a]\nsite_mounts = ['/b']\n\
+             [module.'b'.env]\nset = {}\n[module.\"b\"]\n  site_mounts = ['/c:/etc']",
+            ":8: module.b.site_mounts: ",
+            "'/c:/etc'",
+        ),
+        (
+            "[module.a]\nuser_hook = ['/x']\n[module]\nb.user_hook = ['y']",
+            ":4: module.b.user_hook: 'y'",
+            "b.user_hook",
+        ),
+        (
+            "[module]\na = { user_hook = ['/x'] }\nb = { user_hook = ['y'] }",
+            ":3: module.b.user_hook: 'y'",
+            "b = {",
+        ),
+        (
+            "[per_node_cache.'/s.1']\ndir = '/s/c'\n[per_node_cache.'/s.2']\n\
+             dir = 'c'\n[store.trees]\nx = '/dir'",
+            ":4: per_node_cache./s.2.dir: ",
+            "dir = 'c'",
+        ),
+        (
+            "[store]\ntrees = { x = 'y' }",
+            ":2: store.trees.x: 'y'",
+            "trees = {",
         ),
     ];
     for (text, expect, line) in table {

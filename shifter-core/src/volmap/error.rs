@@ -103,6 +103,12 @@ pub enum PathFault {
         /// Its place, counted in characters from 1.
         position: usize,
     },
+    /// A component is longer than any file system accepts.
+    #[error("a name in it is longer than {limit} bytes")]
+    LongName {
+        /// Bytes a name may have.
+        limit: usize,
+    },
     /// It is longer than the kernel accepts.
     #[error("it is longer than {limit} bytes")]
     TooLong {

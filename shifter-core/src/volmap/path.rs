@@ -5,6 +5,9 @@ use super::PathFault;
 /// Bytes that a path may have, the kernel's PATH_MAX.
 pub(crate) const PATH_LIMIT: usize = 4096;
 
+/// Bytes that one name in a path may have, the kernel's NAME_MAX.
+const NAME_LIMIT: usize = 255;
+
 /// Normalises an absolute path: no `//`, no `/./`, no trailing `/`. `..` is refused, because
 /// what it means depends on symbolic links.
 pub(crate) fn clean(path: &str, forbidden: &[char]) -> Result<String, PathFault> {
@@ -28,6 +31,9 @@ pub(crate) fn clean(path: &str, forbidden: &[char]) -> Result<String, PathFault>
     for component in components(path) {
         if component == ".." {
             return Err(PathFault::Parent);
+        }
+        if component.len() > NAME_LIMIT {
+            return Err(PathFault::LongName { limit: NAME_LIMIT });
         }
         clean.push('/');
         clean.push_str(component);

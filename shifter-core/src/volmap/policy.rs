@@ -29,12 +29,14 @@ const USER_ALLOWED_BELOW: [&str; 1] = ["/var/tmp"];
 /// A user's volume here would hide the whole directory; below it is fine.
 const USER_REFUSED_EXACTLY: [&str; 3] = ["/", "/opt", "/etc"];
 
-/// Shifter itself writes these. `/` is here because nothing could be seen beside it.
-const SITE_REFUSED_EXACTLY: [&str; 7] = [
+/// Shifter itself writes these. `/` is here because nothing could be seen beside it, `/proc` because
+/// the programs themselves read there, in the container, whether they have given up their privileges.
+const SITE_REFUSED_EXACTLY: [&str; 8] = [
     "/",
     "/opt",
     "/etc",
     "/var",
+    "/proc",
     "/etc/passwd",
     "/etc/group",
     "/etc/nsswitch.conf",

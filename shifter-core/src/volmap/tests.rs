@@ -184,6 +184,7 @@ fn s33_s34_refused_maps() {
             "flag 'private' is reserved for the site",
         ),
         (USER, "/a:/b:ro:RO", "flag 'ro' is given twice"),
+        (SITE, "/a:/proc", "target '/proc' is reserved"),
         (SITE, "/a:/b:rec:rec", "flag 'rec' is given twice"),
         (SITE, "/a:/b:slave:private", "exclude each other"),
         (SITE, "/a:/b:private:rec:slave", "exclude each other"),
@@ -324,12 +325,19 @@ fn s43_limits() {
         Err(VolumeError::TooManyCaches { .. })
     ));
 
-    let path = format!("/{}", "x".repeat(4095));
+    let path = "/x".repeat(2048);
     assert!(VolumeMap::parse(&format!("{path}:{path}"), USER).is_ok());
     let error = VolumeMap::parse(&format!("{path}x:/b"), USER)
         .unwrap_err()
         .to_string();
     assert!(error.ends_with("it is longer than 4096 bytes"), "{error}");
+    let named = |name: String| VolumeMap::parse(&format!("/a:/b/{name}/c"), USER);
+    assert!(named("x".repeat(255)).is_ok());
+    let error = named("x".repeat(256)).unwrap_err().to_string();
+    assert!(
+        error.ends_with("a name in it is longer than 255 bytes"),
+        "{error}"
+    );
 
     let full = ";".repeat(MAP_LIMIT);
     assert!(VolumeMap::parse(&full, USER).is_ok());

@@ -492,8 +492,14 @@ impl<'a> Converter<'a> {
         if let Some(setting) = self.site("autoLoadKernelModule")
             && is_set(&setting.value)
         {
-            let modules = Value::list(["loop", "squashfs", "overlay"]);
-            self.add(&["kernel"], "preload", modules, setting);
+            let mut modules = vec!["loop", "squashfs", "overlay"];
+            // For per-node caches, unless they are to have other file systems alone.
+            let types = self.site("perNodeCacheAllowedFsType");
+            let has_xfs = types.is_none_or(|types| words(&types.value).iter().any(|t| t == "xfs"));
+            if has_xfs && self.site("perNodeCachePath").is_some() {
+                modules.push("xfs");
+            }
+            self.add(&["kernel"], "preload", Value::list(modules), setting);
         }
         if let Some(setting) = self.site("kmodBasePath") {
             let path = Value::Text(setting.value.clone());

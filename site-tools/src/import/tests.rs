@@ -64,7 +64,10 @@ fn a_complete_file_is_carried_over() {
     assert_eq!(cache.dir, Path::new("/local/shifter"));
     assert_eq!(cache.size_limit_bytes(), 3 << 39);
     assert_eq!(cache.fs_types, [CacheFs::Xfs]);
-    assert_eq!(config.kernel.preload, ["loop", "squashfs", "overlay"]);
+    assert_eq!(
+        config.kernel.preload,
+        ["loop", "squashfs", "overlay", "xfs"]
+    );
     assert!(
         imported.toml.contains("# imagePath, line 4\npath = "),
         "{}",

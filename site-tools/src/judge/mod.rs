@@ -7,7 +7,7 @@ mod parts;
 use std::io;
 use std::path::Path;
 
-use shifter_core::config::{Config, ConfigError};
+use shifter_core::config::{Config, ConfigError, Registries};
 
 use crate::finding::Finding;
 use crate::look;
@@ -50,6 +50,7 @@ pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
                 findings.push(Finding::ok(CHECK, format!("'{shown}' is well-formed")));
             }
             findings.extend(parts::judge(&config));
+            findings.extend(registries(&path.with_file_name("registries.toml"), &config));
             (findings, Some(config))
         }
         Err(error) => {
@@ -57,6 +58,46 @@ pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
             (findings, None)
         }
     }
+}
+
+/// Judges the file of registries beside the configuration, if there is one.
+fn registries(path: &Path, config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "registries";
+    const HINT: &str = "see registries.toml(5)";
+    let shown = path.display();
+    let bytes = match look::read(path, SIZE_LIMIT) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            let message = format!("cannot read '{shown}': {error}");
+            return vec![Finding::error(CHECK, message, HINT)];
+        }
+    };
+    let mut findings = Vec::new();
+    if let Err((message, hint)) = look::trust(path, &[]) {
+        findings.push(Finding::error(CHECK, message, hint));
+    }
+    let parsed = match Registries::parse(&String::from_utf8_lossy(&bytes), path) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let hint = error.hint().unwrap_or_else(|| HINT.to_owned());
+            findings.push(Finding::error(CHECK, error.to_string(), hint));
+            return findings;
+        }
+    };
+    let twice = parsed
+        .registry
+        .keys()
+        .find(|name| config.registry.contains_key(*name));
+    if let Some(name) = twice {
+        let message = format!("'{name}' stands in both shifter.toml and registries.toml");
+        findings.push(Finding::error(CHECK, message, "leave it in one of them"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("'{shown}' is well-formed")));
+    }
+    parts::registries(&parsed.registry, &mut findings);
+    findings
 }
 
 fn hint(error: &ConfigError) -> String {
@@ -83,6 +124,40 @@ mod tests {
         // The temporary directory is nobody's alone.
         .filter(|line| !line.contains("shifter.toml' is not trusted") && !line.contains("'/tmp'"))
         .collect()
+    }
+
+    #[test]
+    fn the_registries_beside_it_are_judged_too() {
+        let table = [
+            ("mirror = 1", "registries.toml:1: unknown field `mirror`"),
+            ("[registry.h]\nmirrors_only = true", "'h' has no mirrors"),
+            ("[registry.x]", "'x' stands in both"),
+            (
+                "[registry.y]\nca_file = '/etc/passwd'",
+                "registry.y.ca_file: '/etc/passwd' has no",
+            ),
+            ("[registry.y]\nca_file = '/etc'", ""),
+        ];
+        for (text, expect) in table {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("shifter.toml");
+            std::fs::write(&path, "[registry.x]").unwrap();
+            std::fs::write(dir.path().join("registries.toml"), text).unwrap();
+            let found: Vec<String> = file(&path)
+                .0
+                .into_iter()
+                .filter(|finding| finding.state == State::Error)
+                .map(|finding| format!("{}: {}", finding.check, finding.message))
+                .filter(|line| line.starts_with("regist") && !line.contains("not trusted"))
+                .collect();
+            match expect {
+                "" => assert!(found.is_empty(), "{text}: {found:?}"),
+                expect => assert!(
+                    found.iter().any(|f| f.contains(expect)),
+                    "{text}: {found:?}"
+                ),
+            }
+        }
     }
 
     #[test]

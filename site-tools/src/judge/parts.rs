@@ -1,10 +1,11 @@
 //! What a configuration names: is it there, and may it be trusted?
 
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use shifter_core::config::{Config, Module, NodeCache, UserImages};
+use shifter_core::config::{Config, Module, NodeCache, Registry, UserImages};
 use shifter_core::volmap::VolumeMap;
 
 use crate::finding::Finding;
@@ -17,7 +18,7 @@ const CA_LIMIT: u64 = 16 << 20;
 pub(super) fn judge(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     store(config, &mut findings);
-    registries(config, &mut findings);
+    registries(&config.registry, &mut findings);
     mounts("root.site_mounts", &config.site_mounts(), &mut findings);
     if let Some(dir) = &config.root.udi_image {
         findings.push(directory("root.udi_image", dir));
@@ -118,8 +119,9 @@ fn tags(store: &Path) -> String {
     format!("{count} {}", if count == 1 { "tag" } else { "tags" })
 }
 
-fn registries(config: &Config, findings: &mut Vec<Finding>) {
-    for (host, registry) in &config.registry {
+/// Judges how registries are reached.
+pub(super) fn registries(tables: &BTreeMap<String, Registry>, findings: &mut Vec<Finding>) {
+    for (host, registry) in tables {
         if registry.plain_http {
             findings.push(Finding::warning(
                 format!("registry.{host}.plain_http"),
@@ -134,6 +136,8 @@ fn registries(config: &Config, findings: &mut Vec<Finding>) {
         let shown = file.display();
         findings.push(match look::trust(file, &[]) {
             Err((message, hint)) => unless_denied(&check, file, message, hint),
+            // A directory is read when it is used, each file of it.
+            Ok(_) if file.is_dir() => Finding::ok(check, format!("'{shown}' is there and trusted")),
             Ok(_) => match look::read(file, CA_LIMIT) {
                 Err(error) => Finding::error(
                     check,

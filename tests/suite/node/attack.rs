@@ -80,12 +80,16 @@ fn privileged_no_image_and_no_volume_takes_a_node_out_of_service() -> Result<()>
         fs::create_dir(tree.join(odd))?;
         Ok(symlink(odd, tree.join("to-odd"))?)
     })?;
+    let long = format!("/scratch/alice:/{}", "z".repeat(256));
+    let long_below = format!("/scratch/alice:/usr/{}/x", "z".repeat(256));
     for (volumes, code) in [
+        (&[&*long][..], 3),
+        (&[&*long_below], 3),
         (
             &[
                 "/scratch/alice/file:/share/z",
                 "/scratch/alice:/usr/share/z",
-            ][..],
+            ],
             3,
         ),
         (

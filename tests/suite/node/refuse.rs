@@ -325,11 +325,12 @@ fn privileged_s13_s15_root_and_powerless_callers_are_refused() -> Result<()> {
         "group root",
     )?;
     let alice = ["setpriv", "--reuid=2001", "--regid=2001", "--clear-groups"];
-    ensure_refused(
-        &run(&[&alice[..], &["--no-new-privs"]].concat())?,
-        6,
-        "root's privileges",
-    )?;
+    let powerless = run(&[&alice[..], &["--no-new-privs"]].concat())?;
+    ensure_refused(&powerless, 6, "root's privileges")?;
+    ensure!(
+        powerless.stderr.contains("hint: with --rootless"),
+        "{powerless}"
+    );
     ensure_refused(
         &run(&[&alice[..], &["unshare", "-Ur"]].concat())?,
         3,

@@ -304,6 +304,34 @@ fn privileged_rootless_says_what_is_missing() -> Result<()> {
     site.clean.ensure_restored(None)
 }
 
+/// The site may well have caches; it is this container that has none.
+#[test]
+fn privileged_rootless_containers_have_no_caches_and_say_why() -> Result<()> {
+    let (site, _fuse) = prepare()?;
+    let more = "[per_node_cache.'/scratch']\ndir = '/scratch/.caches'";
+    Call::shell("install -d -m 0700 /scratch/.caches").ok()?;
+    site.product.configure(more)?;
+    for way in WAYS {
+        let volume = "--volume=/scratch:/mnt:perNodeCache=size=1m,fs=ext4";
+        let at = way.len() - 1;
+        let words = [&way[..at], &[volume], &way[at..], &["true"]].concat();
+        let output = Call::new(words).by(Alice).output()?;
+        ensure_refused(
+            &output,
+            3,
+            "a container without privilege has no perNodeCache",
+        )?;
+        ensure!(
+            output
+                .stderr
+                .contains("hint: use an image of the site store"),
+            "{output}"
+        );
+    }
+    site.product.configure("")?;
+    site.clean.ensure_restored(None)
+}
+
 /// S15: a program that is installed setuid and was started without that privilege says so, and
 /// never goes on by itself with less; asked to, it honours only a trusted configuration.
 #[test]

@@ -7,7 +7,7 @@ use shifter_tests::call::{Call, wait_for};
 use shifter_tests::product::{CONFIG, STORE};
 use shifter_tests::world::User::{Alice, Bob};
 
-use super::{Site, image_id, manifest};
+use super::{Site, ensure_refused, image_id, manifest};
 
 fn loops() -> Result<usize> {
     let file = format!("{STORE}/{}.squashfs", image_id());
@@ -190,6 +190,20 @@ fn privileged_environment_directory_and_command() -> Result<()> {
     ensure!(run(&[&["--env-file=/scratch/alice/env"][..], &echo].concat())? == "red,1,from file\n");
     let both = ["--env-file=/scratch/alice/env", "-e", "A=option"];
     ensure!(run(&[&both[..], &echo].concat())? == "red,1,option\n");
+    // What is still being written, as by <(...), is waited for; too much is told and not cut off.
+    let late = "shifter --image=tiny --env-file=<(sleep 0.3; echo A=late) sh -c 'echo $A'";
+    ensure!(Call::shell(late).by(Alice).ok()? == "late\n");
+    fs::write("/scratch/alice/env", "A=1234567\n".repeat(104_858))?;
+    let large = ["--image=tiny", "--env-file=/scratch/alice/env", "true"];
+    ensure_refused(&site.shifter(&large)?, 2, "larger than")?;
+    for (option, words) in [
+        ("--env=NAME", "hint: write NAME=value"),
+        ("--env-file=/etc/marker", "hint: each line is NAME=value"),
+    ] {
+        let output = site.shifter(&["--image=tiny", option, "true"])?;
+        ensure_refused(&output, 2, "has no '='")?;
+        ensure!(output.stderr.contains(words), "{output}");
+    }
     ensure!(run(&["--entrypoint"])? == "entry cmd\n");
     ensure!(run(&["--entrypoint", "mine"])? == "entry mine\n");
     ensure!(run(&["--entrypoint=/bin/echo", "other"])? == "other\n");
@@ -202,6 +216,20 @@ fn privileged_environment_directory_and_command() -> Result<()> {
         .by(Alice)
         .ok()?;
     ensure!(form == "form\n");
+    // What describes a job has other names where Slurm alone sets it, in the shell of salloc.
+    let spank = |name: &'static str, value| {
+        let start = site.product.shifter(["cat", "/etc/marker"]).by(Alice);
+        let start = start.env("SLURM_SPANK_SHIFTER_IMAGETYPE", "docker");
+        let start = start.env("SLURM_SPANK_SHIFTER_IMAGE", "tiny");
+        start.env(name, value).output()
+    };
+    ensure!(spank("SLURM_SPANK_SHIFTER_VOLUME", "/scratch:/s")?.stdout == "tiny\n");
+    ensure_refused(
+        &spank("SLURM_SPANK_SHIFTER_VOLUME", "/scratch:/etc")?,
+        3,
+        "/etc",
+    )?;
+    ensure_refused(&spank("SHIFTER_IMAGE", "other")?, 4, "docker:other:latest")?;
     let table = [
         (&["nosuch"][..], 127),
         (&["/etc/passwd"], 126),

@@ -214,6 +214,24 @@ impl Guard {
     }
 }
 
+/// Counts what the kernel has said of troubles of its own: not of programs that died, also those of
+/// other worlds, of which it says "traps: ... general protection fault".
+pub fn kernel_troubles() -> Result<usize> {
+    let log = Call::new(["dmesg"]).output()?.stdout;
+    let marks = [
+        "BUG:",
+        "kernel BUG",
+        "Oops",
+        "WARNING: CPU",
+        "general protection",
+        "KASAN",
+    ];
+    let of_kernel = log.lines().filter(|line| !line.contains("traps: "));
+    Ok(of_kernel
+        .filter(|line| marks.iter().any(|mark| line.contains(mark)))
+        .count())
+}
+
 /// Builds a C program, static, as `/tmp/NAME`.
 pub fn compile(name: &str, source: &str) -> Result<String> {
     let path = format!("/tmp/{name}");

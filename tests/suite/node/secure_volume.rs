@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
+use shifter_tests::product::CONFIG;
 use shifter_tests::world::User::Alice;
 
 use super::manifest;
@@ -50,6 +51,7 @@ fn privileged_s34_targets_of_the_site_are_refused_however_they_are_written() -> 
             .map_err(|e| e.context(target))?;
     }
     for target in [
+        "/tmp",
         "/var/tmp",
         "/opt/my",
         "/etcetera",
@@ -68,13 +70,26 @@ fn privileged_s34_targets_of_the_site_are_refused_however_they_are_written() -> 
             guard.refused(&output, 3, "leads to '/etc'")?;
         } else {
             guard.done_or_refused(&output)?;
-            // /var/tmp is the host's in every container, and would be hidden.
-            ensure!(
-                output.code == 0 || target == "/var/tmp",
-                "{target}: {output}"
-            );
+            ensure!(output.code == 0, "{target}: {output}");
         }
     }
+    // Another volume may lie in one that hides the host's, and nothing of the site's may be hidden.
+    Call::shell("install -d -o alice /scratch/alice/t/in /tmp/site").ok()?;
+    let both = [
+        "--image=tiny",
+        "--volume=/scratch/alice:/tmp/in",
+        "--volume=/scratch/alice/t:/tmp",
+        "ls",
+        "/tmp/in/here",
+    ];
+    ensure!(guard.site.shifter(&both)?.success()?.stdout == "/tmp/in/here\n");
+    let text = fs::read_to_string(CONFIG)?;
+    let text = text.replace("['/scratch'", "['/scratch', '/scratch:/tmp/site'");
+    guard.site.product.configure_with(&text)?;
+    let output = guard.site.shifter(&both)?;
+    guard.refused(&output, 3, "it would hide the site's '/tmp/site'")?;
+    Call::new(["rmdir", "/tmp/site"]).ok()?;
+    guard.site.product.configure("")?;
     guard.finish()
 }
 
@@ -320,6 +335,102 @@ fn privileged_s38_sources_that_no_container_shows_are_refused() -> Result<()> {
             .refused(&output, 3, "")
             .map_err(|error| error.context(source))?;
     }
+    guard.finish()
+}
+
+/// A mount's own flags stay, also those of what is mounted in it, and `nosuid,nodev` reach all of it:
+/// with mount(2) the first were lost and the others stopped at the first mount.
+#[test]
+fn privileged_volumes_and_site_mounts_keep_their_flags_all_the_way_down() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    Call::shell(
+        "mkdir -p /scratch/tree; mount -t tmpfs -o mode=0777,noexec,noatime tree /scratch/tree
+        mkdir /scratch/tree/inner; mount -t tmpfs -o mode=0777,suid,dev inner /scratch/tree/inner
+        mkdir /scratch/tree/inner/ro; mount -t tmpfs ro /scratch/tree/inner/ro
+        mount -o remount,ro,bind /scratch/tree/inner/ro
+        cp /bin/busybox /scratch/tree/; chmod 0755 /scratch/tree/busybox
+        mknod -m 0666 /scratch/tree/inner/null c 1 3",
+    )
+    .ok()?;
+    guard.rebase()?;
+    let seen = |at: &str, options: &[&str]| -> Result<Vec<String>> {
+        let show = format!("grep ' {at}' /proc/self/mountinfo");
+        let lines = guard.site.script(options, &show)?;
+        let fields = lines.lines().map(|line| line.split(' '));
+        Ok(fields
+            .filter_map(|mut fields| Some(format!("{} {}", fields.nth(4)?, fields.next()?)))
+            .collect())
+    };
+    let below = |at: &str| {
+        [
+            format!("{at} rw,nosuid,nodev,noexec,noatime"),
+            format!("{at}/inner rw,nosuid,nodev,relatime"),
+            format!("{at}/inner/ro ro,nosuid,nodev,relatime"),
+        ]
+    };
+    let result = (|| {
+        let volume = seen("/mnt", &["--volume=/scratch/tree:/mnt"])?;
+        ensure!(volume == below("/mnt"), "{volume:?}");
+        let read_only = seen("/mnt", &["--volume=/scratch/tree:/mnt:ro"])?;
+        let all = below("/mnt").map(|line| line.replace(" rw,", " ro,"));
+        ensure!(read_only == all, "{read_only:?}");
+        let tried =
+            "/mnt/busybox true 2>&1; cat /mnt/inner/null 2>&1; touch /mnt/inner/ro/x 2>&1; true";
+        let tried = guard.site.script(&["--volume=/scratch/tree:/mnt"], tried)?;
+        ensure!(tried.matches("Permission denied").count() == 2, "{tried}");
+        ensure!(tried.contains("Read-only file system"), "{tried}");
+        // A site mount has what is mounted in it where it says so, and no other.
+        let text = fs::read_to_string(CONFIG)?;
+        for (flags, expected) in [
+            ("", &below("/site")[..1]),
+            (":rec", &below("/site")),
+            (":rec:private", &below("/site")),
+            (
+                ":rec:ro",
+                &below("/site").map(|line| line.replace(" rw,", " ro,")),
+            ),
+        ] {
+            let mounts = format!("['/scratch', '/scratch/tree:/site{flags}'");
+            let text = text.replace("['/scratch'", &mounts);
+            guard.site.product.configure_with(&text)?;
+            let site = seen("/site", &[])?;
+            ensure!(site == expected, "{flags}: {site:?}");
+        }
+        Ok(())
+    })();
+    guard.site.product.configure("")?;
+    Call::shell("umount -R /scratch/tree; rmdir /scratch/tree").ok()?;
+    guard.rebase()?;
+    result?;
+    guard.finish()
+}
+
+/// A host's /var/tmp may be a link, and users know it by its name.
+#[test]
+fn privileged_volumes_can_be_taken_from_a_var_tmp_that_is_a_link() -> Result<()> {
+    let guard = Guard::prepare()?;
+    let script = "mkdir /tmp/kept && mount --bind /var/lib/shifter /tmp/kept &&
+        mount -t tmpfs -o mode=0755 var /var && mkdir -p /var/lib/shifter &&
+        mount --move /tmp/kept /var/lib/shifter && rmdir /tmp/kept &&
+        install -d -o alice /scratch/alice/tmp/dir && ln -s /scratch/alice/tmp /var/tmp &&
+        exec setpriv --reuid 2001 --regid 2001 --init-groups /opt/shifter/bin/shifter \
+            --image=tiny --volume=/var/tmp/dir:/mnt ls -d /mnt /var/tmp/dir";
+    let text = fs::read_to_string(CONFIG)?.replace("'/scratch', ", "");
+    guard.site.product.configure_with(&text)?;
+    let output = Call::new([
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        script,
+    ])
+    .cwd("/tmp")
+    .output();
+    guard.site.product.configure("")?;
+    let output = output?.success()?;
+    ensure!(output.stdout == "/mnt\n/var/tmp/dir\n", "{output}");
     guard.finish()
 }
 

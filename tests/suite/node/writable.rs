@@ -116,12 +116,15 @@ fn privileged_scratch_space_is_refused_where_it_must_be() -> Result<()> {
         ("/var/lib", "/var"),
         ("/home/alice", "another mount"),
         ("/tmp/x", "another mount"),
-        ("/to-data", "not a directory"),
+        ("/to-data", "is a link"),
+        ("/to-data/deep", "is a link"),
         ("/data/deep/file/x", "not a directory"),
     ] {
         let option = format!("--writable-tmpfs={path}");
         let output = site.shifter(&["--image=work", &option, "true"])?;
         ensure_refused(&output, 3, words).map_err(|e| e.context(path))?;
+        let what = format!("shifter: '{path}' cannot be made writable: ");
+        ensure!(output.stderr.starts_with(&what), "{output}");
     }
     site.product.configure("writable_tmpfs_size_mib = 0\n")?;
     let output = site.shifter(&["--image=work", "--writable-tmpfs", "true"])?;

@@ -1,7 +1,7 @@
 //! Who holds a lease, as its file says, and what this machine knows of such a process.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FlockOperation;
@@ -10,14 +10,15 @@ use shifter_core::sanitize;
 
 /// Characters of a nonce.
 pub(super) const NONCE_LENGTH: usize = 36;
-const LIMIT: u64 = 4 << 10;
+const LIMIT: u64 = 1 << 20;
 
 /// The holder of a lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Owner {
+pub struct Owner {
     /// Its machine, for people.
     pub host: String,
+    /// Its process.
     pub pid: u32,
     /// When the process started, in the kernel's ticks since boot.
     pub(super) start: u64,
@@ -29,6 +30,9 @@ pub(crate) struct Owner {
     pub(super) is_flocked: bool,
     /// Unique in the world.
     pub(super) nonce: String,
+    /// What the holder uses, where that is what the record is for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) uses: Vec<String>,
 }
 
 impl Owner {
@@ -76,11 +80,12 @@ impl Identity {
             pids: self.pids.clone(),
             is_flocked: false,
             nonce: nonce.trim().to_owned(),
+            uses: Vec::new(),
         })
     }
 
     /// True if the two are on one machine, and see the same pages of a file.
-    pub fn shares_memory_with(&self, owner: &Owner) -> bool {
+    pub(super) fn shares_memory_with(&self, owner: &Owner) -> bool {
         self.boot == owner.boot
     }
 
@@ -117,8 +122,10 @@ pub(super) fn write(file: &File, owner: &Owner) -> io::Result<()> {
 
 /// Reads a record; what is none names nobody.
 pub(super) fn read(file: &File) -> io::Result<Owner> {
-    let mut bytes = Vec::new();
-    file.take(LIMIT).read_to_end(&mut bytes)?;
+    let length = file.metadata()?.len().min(LIMIT);
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+    // One that is shorter by now is none, and names nobody.
+    let _ = file.read_exact_at(&mut bytes, 0);
     let owner: Owner = serde_json::from_slice(&bytes).unwrap_or_default();
     let is_nonce = owner.nonce.len() == NONCE_LENGTH
         && owner

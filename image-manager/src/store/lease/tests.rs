@@ -61,13 +61,6 @@ impl Attempt {
     }
 }
 
-/// Leaves a lease as a process does that dies: without a word, its flock gone.
-fn die(lease: Lease) {
-    let file = Arc::clone(&lease.file);
-    flock(&file, FlockOperation::Unlock).unwrap();
-    std::mem::forget(lease);
-}
-
 #[test]
 fn one_at_a_time_whatever_the_file_system_has() {
     for has_unnamed_files in [true, false] {
@@ -106,7 +99,7 @@ fn the_dead_of_this_machine_are_known_at_once() {
     let bench = bench();
     let lease = acquire(&bench.dir, "lock", |_| ()).unwrap();
     assert!(try_acquire(&bench.dir, "lock").unwrap().is_none());
-    die(lease);
+    lease.die();
     let next = try_acquire(&bench.dir, "lock")
         .unwrap()
         .expect("it is free");
@@ -146,7 +139,7 @@ fn the_dead_are_known_by_their_pids() {
 #[test]
 fn the_dead_of_other_machines_are_known_by_their_silence() {
     let bench = bench();
-    die(bench.on("far").attempt().unwrap().held());
+    bench.on("far").attempt().unwrap().held().die();
     let begin = Instant::now();
     let mut here = bench.on("here");
     let owner = here.attempt().unwrap().busy();
@@ -162,7 +155,7 @@ fn the_dead_of_other_machines_are_known_by_their_silence() {
     lease.check().unwrap();
 
     // One that has been silent for long is watched for a shorter time.
-    die(lease);
+    lease.die();
     let path = bench.temp.path().join("lock");
     let long_ago = SystemTime::now() - Duration::from_secs(60);
     let age = |time| File::open(&path).unwrap().set_modified(time).unwrap();
@@ -195,7 +188,7 @@ fn a_sign_of_life_keeps_a_lease() {
 fn one_of_many_takes_over() {
     for _ in 0..5 {
         let bench = bench();
-        die(bench.on("far").attempt().unwrap().held());
+        bench.on("far").attempt().unwrap().held().die();
         let (inside, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for machine in 0..8 {
@@ -225,7 +218,7 @@ fn one_of_many_takes_over() {
 #[test]
 fn a_chain_of_the_dead_is_followed() {
     let bench = bench();
-    die(bench.on("a").attempt().unwrap().held());
+    bench.on("a").attempt().unwrap().held().die();
     let first = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
     // Killed after the claim and before it became the lease.
     let second = bench.on("b");
@@ -245,7 +238,7 @@ fn a_chain_of_the_dead_is_followed() {
 #[test]
 fn a_late_claim_is_withdrawn() {
     let bench = bench();
-    die(bench.on("a").attempt().unwrap().held());
+    bench.on("a").attempt().unwrap().held().die();
     let dead = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
     let mut quick = bench.on("b");
     let lease = loop {

@@ -1,0 +1,81 @@
+//! Squashfs files that somebody else made: they are copied as they are.
+//!
+//! Nothing of such a file can be verified but that it is a whole one, so its id is its own digest.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use sha2::{Digest as _, Sha256};
+use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
+
+use super::error::{ImportError, Unsupported};
+use super::section::{Section, Verified};
+use crate::cancel::Cancel;
+use crate::image_config::ImageConfigError;
+
+const PIECE: usize = 1 << 20;
+const SUPERBLOCK: usize = 96;
+
+/// Checks that this is a squashfs 4.0 file and all of it is there.
+pub(super) fn check(file: &Section) -> Result<(), ImportError> {
+    let head = file.part(0, SUPERBLOCK as u64).bytes(SUPERBLOCK as u64);
+    let head = head.map_err(ImportError::Read)?.unwrap_or_default();
+    let is_whole = Some(head)
+        .filter(|head| head.len() == SUPERBLOCK)
+        .is_some_and(|head| {
+            let short = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+            let mut used = [0; 8];
+            used.copy_from_slice(&head[40..48]);
+            let used = u64::from_le_bytes(used);
+            let is_known_version = (short(28), short(30)) == (4, 0);
+            let is_known_codec = (1..=6).contains(&short(20));
+            is_known_version
+                && is_known_codec
+                && (SUPERBLOCK as u64..=file.length()).contains(&used)
+        });
+    match is_whole {
+        true => Ok(()),
+        false => Err(ImportError::Unsupported(Unsupported::Squashfs)),
+    }
+}
+
+/// What is known of a squashfs file: its format.
+pub(super) fn meta() -> ImageMeta {
+    ImageMeta {
+        format: "squashfs".into(),
+        ..ImageMeta::default()
+    }
+}
+
+/// Reads the file and returns the id that is its digest.
+pub(super) fn id(file: &Section, cancel: &Cancel) -> Result<ImageId, ImportError> {
+    let digest = copy(file, None, cancel)?;
+    Ok(ImageId::parse(&digest).map_err(ImageConfigError::Id)?)
+}
+
+/// Reads the file, copies it to `out` if there is one, and returns its digest.
+pub(super) fn copy(
+    file: &Section,
+    mut out: Option<&mut File>,
+    cancel: &Cancel,
+) -> Result<String, ImportError> {
+    let mut reader = Verified::new(file.reader(), None, cancel);
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; PIECE];
+    loop {
+        cancel.check()?;
+        let count = reader.read(&mut piece).map_err(ImportError::Read)?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&piece[..count]);
+        if let Some(out) = &mut out {
+            out.write_all(&piece[..count]).map_err(|source| {
+                ImportError::Build(crate::build::BuildError::DiskFull { source })
+            })?;
+        }
+    }
+    let digest = hasher.finalize();
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,292 @@
+//! The right to build, change or remove one image, and what is done under it.
+//!
+//! Order of a publication: image, record, metadata, tag, each made durable before the next; with
+//! the metadata the image is there. `.new-<id>` says meanwhile that it is not yet one. Killed at any
+//! point a pull leaves the old state, the new state, or files that carry the id of a dead lease and
+//! are cleared by whoever has the lease next.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use shifter_core::ids::ImageId;
+use shifter_core::meta::ImageMeta;
+use shifter_core::store as layout;
+
+use super::acl;
+use super::lease::{self, Lease, Owner};
+use super::record::{self, ImageRecord};
+use super::{Store, StoreError};
+use crate::files;
+
+const LOCK_PREFIX: &str = ".lock-";
+const NEW_PREFIX: &str = ".new-";
+const TEMPORARY_PREFIX: &str = ".tmp-";
+
+/// The right to build, change or remove one image; nobody else has it meanwhile.
+pub struct ImageLock<'a> {
+    store: &'a Store,
+    id: ImageId,
+    lease: Lease,
+}
+
+/// Finds in a store's listing the images that somebody is, or was when killed, at work on.
+pub(super) fn left_names(names: &[String]) -> Vec<ImageId> {
+    let prefixes = [LOCK_PREFIX, NEW_PREFIX, TEMPORARY_PREFIX];
+    let mut left: Vec<ImageId> = names
+        .iter()
+        .filter_map(|name| prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)))
+        .filter_map(|rest| ImageId::parse(rest.split('.').next().unwrap_or_default()).ok())
+        .collect();
+    left.sort();
+    left.dedup();
+    left
+}
+
+impl<'a> ImageLock<'a> {
+    /// Waits for the right; `on_wait` hears who has it if somebody has.
+    pub(super) fn acquire(
+        store: &'a Store,
+        id: &ImageId,
+        on_wait: impl FnOnce(&Owner),
+    ) -> Result<Self, StoreError> {
+        let name = lock_name(id);
+        let lease = lease::acquire(&store.dir, &name, on_wait)
+            .map_err(|error| store.failed("lock", store.path.join(name), error, 0))?;
+        Self::begin_with(store, id, lease)
+    }
+
+    /// Takes the right if nobody has it.
+    pub(super) fn try_acquire(store: &'a Store, id: &ImageId) -> Result<Option<Self>, StoreError> {
+        let name = lock_name(id);
+        let lease = lease::try_acquire(&store.dir, &name)
+            .map_err(|error| store.failed("lock", store.path.join(name), error, 0))?;
+        lease
+            .map(|lease| Self::begin_with(store, id, lease))
+            .transpose()
+    }
+
+    fn begin_with(store: &'a Store, id: &ImageId, lease: Lease) -> Result<Self, StoreError> {
+        let lock = Self {
+            store,
+            id: id.clone(),
+            lease,
+        };
+        lock.recover()?;
+        Ok(lock)
+    }
+
+    /// Returns the image's metadata if the image is complete.
+    pub fn complete(&self) -> Result<Option<ImageMeta>, StoreError> {
+        let size = files::size(&self.store.dir, &layout::image_file(&self.id));
+        if size.is_none_or(|size| size == 0) {
+            return Ok(None);
+        }
+        self.store.meta(&self.id)
+    }
+
+    /// Returns what is known of where the image came from, if anything is.
+    pub fn record(&self) -> Result<Option<ImageRecord>, StoreError> {
+        self.store.record(&self.id)
+    }
+
+    /// Opens the file that the image is built into.
+    pub fn begin(&mut self) -> Result<File, StoreError> {
+        let store = self.store;
+        if self.complete()?.is_none() {
+            let name = new_name(&self.id);
+            files::create(&store.dir, &name)
+                .map_err(|error| store.failed("make", store.path.join(name), error, 0))?;
+        }
+        let name = self.temporary("squashfs");
+        files::create(&store.dir, &name)
+            .map_err(|error| store.failed("make", store.path.join(name), error, 0))
+    }
+
+    /// True if the image that is there is known to have come from `source`, so that whoever was
+    /// just given its manifest there may see it.
+    pub fn is_from(&self, source: &str) -> bool {
+        // A record that cannot be read proves nothing.
+        let record = self.record().ok().flatten();
+        record.is_some_and(|record| record.source == source)
+    }
+
+    /// Publishes the finished image, what is known of it, and its metadata; `file` is what
+    /// [`ImageLock::begin`] opened.
+    pub fn publish(
+        &self,
+        file: &File,
+        meta: &ImageMeta,
+        mut record: ImageRecord,
+    ) -> Result<(), StoreError> {
+        // Who may see an image that was there may see it still.
+        let found = self.complete().ok().flatten();
+        let meta = &found.map_or_else(|| meta.clone(), |found| acl::union(meta, &found));
+        let (store, target) = (self.store, layout::image_file(&self.id));
+        let path = store.path.join(&target);
+        let mode = store.image_mode(meta);
+        self.check()?;
+        // The processor has nothing else to do while the disk is written.
+        let (hash, synced) = std::thread::scope(|scope| {
+            let hashing = scope.spawn(|| record::hash_image(file));
+            let synced = file.sync_all();
+            (hashing.join(), synced)
+        });
+        let fail = |error| store.failed("write", path.clone(), error, 0);
+        synced.map_err(fail)?;
+        record.sha256 = hash.ok().and_then(Result::ok);
+        self.check()?;
+        files::publish(
+            &store.dir,
+            &self.temporary("squashfs"),
+            file,
+            (&store.dir, &target),
+            mode,
+        )
+        .map_err(fail)?;
+        self.write("json", &record.to_bytes(), mode)?;
+        self.write_meta(meta)
+    }
+
+    /// Says that the image has its tag: from now on it stays.
+    pub fn keep(&self) -> Result<(), StoreError> {
+        let name = new_name(&self.id);
+        files::remove(&self.store.dir, &name)
+            .map_err(StoreError::io("remove", &self.store.path.join(name)))
+    }
+
+    /// Fails if somebody else took over, because this process was suspended for long.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let path = self.store.path.join(lock_name(&self.id));
+        self.lease
+            .check()
+            .map_err(StoreError::io("go on under", &path))
+    }
+
+    /// Returns where the image is and its size.
+    pub fn image(&self) -> Result<(PathBuf, u64), StoreError> {
+        let name = layout::image_file(&self.id);
+        let path = self.store.path.join(&name);
+        match files::size(&self.store.dir, &name) {
+            Some(size) => Ok((path, size)),
+            None => Err(StoreError::io("examine", &path)(
+                io::ErrorKind::NotFound.into(),
+            )),
+        }
+    }
+
+    /// Says that the store cannot hold the image, which needs at least `need` bytes.
+    pub fn full(&self, need: u64) -> StoreError {
+        let free = rustix::fs::fstatvfs(&self.store.dir).ok();
+        let free = free.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+        // A disk with enough room is not what is full: it is somebody's quota.
+        let free = free.filter(|free| *free < need);
+        StoreError::Full {
+            dir: self.store.path.clone(),
+            need,
+            free,
+        }
+    }
+
+    /// Lets more users see an image that is there: `wanted` is who may see it from now on.
+    pub fn widen(&self, found: &ImageMeta, wanted: &ImageMeta) -> Result<(), StoreError> {
+        let meta = acl::union(found, wanted);
+        if meta == *found {
+            return Ok(());
+        }
+        self.check()?;
+        let mode = rustix::fs::Mode::from_raw_mode(self.store.image_mode(&meta));
+        let names = [layout::image_file(&self.id), record::file_name(&self.id)];
+        for name in names {
+            let path = self.store.path.join(&name);
+            let changed = match files::open(&self.store.dir, &name) {
+                Ok(Some(file)) => rustix::fs::fchmod(file, mode).map_err(io::Error::from),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            changed.map_err(StoreError::io("change the mode of", &path))?;
+        }
+        self.write_meta(&meta)
+    }
+
+    fn write_meta(&self, meta: &ImageMeta) -> Result<(), StoreError> {
+        let bytes = meta.to_bytes().map_err(|source| StoreError::Meta {
+            id: self.id.to_string(),
+            source,
+        })?;
+        self.write("meta", &bytes, self.store.image_mode(meta))
+    }
+
+    /// Publishes a small file of the image.
+    fn write(&self, suffix: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+        let (store, target) = (self.store, format!("{}.{suffix}", self.id));
+        let temporary = self.temporary(suffix);
+        files::replace(&store.dir, &temporary, bytes, (&store.dir, &target), mode)
+            .map_err(|e| store.failed("write", store.path.join(target), e, bytes.len() as u64))
+    }
+
+    /// Clears what an earlier holder of the lease left when it was killed.
+    fn recover(&self) -> Result<(), StoreError> {
+        self.remove_temporaries()?;
+        let was_new = files::size(&self.store.dir, &new_name(&self.id)).is_some();
+        // An image without a tag that was there before keeps: a queued job may have its id.
+        if was_new {
+            if self.store.tags(&self.id)?.is_empty() {
+                self.remove_files()?;
+            }
+            self.keep()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the image, also if this process is killed in the middle of it.
+    pub(super) fn discard(&self) -> Result<(), StoreError> {
+        let (store, name) = (self.store, new_name(&self.id));
+        match files::create(&store.dir, &name) {
+            // A full disk must not keep anybody from removing images.
+            Err(error) if !super::is_full(&error) => {
+                return Err(store.failed("make", store.path.join(name), error, 0));
+            }
+            _ => {}
+        }
+        self.remove_files()?;
+        self.keep()
+    }
+
+    fn remove_files(&self) -> Result<(), StoreError> {
+        // The metadata first: without it the image counts as missing.
+        self.store.unlink(&layout::meta_file(&self.id))?;
+        self.store.unlink(&record::file_name(&self.id))?;
+        self.store.unlink(&layout::image_file(&self.id))
+    }
+
+    fn remove_temporaries(&self) -> Result<(), StoreError> {
+        for suffix in ["squashfs", "json", "meta"] {
+            let name = self.temporary(suffix);
+            files::remove(&self.store.dir, &name)
+                .map_err(StoreError::io("remove", &self.store.path.join(name)))?;
+        }
+        Ok(())
+    }
+
+    fn temporary(&self, suffix: &str) -> String {
+        format!("{TEMPORARY_PREFIX}{}.{suffix}", self.id)
+    }
+}
+
+impl Drop for ImageLock<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next pull; what is not ours any more is left.
+        if self.lease.check().is_ok() {
+            let _ = self.recover();
+        }
+    }
+}
+
+fn lock_name(id: &ImageId) -> String {
+    format!("{LOCK_PREFIX}{id}")
+}
+
+fn new_name(id: &ImageId) -> String {
+    format!("{NEW_PREFIX}{id}")
+}

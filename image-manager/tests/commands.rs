@@ -1,0 +1,644 @@
+//! Every command, run as the program is run, against a real registry and real archives.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod site;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use site::image::{Image, Packing, image, layer, small};
+use site::registry::Registry;
+use site::{PROGRAM, Run, Site, run};
+
+fn labelled(content: &str) -> Image {
+    let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
+    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
+    image("amd64", process, &[layer])
+}
+
+/// Writes the file that skopeo makes of an image in a registry.
+fn archive(site: &Site, format: &str, reference: &str, name: &str) -> PathBuf {
+    let path = site.root().join(format!("{format}-{}", name.len()));
+    let _ = fs::remove_file(&path);
+    let status = Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
+        .arg(format!("docker://{reference}"))
+        .arg(format!("{format}:{}:{name}", path.display()))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    path
+}
+
+/// Runs the program with a file as standard input.
+fn with_input(site: &Site, args: &[&str], input: &Path) -> Run {
+    run(site.command(args).stdin(File::open(input).unwrap()))
+}
+
+/// Runs the program with a text as standard input.
+fn with_text(site: &Site, args: &[&str], text: &str) -> Run {
+    let path = site.root().join("input");
+    fs::write(&path, text).unwrap();
+    with_input(site, args, &path)
+}
+
+fn events(stdout: &str) -> Vec<Value> {
+    let lines = stdout.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn images_are_listed_filtered_and_inspected() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let one = registry.push("group/one:1.0", &labelled("one"));
+    let two = registry.push("two:latest", &small("two"));
+    let run = site.ok(&["pull", &one, &two]);
+    assert_eq!(run.stderr.lines().count(), 2, "{run:?}");
+    let table = site.ok(&["images"]).stdout;
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let titles = [
+        "REPOSITORY",
+        "TAG",
+        "DIGEST",
+        "CREATED",
+        "SIZE",
+        "SERVER",
+        "STORE",
+    ];
+    assert_eq!(lines[0], titles);
+    assert_eq!((lines[1][0], lines[1][1]), ("group/one", "1.0"));
+    // The size is two words.
+    assert_eq!((lines[1][6], lines[1][7]), (&*registry.address, "site"));
+    assert_eq!((lines[1][2].len(), lines.len()), (12, 3));
+    let whole = site.ok(&["images", "--digests", "group/*"]).stdout;
+    assert!(
+        whole.contains(" sha256:") && !whole.contains("two"),
+        "{whole}"
+    );
+
+    let id = |reference: &str| format!("{}\n", site.id(reference));
+    let select = |args: &[&str]| {
+        let args: Vec<&str> = ["images", "-q"].iter().chain(args).copied().collect();
+        site.ok(&args).stdout
+    };
+    assert_eq!(select(&["--filter", "label=team=climate"]), id(&one));
+    assert_eq!(
+        select(&["--filter=label=team", "--filter=dangling=false"]),
+        id(&one)
+    );
+    assert_eq!(select(&["two:*"]), id(&two));
+    assert_eq!(select(&["--filter", "store=user"]), "");
+    assert_eq!(select(&["--filter", "dangling=true"]), "");
+    site.fails(
+        &["images", "--filter", "before=x"],
+        2,
+        "--filter has no 'before=x'",
+    );
+
+    let known: Value = serde_json::from_str(&site.ok(&["inspect", &one, &two]).stdout).unwrap();
+    assert_eq!(known.as_array().unwrap().len(), 2);
+    assert_eq!(known[0]["labels"], json!({"team": "climate"}));
+    assert_eq!(
+        known[0]["layers"][0]["digest"],
+        labelled("one").layers[0].blob.digest()
+    );
+    let source = format!("{}/group/one", registry.address);
+    assert_eq!(known[0]["record"]["source"], source);
+    let line = site.ok(&["inspect", "--format", "{{.id}} {{json .Labels.team}}", &one]);
+    assert_eq!(line.stdout, format!("{} \"climate\"\n", site.id(&one)));
+    site.fails(
+        &["inspect", "--format", "{{.none}}", &one],
+        2,
+        "there is no '.none'",
+    );
+    site.fails(
+        &["inspect", "docker:none:1"],
+        4,
+        "neither in the site store",
+    );
+}
+
+#[test]
+fn the_worst_of_several_images_decides() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let good = registry.push("good:1", &small("good"));
+    let missing = format!("{}/missing", registry.address);
+    // Nobody listens on port 1.
+    let run = site.run(&["pull", &missing, "127.0.0.1:1/x", &good]);
+    assert_eq!(run.code, 7, "{run:?}");
+    assert!(run.stderr.contains("manifest unknown"), "{run:?}");
+    assert_eq!(site.read(&good, "etc/motd"), "good");
+    // A mistake in one is found before anything is done.
+    let other = registry.push("other:1", &small("other"));
+    let run = site.run(&["pull", &other, "UPPER/case"]);
+    assert_eq!(run.code, 2, "{run:?}");
+    site.fails(&["lookup", &other], 4, "neither in the site store");
+}
+
+#[test]
+fn events_tell_a_program_all_of_a_pull() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let image = small("x");
+    let reference = registry.push("x:1", &image);
+    let missing = format!("{}/none:1", registry.address);
+    let run = site.run(&["pull", "--json", "--quiet", &reference, &missing]);
+    assert_eq!(run.code, 4, "{run:?}");
+    let events = events(&run.stdout);
+    let names: Vec<&str> = events
+        .iter()
+        .map(|e| e["event"].as_str().unwrap())
+        .collect();
+    let phases: Vec<&str> = names.iter().copied().filter(|n| *n != "building").collect();
+    let mut phases = phases;
+    // A layer is told of when it begins and when it ends.
+    phases.dedup();
+    assert_eq!(
+        phases,
+        [
+            "resolving",
+            "resolved",
+            "downloading",
+            "layer",
+            "done",
+            "resolving",
+            "error"
+        ]
+    );
+    let find = |name: &str| events.iter().find(|e| e["event"] == name).unwrap();
+    let blob = &image.layers[0].blob;
+    let size = blob.bytes.len();
+    assert_eq!(
+        find("resolved")["layers"],
+        json!([{"digest": blob.digest(), "size": size}])
+    );
+    let layer = events.iter().rfind(|e| e["event"] == "layer").unwrap();
+    assert_eq!(
+        (&layer["done"], &layer["cached"]),
+        (&json!(size), &json!(false))
+    );
+    assert_eq!(find("done")["id"], site.id(&reference));
+    let error = find("error");
+    assert_eq!(error["code"], 4);
+    assert_eq!(error["reference"], format!("docker:{missing}"));
+    assert!(
+        run.stderr.contains(error["message"].as_str().unwrap()),
+        "{run:?}"
+    );
+    // Also of a command that does not come so far.
+    let run = site.run(&["pull", "--json", "UPPER/case"]);
+    let whole: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(
+        (&whole["event"], &whole["code"]),
+        (&json!("error"), &json!(2))
+    );
+    assert!(whole["reference"].is_null());
+}
+
+#[test]
+fn archives_of_other_programs_are_imported() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let reference = registry.push("group/one:1.0", &labelled("one"));
+    site.ok(&["pull", &reference]);
+    let id = site.id(&reference);
+
+    let docker = archive(&site, "docker-archive", &reference, "made:1");
+    let run = site.ok(&["import", docker.to_str().unwrap()]);
+    assert!(
+        run.stderr.starts_with("imported docker:made:1 (id "),
+        "{run:?}"
+    );
+    // The same digests: the same image.
+    assert_eq!(site.id("made:1"), id);
+    site.ok(&["load", docker.to_str().unwrap(), "custom:named:1"]);
+    assert_eq!(site.id("custom:named:1"), id);
+    let oci = archive(&site, "oci-archive", &reference, "made:22");
+    with_input(&site, &["import", "-", "streamed"], &oci);
+    assert_eq!(site.id("streamed"), id);
+    let dir = archive(&site, "oci", &reference, "made:333");
+    let run = site.ok(&["import", "--json", dir.to_str().unwrap(), "layout:1"]);
+    let done = site::done(&run.stdout);
+    assert_eq!(
+        (&done["id"], &done["reference"]),
+        (&json!(id), &json!("docker:layout:1"))
+    );
+    assert!(done["digest"].as_str().unwrap().starts_with("sha256:"));
+
+    // All of it without the registry.
+    drop(registry);
+    for name in [
+        "made:1",
+        "custom:named:1",
+        "streamed",
+        "layout:1",
+        &reference,
+    ] {
+        site.ok(&["rmi", name]);
+    }
+    assert_eq!(site.image_count(), 0);
+    let packed = site.root().join("packed");
+    let tar = fs::read(&docker).unwrap();
+    fs::write(&packed, zstd::encode_all(&tar[..], 1).unwrap()).unwrap();
+    let run = with_input(&site, &["import", "-"], &packed);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(site.read("made:1", "etc/motd"), "one");
+    assert_eq!(site.id("made:1"), id);
+    let known = site.ok(&[
+        "inspect",
+        "--format={{.record.source}} {{.labels.team}}",
+        "made:1",
+    ]);
+    assert_eq!(known.stdout, "import:docker-archive climate\n");
+    site.assert_tidy();
+}
+
+#[test]
+fn a_tree_and_a_squashfs_file_are_imported() {
+    let site = Site::new(&[]);
+    let tree = site.root().join("tree");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(tree.join("etc/motd"), "tree").unwrap();
+    let tar = site.root().join("tree.tar.gz");
+    let made = Command::new("tar")
+        .args([
+            "-czf",
+            tar.to_str().unwrap(),
+            "-C",
+            tree.to_str().unwrap(),
+            ".",
+        ])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let run = with_input(&site, &["import", "-", "custom:tree"], &tar);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(site.read("custom:tree", "etc/motd"), "tree");
+    let path = site
+        .store()
+        .join(format!("{}.squashfs", site.id("custom:tree")));
+    let copy = site.root().join("copy.sqsh");
+    fs::copy(path, &copy).unwrap();
+    site.ok(&["import", copy.to_str().unwrap(), "custom:copy:1"]);
+    assert_eq!(site.read("custom:copy:1", "etc/motd"), "tree");
+    site.ok(&["verify", "--quiet"]);
+
+    let text = site.root().join("text");
+    fs::write(&text, "no image\n").unwrap();
+    let text = text.to_str().unwrap();
+    let table: [(&[&str], i32, &str); 9] = [
+        (&["import", text, "x"], 4, "it is neither an image archive"),
+        (&["import", "/no/such/file", "x"], 2, "No such file"),
+        (
+            &["import", tree.to_str().unwrap(), "x"],
+            4,
+            "it is a directory and no OCI layout",
+        ),
+        (
+            &["import", tar.to_str().unwrap()],
+            2,
+            "the image in it has no name",
+        ),
+        (
+            &[
+                "import",
+                "--source-format=squashfs",
+                tar.to_str().unwrap(),
+                "x",
+            ],
+            4,
+            "it is not a squashfs",
+        ),
+        (
+            &["import", "--source-format=tgz", text, "x"],
+            2,
+            "--source-format is ",
+        ),
+        (
+            &["import", "--select=a", tar.to_str().unwrap(), "x"],
+            4,
+            "it has no names to select by",
+        ),
+        (
+            &["import", text, "local:/x"],
+            2,
+            "images of the type 'local'",
+        ),
+        (
+            &[
+                "import",
+                "--user=no-such-user-here",
+                tar.to_str().unwrap(),
+                "x",
+            ],
+            2,
+            "no user 'no-such",
+        ),
+    ];
+    for (args, code, reason) in table {
+        site.fails(args, code, reason);
+    }
+}
+
+#[test]
+fn imported_images_are_everybodys_unless_said_otherwise() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let reference = registry.push("x:1", &small("x"));
+    let file = archive(&site, "docker-archive", &reference, "x:1");
+    let file = file.to_str().unwrap();
+    let meta = |name: &str| {
+        let path = site.store().join(format!("{}.meta", site.id(name)));
+        (
+            fs::read_to_string(&path).unwrap(),
+            fs::metadata(path).unwrap().mode() & 0o777,
+        )
+    };
+    site.ok(&[
+        "import",
+        "--group",
+        "0,root",
+        "--user=4242",
+        file,
+        "custom:mine",
+    ]);
+    let me = rustix::process::geteuid().as_raw();
+    let mut users = [4242, me];
+    users.sort_unstable();
+    let (text, mode) = meta("custom:mine");
+    assert!(
+        text.contains(&format!("USERACL: {},{}\n", users[0], users[1])),
+        "{text}"
+    );
+    assert!(
+        text.contains("GROUPACL: 0\n") && mode == 0o600,
+        "{text} {mode:o}"
+    );
+    site.ok(&["import", file, "custom:ours"]);
+    let (text, mode) = meta("custom:ours");
+    assert!(!text.contains("ACL") && mode == 0o644, "{text} {mode:o}");
+}
+
+#[test]
+fn a_login_is_tried_before_it_is_kept() {
+    let registry = Registry::with_login();
+    let site = Site::new(&[&registry.address]);
+    let reference = registry.push("secret:1", &small("secret"));
+    let kept = site.home().join(".docker/config.json");
+    let login = [
+        "login",
+        "-u",
+        "alice",
+        "--password-stdin",
+        &registry.address,
+    ];
+    let wrong = with_text(&site, &login, "wrong-password\n");
+    assert_eq!(wrong.code, 3, "{wrong:?}");
+    assert!(
+        !wrong.stderr.contains("wrong-password") && !kept.exists(),
+        "{wrong:?}"
+    );
+    let right = with_text(&site, &login, "secret\n");
+    assert!(
+        right.code == 0 && right.stderr.contains("login succeeded"),
+        "{right:?}"
+    );
+    assert!(!right.stderr.contains("secret"), "{right:?}");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&kept), mode(kept.parent().unwrap())), (0o600, 0o700));
+    site.ok(&["pull", &reference]);
+    site.ok(&["rmi", &reference]);
+    site.ok(&["logout", &registry.address]);
+    assert!(!fs::read_to_string(&kept).unwrap().contains("YWxpY2U6"));
+    site.fails(&["pull", &reference], 3, "denied access (401)");
+
+    // For one pull, and not kept; whom it names may have the image.
+    let once = [
+        "pull",
+        "-u",
+        "alice",
+        "--password-stdin",
+        "--user",
+        "4242",
+        &reference,
+    ];
+    let run = with_text(&site, &once, "secret");
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(!fs::read_to_string(&kept).unwrap().contains("YWxpY2U6"));
+    let meta = site.store().join(format!("{}.meta", site.id(&reference)));
+    let meta = fs::read_to_string(meta).unwrap();
+    assert!(
+        meta.contains("USERACL: ") && meta.contains("4242"),
+        "{meta}"
+    );
+    let two = [
+        "pull",
+        "-u",
+        "alice",
+        "--password-stdin",
+        &reference,
+        "quay.io/x",
+    ];
+    let run = with_text(&site, &two, "secret");
+    assert!(
+        run.code == 2 && run.stderr.contains("of several"),
+        "{run:?}"
+    );
+    // Without a terminal nobody can be asked.
+    let mut alone = Command::new("setsid");
+    alone
+        .args(["--wait", PROGRAM, "--config"])
+        .arg(site.config());
+    alone
+        .args(["login", &registry.address])
+        .env("HOME", site.home());
+    let run = run_alone(&mut alone);
+    assert!(
+        run.code == 2 && run.stderr.contains("no terminal"),
+        "{run:?}"
+    );
+}
+
+fn run_alone(command: &mut Command) -> Run {
+    run(command.stdin(Stdio::null()))
+}
+
+#[test]
+fn a_registry_that_takes_any_login_keeps_none() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let login = [
+        "login",
+        "-u",
+        "alice",
+        "--password-stdin",
+        &registry.address,
+    ];
+    let run = with_text(&site, &login, "anything");
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.stderr.contains("it asks nobody for a login"), "{run:?}");
+    assert!(!site.home().join(".docker").exists());
+    let run = site.ok(&["logout", &registry.address]);
+    assert!(run.stderr.contains("there is no login"), "{run:?}");
+}
+
+#[test]
+fn unused_images_are_collected_and_damage_is_found() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let reference = registry.push("x:1", &small("old"));
+    site.ok(&["pull", &reference]);
+    let old = site.id(&reference);
+    registry.push("x:1", &small("new"));
+    site.ok(&["pull", &reference]);
+    assert_ne!(site.id(&reference), old);
+    // Queued jobs may have its id.
+    let run = site.ok(&["gc"]);
+    assert!(run.stderr.contains("kept for queued jobs: 1 "), "{run:?}");
+    assert_eq!(site.id(&format!("id:{old}")), old);
+    let run = site.ok(&["gc", "--dry-run", "--older-than=0"]);
+    assert!(
+        run.stderr.contains(&format!("would remove image {old}")),
+        "{run:?}"
+    );
+    let run = site.ok(&["gc", "--older-than=0", "--json"]);
+    let told: Value = serde_json::from_str(run.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&told["event"], &told["images"][0]["id"]),
+        (&json!("collected"), &json!(old))
+    );
+    site.fails(
+        &["lookup", &format!("id:{old}")],
+        4,
+        "neither in the site store",
+    );
+    assert_eq!(site.read(&reference, "etc/motd"), "new");
+    site.assert_tidy();
+
+    assert!(site.ok(&["verify"]).stderr.contains("faults: 0"));
+    let id = site.id(&reference);
+    let path = site.store().join(format!("{id}.squashfs"));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let run = site.run(&["verify"]);
+    assert_eq!(run.code, 4, "{run:?}");
+    assert!(
+        run.stderr
+            .contains(&format!("{id}.squashfs': its sha256 is ")),
+        "{run:?}"
+    );
+    let run = site.run(&["verify", "--json", &reference]);
+    let bad = events(&run.stdout)
+        .into_iter()
+        .find(|e| e["state"] == "bad")
+        .unwrap();
+    assert_eq!(bad["id"], id);
+    // A tag whose image is not there, and an image without a record.
+    fs::remove_file(&path).unwrap();
+    let run = site.run(&["verify"]);
+    assert!(
+        run.code == 4 && run.stderr.contains("which is not there"),
+        "{run:?}"
+    );
+    bytes[100] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    fs::remove_file(site.store().join(format!("{id}.json"))).unwrap();
+    let run = site.ok(&["verify"]);
+    assert!(
+        run.stderr.contains("without a recorded digest: 1"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn progress_is_drawn_on_terminals_alone() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let reference = registry.push("x:1", &small("x"));
+    // util-linux's script gives the program a terminal.
+    let on_terminal = |term: &str, more: &str| {
+        let config = site.config();
+        let line = format!(
+            "stty cols 40 rows 5; {PROGRAM} --config {} pull {more} {reference}",
+            config.display()
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]);
+        command
+            .env_clear()
+            .env("TERM", term)
+            .env("HOME", site.home());
+        let run = run_alone(command.env("PATH", "/usr/bin:/bin"));
+        assert_eq!(run.code, 0, "{run:?}");
+        site.ok(&["rmi", &reference]);
+        run.stdout
+    };
+    let drawn = on_terminal("xterm", "");
+    assert!(
+        drawn.contains("\x1b[K") && drawn.contains("pulled docker:"),
+        "{drawn:?}"
+    );
+    // No line of a frame is as long as the terminal is wide.
+    for line in drawn
+        .split(['\n', '\r'])
+        .filter(|line| line.contains("\x1b[K"))
+    {
+        let shown = line.replace("\x1b[K", "").replace("\x1b[1A", "");
+        assert!(shown.chars().count() < 40, "{line:?}");
+    }
+    for (term, more) in [("dumb", ""), ("xterm", "--quiet"), ("xterm", "--verbose")] {
+        let plain = on_terminal(term, more);
+        assert!(!plain.contains('\x1b'), "{term} {more}: {plain:?}");
+    }
+}
+
+#[test]
+fn what_is_meant_is_said() {
+    let site = Site::new(&[]);
+    let dir = site.root().join("work");
+    fs::create_dir(&dir).unwrap();
+    File::create(dir.join("image.sqsh"))
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
+    File::create(dir.join("image")).unwrap();
+    let table = [
+        ("pull image.sqsh", 2, "did you mean the file ./image.sqsh?"),
+        ("lookup image", 4, "did you mean the file ./image?"),
+        ("lookup other", 4, "shifter pull other:latest"),
+        ("pullnb x", 2, "shifterimg pull --quiet IMAGE &"),
+        ("expire x", 2, "shifterimg rmi IMAGE"),
+        ("autoexpire", 2, "shifterimg gc"),
+        ("frobnicate", 2, "shifterimg --help"),
+        (
+            "pull --platform=a/b/c/d x",
+            2,
+            "linux/amd64, linux/arm64/v8",
+        ),
+    ];
+    for (line, code, hint) in table {
+        let args: Vec<&str> = line.split(' ').collect();
+        let run = run(site.command(&args).current_dir(&dir));
+        assert_eq!(run.code, code, "{line}: {run:?}");
+        assert!(
+            run.stderr.ends_with(&format!("hint: {hint}\n")),
+            "{line}: {run:?}"
+        );
+    }
+}
