@@ -80,6 +80,10 @@ pub struct BuildReport {
 /// An image may have this many dead bytes, and as many again as an eighth of it.
 const DEAD_BYTES: u64 = 8 << 20;
 
+/// Bytes that each of the next layers is decompressed ahead where many cores have nothing better to
+/// do.
+const READ_AHEAD: usize = 8 << 20;
+
 /// Merges `layers` (bottom first) into one squashfs image, which replaces the contents of `out`.
 /// The data is not yet synchronised with the disk. After an error `out` is not an image.
 pub fn build_image(
@@ -246,12 +250,13 @@ impl<'a> Ahead<'a> {
     fn new(layers: &'a [LayerSource<'a>], options: &BuildOptions) -> Self {
         // A reader keeps three cores busy, and another one helps only if there are more.
         let cores = options.squashfs.threads;
+        let ahead = if cores < 8 { 0 } else { READ_AHEAD };
         Self {
             layers,
             left: layers.len(),
             opened: VecDeque::new(),
             depth: (cores / 4).clamp(1, 4),
-            budget: Budget::cancellable(&options.limits, &options.cancel),
+            budget: Budget::cancellable(&options.limits, &options.cancel, ahead),
         }
     }
 
@@ -306,7 +311,7 @@ fn add_missing(
     options: &BuildOptions,
     image: &mut Image<'_>,
 ) -> Result<Vec<usize>, BuildError> {
-    let budget = Budget::cancellable(&options.limits, &options.cancel);
+    let budget = Budget::cancellable(&options.limits, &options.cancel, 0);
     let mut read = Vec::new();
     for at in (0..layers.len()).rev() {
         let start = sources.partition_point(|(source, _)| (source.layer as usize) < at);

@@ -68,7 +68,7 @@ fn build(
 }
 
 fn entries(tar: Vec<u8>) -> Vec<(Entry, Vec<u8>)> {
-    let budget = Budget::cancellable(&Limits::default(), &Cancel::default());
+    let budget = Budget::new(&Limits::default());
     let mut reader = LayerReader::open(Cursor::new(tar), "", false, &budget).unwrap();
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {

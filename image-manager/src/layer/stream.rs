@@ -28,6 +28,8 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 pub struct Budget {
     limits: Limits,
     cancel: Cancel,
+    /// Pieces that a layer may be ahead.
+    pieces: usize,
     bytes: AtomicU64,
     entries: AtomicU64,
     name_bytes: AtomicU64,
@@ -36,14 +38,16 @@ pub struct Budget {
 impl Budget {
     /// Starts with everything left.
     pub fn new(limits: &Limits) -> Arc<Self> {
-        Self::cancellable(limits, &Cancel::default())
+        Self::cancellable(limits, &Cancel::default(), 0)
     }
 
-    /// The same; `cancel` ends all reading.
-    pub fn cancellable(limits: &Limits, cancel: &Cancel) -> Arc<Self> {
+    /// The same; `cancel` ends all reading, and each layer may be decompressed about `ahead`
+    /// bytes ahead.
+    pub fn cancellable(limits: &Limits, cancel: &Cancel, ahead: usize) -> Arc<Self> {
         Arc::new(Self {
             limits: limits.clone(),
             cancel: cancel.clone(),
+            pieces: (ahead / PIECE).max(PIECES_AHEAD),
             bytes: AtomicU64::new(limits.bytes),
             entries: AtomicU64::new(limits.entries.into()),
             name_bytes: AtomicU64::new(limits.name_bytes),
@@ -196,7 +200,8 @@ impl Stream {
     ) -> Result<Self, LayerError> {
         let promised = Packing::promised(media_type)?;
         let media_type = sanitize::text(media_type);
-        let (sender, mut messages) = sync_channel(PIECES_AHEAD);
+        let ahead = |is_last| if is_last { budget.pieces } else { PIECES_AHEAD };
+        let (sender, mut messages) = sync_channel(ahead(!check.digest));
         let (spare, buffers) = channel();
         let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let builder = std::thread::Builder::new().name(name.into());
@@ -217,7 +222,7 @@ impl Stream {
             }),
         )?;
         if check.digest {
-            let (sender, hashed) = sync_channel(PIECES_AHEAD);
+            let (sender, hashed) = sync_channel(ahead(true));
             let raw = std::mem::replace(&mut messages, hashed);
             start("diff_id", Box::new(move || hash(&raw, &sender)))?;
         }
