@@ -8,6 +8,7 @@
 mod layers;
 mod watch;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -207,10 +208,13 @@ fn make(
     let blobs = layers.blobs();
     layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
+    let bytes = blobs.iter().map(|blob| blob.size).sum();
+    // Layers may hide most of each other; where not even a quarter fits, no download is worth it.
+    if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
+        return Err(PullError::Store(lock.full(bytes)));
+    }
     layers.build(&mut out).map_err(|error| match error {
-        PullError::Build(error) if is_full(&error) => {
-            PullError::Store(lock.full(blobs.iter().map(|blob| blob.size).sum()))
-        }
+        PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
         error => error,
     })?;
     let described = layers.layers.iter().zip(layers.diff_ids);
@@ -229,6 +233,12 @@ fn make(
     }
     layers.request.cancel.check()?;
     Ok(lock.publish(&out, &meta, record)?)
+}
+
+/// What the file system of a file has room for, if it says so.
+fn free_bytes(file: &File) -> Option<u64> {
+    let found = rustix::fs::fstatvfs(file).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 fn now() -> u64 {

@@ -267,9 +267,7 @@ mod tests {
             Just(EntryKind::Directory),
             any_bytes(300).prop_map(EntryKind::Symlink),
             any_bytes(300).prop_map(EntryKind::HardLink),
-            device
-                .clone()
-                .prop_map(|(major, minor)| EntryKind::CharDevice { major, minor }),
+            device.prop_map(|(major, minor)| EntryKind::CharDevice { major, minor }),
             device.prop_map(|(major, minor)| EntryKind::BlockDevice { major, minor }),
             Just(EntryKind::Fifo),
         ]

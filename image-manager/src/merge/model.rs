@@ -1,4 +1,11 @@
-//! The merge once more, slow and obvious: one flat map from paths to inodes.
+//! The merge once more, slow and obvious: one flat map from paths to inodes. For tests and fuzz
+//! targets only.
+#![allow(
+    clippy::new_without_default,
+    clippy::result_unit_err,
+    clippy::unwrap_used,
+    reason = "a model is short rather than general"
+)]
 
 use super::name::{self, Meaning};
 use crate::layer::{Entry, EntryKind};

@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
 use crate::cache::{BlobCache, CacheError};
@@ -20,6 +22,10 @@ use super::{Event, PullError, Request};
 
 /// Layers downloaded at once.
 const DOWNLOADS: usize = 4;
+
+/// Bytes of an image after which the disk is asked to write them, and how often that is looked at.
+const WRITE_OUT: u64 = 16 << 20;
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is pulled, and with what.
 pub(super) struct Layers<'a> {
@@ -75,9 +81,15 @@ impl Layers<'_> {
             ..self.request.options.clone()
         };
         (self.request.watch)(Event::Downloading);
+        let copy = out.try_clone();
         let (built, downloaded) = std::thread::scope(|scope| {
             let download = scope.spawn(|| self.download(&blobs));
+            let (is_building, end) = channel();
+            if let Ok(file) = copy {
+                scope.spawn(move || write_out(&file, &end));
+            }
             let built = build_image(&sources, out, &options);
+            drop(is_building);
             if built.is_err() {
                 self.cache.abandon();
             }
@@ -134,6 +146,20 @@ impl Layers<'_> {
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(()),
+        }
+    }
+}
+
+/// Has the disk written what is finished of the image until nobody holds the other end of
+/// `is_building`: else all of it would be waited for at the end, when nothing else is left to do.
+fn write_out(file: &File, is_building: &Receiver<()>) {
+    let mut written = 0;
+    while is_building.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        let length = file.metadata().map_or(0, |meta| meta.len());
+        if length >= written + WRITE_OUT {
+            // An error is seen again where the image is made durable.
+            let _ = file.sync_data();
+            written = length;
         }
     }
 }
