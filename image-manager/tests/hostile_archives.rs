@@ -57,10 +57,10 @@ fn judge(cases: Vec<(&str, Vec<u8>, Fate)>) {
                     "{what}: {:?}",
                     attack.run
                 );
-                attack.is_refused(what, reason);
+                attack.must_be_refused(what, reason);
             }
             Built(want) => {
-                let tree = attack.is_built(what);
+                let tree = attack.must_be_built(what);
                 let got: Vec<(&str, &str)> = tree
                     .iter()
                     .filter(|(path, _)| !path.is_empty())
@@ -470,13 +470,13 @@ fn s74_damaged_archives_are_refused() {
             "{what}: {:?}",
             attack.run
         );
-        attack.is_refused(what, reason);
+        attack.must_be_refused(what, reason);
     }
     // What is in it is vouched for by the digest in the image's configuration, if not by gzip.
     let attack = Attack::start(&[of("+gzip", wrong_crc)]);
     match attack.run.code {
-        0 => assert_eq!(attack.is_built("wrong crc").len(), 3),
-        _ => attack.is_refused("wrong crc", "layer 1"),
+        0 => assert_eq!(attack.must_be_built("wrong crc").len(), 3),
+        _ => attack.must_be_refused("wrong crc", "layer 1"),
     }
     // As every other program that reads archives: what follows the end is nobody's.
     for (what, tar) in [
@@ -487,7 +487,7 @@ fn s74_damaged_archives_are_refused() {
             [&whole[..], &archive(&[Sample::file("h", "")])[..]].concat(),
         ),
     ] {
-        let tree = Attack::start(&[packed(&tar)]).is_built(what);
+        let tree = Attack::start(&[packed(&tar)]).must_be_built(what);
         assert_eq!(tree.keys().collect::<Vec<_>>(), ["", "f", "g"], "{what}");
     }
 }

@@ -84,11 +84,11 @@ impl Attack {
     }
 
     /// Insists on one line with this in it, and that nothing is left.
-    pub fn is_refused(self, what: &str, reason: &str) {
-        self.is_refused_with(4, what, reason);
+    pub fn must_be_refused(self, what: &str, reason: &str) {
+        self.must_be_refused_with(4, what, reason);
     }
 
-    pub fn is_refused_with(self, code: i32, what: &str, reason: &str) {
+    pub fn must_be_refused_with(self, code: i32, what: &str, reason: &str) {
         let run = &self.run;
         assert_eq!(run.code, code, "{what}: {run:?}");
         assert!(run.stdout.is_empty(), "{what}: {run:?}");
@@ -118,7 +118,7 @@ impl Attack {
     }
 
     /// Insists on an image and returns it.
-    pub fn is_built(self, what: &str) -> Tree {
+    pub fn must_be_built(self, what: &str) -> Tree {
         assert_eq!(self.run.code, 0, "{what}: {:?}", self.run);
         assert!(self.megabytes < 200, "{what}: {} MB", self.megabytes);
         let id = self.site.id(&self.reference);
