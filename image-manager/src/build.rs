@@ -1,8 +1,8 @@
 //! Turns the layers of one image into one squashfs file, in one pass over their bytes.
 //!
 //! Layers are read top first, as they arrive. What upper layers hide of a lower one is then mostly
-//! known ([`mask`]), so dead bytes are neither compressed nor written; all others go to the writer
-//! at once. Each layer's entries are kept ([`list`]), and when all are there, the exact merge is
+//! known (`mask`), so dead bytes are neither compressed nor written; all others go to the writer
+//! at once. Each layer's entries are kept (`list`), and when all are there, the exact merge is
 //! made of the lists alone, bottom up. Bytes that it needs and that were taken for dead are fetched
 //! by reading just their layer again; an image in which too much turned out to be dead is written
 //! once more.

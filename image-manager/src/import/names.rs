@@ -198,16 +198,16 @@ mod tests {
 
     #[test]
     fn paths_stay_within() {
-        let table: [(&[u8], &[u8], Option<&[u8]>); 6] = [
-            (b"a", b"../b/layer.tar", Some(b"b/layer.tar")),
-            (b"", b"./x//y", Some(b"x/y")),
-            (b"a", b"../../x", None),
-            (b"", b"../x", None),
-            (b"a", b"/x", None),
-            (b"a/b", b"..", Some(b"a")),
-        ];
-        for (folder, path, expect) in table {
-            assert_eq!(within(folder, path).as_deref(), expect);
+        for (folder, path, expect) in [
+            ("a", "../b/layer.tar", Some("b/layer.tar")),
+            ("", "./x//y", Some("x/y")),
+            ("a", "../../x", None),
+            ("", "../x", None),
+            ("a", "/x", None),
+            ("a/b", "..", Some("a")),
+        ] {
+            let found = within(folder.as_bytes(), path.as_bytes());
+            assert_eq!(found.as_deref(), expect.map(str::as_bytes), "{path}");
         }
     }
 }
