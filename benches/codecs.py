@@ -114,7 +114,8 @@ def main():
                 figures += tuple(b - a for a, b in zip(before, reads(at)))
                 run(["umount", at])
                 found.setdefault((kind, case), []).append(figures)
-    print("| image | written: CPU s | MB | " + " | ".join(f"{c}: s | CPU s | reads | MB" for c in cases))
+    print("| image | written: CPU s | MB | " + " | ".join(f"{c}: s | CPU s | reads | MB" for c in cases) + " |")
+    print("|---" * (3 + 4 * len(cases)) + "|")
     for kind, image in images.items():
         cells = [kind, f"{written[kind][1]:.1f}", f"{os.path.getsize(image) / 1e6:.0f}"]
         for case in cases:

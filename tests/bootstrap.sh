@@ -14,8 +14,7 @@ demo) ;;
 test | bench | check)
     packages+=(
         autofs bindfs btrfs-progs busybox-static e2fsprogs file gdb groff-base libcap2-bin libmpich12
-        procps python3
-        python3-llfuse rpm squashfs-tools-ng squashfuse strace umoci xfsprogs
+        procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
@@ -23,7 +22,7 @@ bench)
     # What the figures stand beside; ids for rootless podman need uidmap.
     packages+=(bubblewrap charliecloud-builders charliecloud-runtime crun podman uidmap)
     # Images to pull.
-    packages+=(openssl python3-pip time) ;;
+    packages+=(openssl python3-pip) ;;
 check)
     # The plugin's binding is compared with what bindgen makes of it, and with Slurm's header.
     packages+=(bindgen clang libclang-dev libslurm-dev) ;;

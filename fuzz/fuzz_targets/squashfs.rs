@@ -7,7 +7,7 @@ use std::io::{Cursor, Read};
 use std::os::unix::ffi::OsStrExt;
 
 use backhand::{FilesystemReader, InnerNode};
-use libfuzzer_sys::arbitrary::{Arbitrary, Unstructured};
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use squashfs_writer::{Attributes, Compression, Kind, Options, Tree, Writer};
 

@@ -132,7 +132,7 @@ fn killed_at_random_moments() {
     let registry = Registry::start();
     let image = first(&layers());
     registry.push("x:1", &image);
-    let proxy = Proxy::start(&registry.address, Duration::from_millis(3));
+    let proxy = Proxy::start(&registry.address, Duration::from_millis(15));
     let reference = format!("{}/x:1", proxy.address);
     let usual = Site::new(&[&proxy.address]);
     let begin = Instant::now();
@@ -184,7 +184,7 @@ fn killed_at_random_moments() {
         assert_eq!(site.image_count(), 1, "{moment}");
     }
     assert!(killed >= rounds / 2, "only {killed} pulls were killed");
-    assert!(resumed >= rounds / 10, "only {resumed} pulls were resumed");
+    assert!(resumed >= rounds / 20, "only {resumed} pulls were resumed");
 }
 
 #[test]

@@ -189,9 +189,9 @@ fn images_have_the_form_that_the_site_chose() {
     let reference = registry.push("x:1", &small("form"));
     let section = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
     for (lines, block_size, compressor) in [
-        ("", 131_072, 6),
+        ("", 65_536, 6),
         ("compression = \"lz4\"\nblock_size = \"32k\"", 32_768, 5),
-        ("compression = \"xz:1\"", 131_072, 4),
+        ("compression = \"xz:1\"", 65_536, 4),
     ] {
         let site = Site::with_config(lines, &section);
         site.ok(&["pull", &reference]);

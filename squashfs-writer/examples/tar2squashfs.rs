@@ -1,6 +1,6 @@
 //! Converts a tar archive from standard input to a squashfs image in one pass:
 //!
-//!     tar2squashfs OUT [compression=zstd:1] [block_size=131072] [threads=2] [pack_tails=true]
+//!     tar2squashfs OUT [compression=zstd:1] [block_size=65536] [threads=2] [pack_tails=true]
 //!                      [share_equal=false] [export=true] < ARCHIVE
 //!
 //! Whiteouts and everything else that concerns several layers is not its business.

@@ -153,7 +153,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             compression: Compression::default(),
-            block_size: 128 * 1024,
+            block_size: 64 * 1024,
             // More compressors than this only wait for the one thread that feeds them.
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(16)),
             mtime: None,

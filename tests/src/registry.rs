@@ -9,6 +9,12 @@ use crate::image::Image;
 
 const DIR: &str = "/var/lib/shifter/registry";
 
+/// Alice's password where one is needed: a word that nothing else contains.
+pub const SECRET: &str = "Kp5-never-in-sight-4711";
+
+/// The same as the registry keeps it.
+const BCRYPT: &str = "$2b$04$abcdefghijklmnopqrstuu0qxEyLzPpMzQTkm.YM7sKDAJ.4ctruq";
+
 /// A registry that runs until it is dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -22,9 +28,23 @@ impl Registry {
         Self::start_on(port, &format!("{DIR}-{port}"), "")
     }
 
+    /// Starts a registry that answers only alice, who says [`SECRET`].
+    pub fn start_with_login(port: u16) -> Result<Self> {
+        let files = format!("{DIR}-{port}");
+        std::fs::create_dir_all(&files)?;
+        let passwords = format!("{files}/htpasswd");
+        std::fs::write(&passwords, format!("alice:{BCRYPT}\n"))?;
+        let auth = format!("\nauth: {{ htpasswd: {{ realm: test, path: {passwords} }} }}");
+        Self::start_with(port, &files, "", &auth)
+    }
+
     /// Starts a registry with its files, or those of another one, below `files`; `http` is more of
     /// that section of its configuration, as TLS.
     pub fn start_on(port: u16, files: &str, http: &str) -> Result<Self> {
+        Self::start_with(port, files, http, "")
+    }
+
+    fn start_with(port: u16, files: &str, http: &str, more: &str) -> Result<Self> {
         let dir = format!("{DIR}-{port}");
         std::fs::create_dir_all(&dir)?;
         std::fs::create_dir_all(files)?;
@@ -32,7 +52,7 @@ impl Registry {
         let text = format!(
             "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
              storage: {{ filesystem: {{ rootdirectory: {files} }}, delete: {{ enabled: true }} }}\n\
-             http: {{ addr: '127.0.0.1:{port}' {http} }}\n"
+             http: {{ addr: '127.0.0.1:{port}' {http} }}{more}\n"
         );
         std::fs::write(&config, text)?;
         let serve = Call::new(["docker-registry", "serve", &config]).timeout(0);

@@ -143,9 +143,8 @@ fn cluster_setup_that_hangs_is_ended_at_its_deadline() -> Result<()> {
 
 #[test]
 fn cluster_a_volume_that_hangs_ends_the_job_and_not_the_node() -> Result<()> {
-    let bench = Bench::start_with(|product, _| {
-        product.configure("[slurm]\nsetup_timeout_secs = 3\n[root]\nsite_mounts = ['/scratch']")
-    })?;
+    let bench =
+        Bench::start_with(|product, _| product.configure("[slurm]\nsetup_timeout_secs = 3"))?;
     let node = bench.cluster.node("n1")?;
     let mount = "mkdir -p /tmp/low /scratch/hung && bindfs /tmp/low /scratch/hung";
     node.shell(mount).ok()?;

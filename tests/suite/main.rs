@@ -13,6 +13,8 @@ mod faults;
 mod figures;
 mod images;
 mod images_equal;
+mod images_limits;
+mod images_secure;
 mod install;
 mod jobs;
 mod kernel;

@@ -12,10 +12,14 @@
 //! That is watched with this machine's stopwatch, and the age is measured against a file just
 //! written to the same file system, so no two clocks are compared.
 //!
-//! A dead holder's lease is taken over by whoever links `NAME.<its nonce>` and still finds that
-//! lease at NAME after it: a nonce is taken over once. A process that was suspended for longer
-//! than all this may wake up without its lease. So what is done under one must do no harm when two
-//! do it: everything here is written beside its name and renamed, and [`Lease::check`] comes first.
+//! A dead holder's lease is taken over by whoever links `NAME.<its nonce>` and still finds the lease
+//! that it began with at NAME after it: the last of such a chain has the lease, and a nonce is
+//! taken over once. NAME itself is never replaced, because NFS and FUSE move a file that is open
+//! out of the way first, and for that moment it would seem free; who gives the lease back removes it.
+//!
+//! A process that was suspended for longer than all this may wake up without its lease. So what
+//! is done under one must do no harm when two do it: everything here is written beside its name
+//! and renamed, and [`Lease::check`] comes first.
 
 mod heart;
 mod record;
@@ -35,7 +39,9 @@ pub use record::Owner;
 
 const PREFIX: &str = ".lease-";
 /// Takers-over that may have died one after the other.
-const CHAIN_LIMIT: usize = 16;
+const CHAIN_LIMIT: usize = 256;
+/// Tries after which somebody is always faster.
+const TRY_LIMIT: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -63,7 +69,21 @@ impl Timing {
 pub(crate) struct Lease {
     dir: OwnedFd,
     name: String,
-    file: Arc<File>,
+    /// The nonce of the record at the name: this process's, or that of the first of the dead.
+    root: String,
+    nonce: String,
+    /// The claims from the first of the dead to this process.
+    claims: Vec<String>,
+    /// Shows that this process lives.
+    _file: Arc<File>,
+}
+
+/// The records that lead to a lease's holder.
+struct Chain {
+    root: (File, Owner),
+    /// The last record and its place, if that is not the root.
+    last: Option<(File, Owner)>,
+    claims: Vec<String>,
 }
 
 /// Somebody who wants a lease and remembers what was seen of its holder.
@@ -90,6 +110,7 @@ pub(crate) enum Attempt {
 /// A record that has no place yet.
 struct Ready {
     file: File,
+    nonce: String,
     /// Its name where it needs one.
     temporary: Option<String>,
 }
@@ -136,12 +157,11 @@ pub(crate) fn announce(dir: &OwnedFd, prefix: &str, uses: Vec<String>) -> io::Re
         return Err(io::ErrorKind::StorageFull.into());
     }
     let name = format!("{prefix}{}", owner.nonce);
+    contender.name = &name;
     let placed = contender.place(&ready, &name);
     contender.clear(&ready)?;
     placed?;
-    let mut lease = contender.lease(ready.file)?;
-    lease.name = name;
-    Ok(lease)
+    contender.lease(ready, None, Vec::new())
 }
 
 /// Returns what a process announced that it uses; nothing if it is dead.
@@ -165,8 +185,15 @@ pub(crate) fn is_leftover(name: &str) -> bool {
             .is_some_and(|(stem, nonce)| stem.contains("lock") && is_nonce(nonce))
 }
 
-/// Removes such a record if its writer is dead.
+/// Removes such a record if its writer is dead and it does not lead to the holder of a lease.
 pub(crate) fn sweep(dir: &OwnedFd, name: &str) -> io::Result<()> {
+    if let Some((lease, _)) = name.rsplit_once('.')
+        && !lease.is_empty()
+        && let Some(chain) = Contender::new(dir, lease)?.follow()?
+        && chain.claims.iter().any(|claim| claim == name)
+    {
+        return Ok(());
+    }
     let mut contender = Contender::new(dir, name)?;
     let Some((file, owner)) = contender.read(name)? else {
         return Ok(());
@@ -192,31 +219,44 @@ impl<'a> Contender<'a> {
 
     /// Tries once, without waiting.
     pub fn attempt(&mut self) -> io::Result<Attempt> {
-        loop {
-            let Some((file, root)) = self.read(self.name)? else {
+        for _ in 0..TRY_LIMIT {
+            let Some(chain) = self.follow()? else {
                 if let Some(lease) = self.take_free()? {
                     return Ok(Attempt::Held(lease));
                 }
                 continue;
             };
-            let (mut file, mut holder, mut passed) = (file, root.clone(), Vec::new());
-            while let Some((next, owner)) = self.read(&self.claim(&holder))? {
-                if passed.len() == CHAIN_LIMIT {
-                    return Ok(Attempt::Busy(owner));
-                }
-                passed.push(self.claim(&holder));
-                (file, holder) = (next, owner);
+            let (file, holder) = chain.last.as_ref().unwrap_or(&chain.root);
+            let is_full = chain.claims.len() >= CHAIN_LIMIT;
+            if is_full || !self.is_dead(file, holder)? {
+                return Ok(Attempt::Busy(holder.clone()));
             }
-            if !self.is_dead(&file, &holder)? {
-                return Ok(Attempt::Busy(holder));
-            }
-            if let Some(lease) = self.take_over(&root, &holder)? {
-                for name in passed {
-                    files::remove(self.dir, &name)?;
-                }
+            if let Some(lease) = self.take_over(chain)? {
                 return Ok(Attempt::Held(lease));
             }
         }
+        Ok(Attempt::Busy(Owner::default()))
+    }
+
+    /// Finds the holder; none if there is no lease.
+    fn follow(&self) -> io::Result<Option<Chain>> {
+        let Some(root) = self.read(self.name)? else {
+            return Ok(None);
+        };
+        let mut chain = Chain {
+            root,
+            last: None,
+            claims: Vec::new(),
+        };
+        while chain.claims.len() < CHAIN_LIMIT {
+            let claim = self.claim(chain.holder());
+            let Some(next) = self.read(&claim)? else {
+                break;
+            };
+            chain.claims.push(claim);
+            chain.last = Some(next);
+        }
+        Ok(Some(chain))
     }
 
     /// True if a holder is on this machine, and the two see the same pages of a file.
@@ -229,43 +269,52 @@ impl<'a> Contender<'a> {
         let ready = self.prepare()?;
         let is_mine = self.place(&ready, self.name);
         self.clear(&ready)?;
-        is_mine?.then(|| self.lease(ready.file)).transpose()
+        match is_mine? {
+            true => self.lease(ready, None, Vec::new()).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Takes the place of a dead holder; none if somebody else does or did.
-    fn take_over(&self, root: &Owner, dead: &Owner) -> io::Result<Option<Lease>> {
+    fn take_over(&self, mut chain: Chain) -> io::Result<Option<Lease>> {
         let ready = self.prepare()?;
-        let claim = self.claim(dead);
+        let claim = self.claim(chain.holder());
         let result = self.place(&ready, &claim).and_then(|is_mine| {
             if !is_mine {
                 return Ok(false);
             }
-            // The name of the claim became free when an earlier taker-over was ready.
-            let is_current = self
-                .read(self.name)?
-                .is_some_and(|(_, owner)| owner.nonce == root.nonce);
-            if is_current {
-                rustix::fs::renameat(self.dir, &claim, self.dir, self.name)?;
-            } else {
+            // Who has the lease may have given it back, and removed its claim, meanwhile.
+            let is_current = is_current(self.dir, self.name, &chain.root.1.nonce)?;
+            if !is_current {
                 files::remove(self.dir, &claim)?;
             }
             Ok(is_current)
         });
         self.clear(&ready)?;
-        result?.then(|| self.lease(ready.file)).transpose()
+        match result? {
+            true => {
+                chain.claims.push(claim);
+                self.lease(ready, Some(chain.root.1), chain.claims)
+                    .map(Some)
+            }
+            false => Ok(None),
+        }
     }
 
     fn claim(&self, holder: &Owner) -> String {
         format!("{}.{}", self.name, holder.nonce)
     }
 
-    fn lease(&self, file: File) -> io::Result<Lease> {
-        let file = Arc::new(file);
+    fn lease(&self, ready: Ready, root: Option<Owner>, claims: Vec<String>) -> io::Result<Lease> {
+        let file = Arc::new(ready.file);
         heart::beat_for(&file);
         Ok(Lease {
             dir: self.dir.try_clone()?,
             name: self.name.to_owned(),
-            file,
+            root: root.map_or_else(|| ready.nonce.clone(), |owner| owner.nonce),
+            nonce: ready.nonce,
+            claims,
+            _file: file,
         })
     }
 
@@ -273,15 +322,21 @@ impl<'a> Contender<'a> {
     fn prepare(&self) -> io::Result<Ready> {
         let mut owner = self.identity.owner()?;
         owner.uses.clone_from(&self.uses);
-        let ready = self.make(&owner.nonce)?;
-        owner.is_flocked = flock(&ready.file, FlockOperation::NonBlockingLockExclusive)?;
+        let mut ready = self.make(&owner.nonce)?;
+        // Where a file needs a name to get another, the two may not share their locks, as on FUSE.
+        owner.is_flocked = ready.temporary.is_none()
+            && flock(&ready.file, FlockOperation::NonBlockingLockExclusive)?;
         match record::write(&ready.file, &owner) {
             // A full disk must not keep anybody from removing images: an empty record counts, too.
-            Err(error) if !super::is_full(&error) => {
+            Err(error) if super::is_full(&error) => {
+                ready.nonce = record::read(&ready.file)?.nonce;
+                Ok(ready)
+            }
+            Err(error) => {
                 self.clear(&ready)?;
                 Err(error)
             }
-            _ => Ok(ready),
+            Ok(()) => Ok(ready),
         }
     }
 
@@ -293,6 +348,7 @@ impl<'a> Contender<'a> {
                 Ok(file) => {
                     return Ok(Ready {
                         file: file.into(),
+                        nonce: nonce.to_owned(),
                         temporary: None,
                     });
                 }
@@ -303,6 +359,7 @@ impl<'a> Contender<'a> {
         let name = format!("{PREFIX}{nonce}");
         Ok(Ready {
             file: files::create(self.dir, &name)?,
+            nonce: nonce.to_owned(),
             temporary: Some(name),
         })
     }
@@ -322,7 +379,7 @@ impl<'a> Contender<'a> {
         match linked {
             Ok(()) => Ok(true),
             // An NFS server whose first answer was lost says so of a link that it made.
-            Err(Errno::EXIST) => is_current(self.dir, name, &ready.file),
+            Err(Errno::EXIST) => is_current(self.dir, name, &ready.nonce),
             Err(error) => Err(error.into()),
         }
     }
@@ -386,10 +443,17 @@ pub(crate) fn time(dir: &OwnedFd) -> io::Result<SystemTime> {
     Contender::new(dir, "time")?.time()
 }
 
+impl Chain {
+    fn holder(&self) -> &Owner {
+        let (_, owner) = self.last.as_ref().unwrap_or(&self.root);
+        owner
+    }
+}
+
 impl Lease {
     /// Fails if somebody else has taken the lease over.
     pub fn check(&self) -> io::Result<()> {
-        if is_current(&self.dir, &self.name, &self.file)? {
+        if self.is_held()? {
             return Ok(());
         }
         Err(io::Error::new(
@@ -397,33 +461,52 @@ impl Lease {
             "another process took over, because this one did not show life for too long",
         ))
     }
+
+    fn is_held(&self) -> io::Result<bool> {
+        let is_there = is_current(&self.dir, &self.name, &self.root)?;
+        let is_mine = match self.claims.last() {
+            Some(claim) => is_current(&self.dir, claim, &self.nonce)?,
+            None => true,
+        };
+        let successor = format!("{}.{}", self.name, self.nonce);
+        let successor = rustix::fs::statat(&self.dir, successor, AtFlags::SYMLINK_NOFOLLOW);
+        match successor {
+            Err(Errno::NOENT) => Ok(is_there && is_mine),
+            Ok(_) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]
 impl Lease {
     /// Leaves it as a process does that dies: without a word, its flock gone.
     pub(crate) fn die(self) {
-        flock(&self.file, FlockOperation::Unlock).unwrap();
+        flock(&self._file, FlockOperation::Unlock).unwrap();
         std::mem::forget(self);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // What cannot be removed is taken over: this process does not hold it any more.
-        if let Ok(true) = is_current(&self.dir, &self.name, &self.file) {
-            let _ = files::remove(&self.dir, &self.name);
+        // What cannot be removed is taken over: this process does not hold it any more. The lease
+        // comes first, for the claims mean nothing without it.
+        if let Ok(true) = self.is_held()
+            && files::remove(&self.dir, &self.name).is_ok()
+        {
+            for claim in &self.claims {
+                let _ = files::remove(&self.dir, claim);
+            }
         }
     }
 }
 
-/// True if `name` leads to `file`.
-fn is_current(dir: &OwnedFd, name: &str, file: &File) -> io::Result<bool> {
-    let mine = rustix::fs::fstat(file)?;
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(found) => Ok((found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)),
-        Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
+/// True if `name` leads to the record with that nonce. Not every file system gives all links of a
+/// file one inode number.
+fn is_current(dir: &OwnedFd, name: &str, nonce: &str) -> io::Result<bool> {
+    match files::open(dir, name)? {
+        Some(file) => Ok(record::read(&file)?.nonce == nonce),
+        None => Ok(false),
     }
 }
 

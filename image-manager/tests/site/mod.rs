@@ -210,3 +210,23 @@ pub fn done(stdout: &str) -> serde_json::Value {
     assert_eq!(last["event"], "done", "{stdout}");
     last
 }
+
+/// Runs the program with a file as standard input.
+pub fn with_input(site: &Site, args: &[&str], input: &Path) -> Run {
+    run(site.command(args).stdin(fs::File::open(input).unwrap()))
+}
+
+/// Runs the program with a text as standard input.
+pub fn with_text(site: &Site, args: &[&str], text: &str) -> Run {
+    let path = site.root().join("input");
+    fs::write(&path, text).unwrap();
+    with_input(site, args, &path)
+}
+
+/// The events that a command prints.
+pub fn events(stdout: &str) -> Vec<serde_json::Value> {
+    let lines = stdout.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}

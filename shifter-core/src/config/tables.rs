@@ -237,7 +237,7 @@ impl Default for Store {
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
             compression: "zstd:1".into(),
-            block_size: "128k".into(),
+            block_size: "64k".into(),
             local_dirs: Vec::new(),
             trees: BTreeMap::new(),
         }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,7 @@ pub(super) fn write(file: &File, owner: &Owner) -> io::Result<()> {
     file.write_all_at(&serde_json::to_vec(owner)?, 0)
 }
 
-/// Reads a record; what is none names nobody.
+/// Reads a record; what is none names nobody, and its nonce is its inode's number.
 pub(super) fn read(file: &File) -> io::Result<Owner> {
     let length = file.metadata()?.len().min(LIMIT);
     let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
@@ -132,9 +132,13 @@ pub(super) fn read(file: &File) -> io::Result<Owner> {
             .nonce
             .bytes()
             .all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    // The nonce becomes a part of a file name.
-    Ok(match is_nonce {
-        true => owner,
-        false => Owner::default(),
+    if is_nonce {
+        return Ok(owner);
+    }
+    // The nonce becomes a part of a file name, and that of each record is another.
+    let nonce = format!("{:0>NONCE_LENGTH$}", file.metadata()?.ino());
+    Ok(Owner {
+        nonce,
+        ..Owner::default()
     })
 }

@@ -1,6 +1,5 @@
 //! Holders that live, die, wake up too late, and live on other machines.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -36,12 +35,6 @@ impl Bench {
 
     fn names(&self) -> Vec<String> {
         files::names(&self.dir).unwrap()
-    }
-
-    fn inode(&self, name: &str) -> u64 {
-        std::fs::metadata(self.temp.path().join(name))
-            .unwrap()
-            .ino()
     }
 }
 
@@ -103,7 +96,7 @@ fn the_dead_of_this_machine_are_known_at_once() {
     let next = try_acquire(&bench.dir, "lock")
         .unwrap()
         .expect("it is free");
-    assert_eq!(bench.names(), ["lock"]);
+    assert_eq!(bench.names().len(), 2, "the lease and the claim");
     drop(next);
     assert_eq!(bench.names(), Vec::<String>::new());
 }
@@ -151,15 +144,16 @@ fn the_dead_of_other_machines_are_known_by_their_silence() {
         }
     };
     assert!(begin.elapsed() >= QUICK.stale, "{:?}", begin.elapsed());
-    assert_eq!(bench.names(), ["lock"], "no claim and no record is left");
+    assert_eq!(bench.names().len(), 2, "the lease and the claim");
     lease.check().unwrap();
 
     // One that has been silent for long is watched for a shorter time.
     lease.die();
-    let path = bench.temp.path().join("lock");
     let long_ago = SystemTime::now() - Duration::from_secs(60);
-    let age = |time| File::open(&path).unwrap().set_modified(time).unwrap();
-    age(long_ago);
+    for name in bench.names() {
+        let record = File::open(bench.temp.path().join(name)).unwrap();
+        record.set_modified(long_ago).unwrap();
+    }
     let (mut other, begin) = (bench.on("other"), Instant::now());
     other.attempt().unwrap().busy();
     while let Attempt::Busy(_) = other.attempt().unwrap() {
@@ -220,7 +214,7 @@ fn a_chain_of_the_dead_is_followed() {
     let bench = bench();
     bench.on("a").attempt().unwrap().held().die();
     let first = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
-    // Killed after the claim and before it became the lease.
+    // Killed after the claim.
     let second = bench.on("b");
     let ready = second.prepare().unwrap();
     assert!(second.place(&ready, &second.claim(&first)).unwrap());
@@ -239,7 +233,8 @@ fn a_chain_of_the_dead_is_followed() {
 fn a_late_claim_is_withdrawn() {
     let bench = bench();
     bench.on("a").attempt().unwrap().held().die();
-    let dead = record::read(&files::open(&bench.dir, "lock").unwrap().unwrap()).unwrap();
+    let late = bench.on("late");
+    let dead = late.follow().unwrap().unwrap();
     let mut quick = bench.on("b");
     let lease = loop {
         match quick.attempt().unwrap() {
@@ -247,10 +242,48 @@ fn a_late_claim_is_withdrawn() {
             Attempt::Busy(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     };
-    let inode = bench.inode("lock");
-    assert!(bench.on("late").take_over(&dead, &dead).unwrap().is_none());
-    assert_eq!((bench.inode("lock"), bench.names().len()), (inode, 1));
+    assert!(
+        late.take_over(dead).unwrap().is_none(),
+        "its claim is there"
+    );
     lease.check().unwrap();
+    // And when that holder has given it back, and another has it.
+    let dead = late.follow().unwrap().unwrap();
+    drop(lease);
+    let lease = bench.on("d").attempt().unwrap().held();
+    assert!(late.take_over(dead).unwrap().is_none());
+    assert_eq!(bench.names(), ["lock"]);
+    lease.check().unwrap();
+}
+
+/// What leads to a holder stays, however dead it is; what leads nowhere goes.
+#[test]
+fn sweeping_leaves_a_chain_alone() {
+    let bench = bench();
+    let take = || loop {
+        if let Some(lease) = try_acquire(&bench.dir, "lock").unwrap() {
+            break lease;
+        }
+    };
+    take().die();
+    take().die();
+    let holder = take();
+    let names = bench.names();
+    assert_eq!(names.len(), 3);
+    for name in &names[1..] {
+        assert!(is_leftover(name));
+        sweep(&bench.dir, name).unwrap();
+    }
+    assert_eq!(bench.names(), names);
+    assert!(try_acquire(&bench.dir, "lock").unwrap().is_none());
+    holder.check().unwrap();
+    // Killed after it gave the lease back, before its claims.
+    files::remove(&bench.dir, "lock").unwrap();
+    holder.die();
+    for name in &names[1..] {
+        sweep(&bench.dir, name).unwrap();
+    }
+    assert_eq!(bench.names(), Vec::<String>::new());
 }
 
 #[test]
@@ -270,25 +303,21 @@ fn who_wakes_up_too_late_is_told() {
     drop(sleeper);
     lease.check().unwrap();
     assert_eq!(
-        bench.names(),
-        ["lock"],
+        bench.names().len(),
+        2,
         "what is not one's own is left alone"
     );
+    drop(lease);
+    assert_eq!(bench.names(), Vec::<String>::new());
 }
 
 #[test]
 fn what_the_dead_left_is_swept() {
     let bench = bench();
     let here = |name: &str| {
-        let mut contender = Contender::new(&bench.dir, "lock").unwrap();
-        contender.has_unnamed_files = false;
+        let contender = Contender::new(&bench.dir, "lock").unwrap();
         let ready = contender.prepare().unwrap();
-        let temporary = ready.temporary.clone().unwrap();
-        std::fs::rename(
-            bench.temp.path().join(temporary),
-            bench.temp.path().join(name),
-        )
-        .unwrap();
+        assert!(contender.place(&ready, name).unwrap());
         ready.file
     };
     let nonce = "12345678-1234-1234-1234-123456789abc";
