@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Makes the images that `shifter-benches pull` pulls, once per build directory.
 
-    <target>/bench/pull/packages/     what PyPI and Debian gave: versions are pinned below
+    <target>/bench/pull/packages/     what PyPI and Debian give, until the layers are made
     <target>/bench/pull/layers/       NAME.tar.gz, and NAME.json with its digests and sizes
     <target>/bench/pull/oci/          one OCI layout with all images, each by its name
 
@@ -86,11 +86,12 @@ def run(words, **more):
     subprocess.run(words, check=True, stdin=subprocess.DEVNULL, **more)
 
 
-def fetch(packages):
-    """Downloads all wheels and Debian packages that are not there yet."""
+def fetch(root, packages):
+    """Downloads the wheels and Debian packages of layers that are not there yet."""
     os.makedirs(packages, exist_ok=True)
-    wanted = sorted({word for words, _, _ in LAYERS.values() if words != "debian"
-                     for word in words if "==" in word})
+    needed = {word for name, (words, _, _) in LAYERS.items()
+              if words != "debian" and not ready(root, name) for word in words}
+    wanted = sorted(word for word in needed if "==" in word)
     missing = [word for word in wanted if not wheel(packages, word)]
     by_name = [[] for _ in range(3)]  # pip takes one version of a project at a time
     for word in missing:
@@ -103,7 +104,7 @@ def fetch(packages):
              "--platform=manylinux_2_28_x86_64", "--platform=any", "--python-version=311",
              "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none",
              "--disable-pip-version-check", "-d", packages] + group)
-    missing = [name for name in PYTHON if not deb(packages, name)]
+    missing = sorted(name for name in needed if "==" not in name and not deb(packages, name))
     if missing:
         run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root"] + missing,
             cwd=packages)
@@ -218,17 +219,29 @@ def write_packages(writer, packages, words, where, hides):
             writer.entries += 1
 
 
+def recipe_of(name):
+    words, where, hides = LAYERS[name]
+    return json.dumps([words, where, list(hides), EPOCH, RECIPE])
+
+
+def ready(root, name):
+    """What is known of a layer that was made before; None if it must be made."""
+    try:
+        with open(f"{root}/layers/{name}.json") as file:
+            facts = json.load(file)
+        size = os.path.getsize(f"{root}/layers/{name}.tar.gz")
+        return facts if (facts["recipe"], facts["size"]) == (recipe_of(name), size) else None
+    except (OSError, ValueError):
+        return None
+
+
 def make_layer(root, name):
+    facts = ready(root, name)
+    if facts:
+        return facts
     words, where, hides = LAYERS[name]
     path, note = f"{root}/layers/{name}.tar.gz", f"{root}/layers/{name}.json"
-    recipe = json.dumps([words, where, list(hides), EPOCH, RECIPE])
-    try:
-        with open(note) as file:
-            facts = json.load(file)
-        if facts["recipe"] == recipe and os.path.getsize(path) == facts["size"]:
-            return facts
-    except (OSError, ValueError):
-        pass
+    recipe = recipe_of(name)
     writer = Writer(f"{path}.new")
     if words == "debian":
         write_debian(writer)
@@ -300,13 +313,15 @@ def main():
         del IMAGES[name]
     for name in set(LAYERS) - {layer for layers in IMAGES.values() for layer in layers}:
         del LAYERS[name]
-    fetch(f"{root}/packages")
+    fetch(root, f"{root}/packages")
     os.makedirs(f"{root}/layers", exist_ok=True)
     shutil.rmtree(f"{root}/oci", ignore_errors=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         made = {name: pool.submit(make_layer, root, name) for name in LAYERS}
         facts = {name: layer.result() for name, layer in made.items()}
     make_layout(root, facts)
+    # Twice the room otherwise, and all of it can be had again.
+    shutil.rmtree(f"{root}/packages")
 
 
 main()

@@ -34,7 +34,10 @@ fn entry(bytes: &mut impl Iterator<Item = u8>) -> Option<Entry> {
         }
         9..11 => EntryKind::HardLink(path_of(4)?),
         11..13 => {
-            let name = at.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+            let name = at
+                .iter()
+                .rposition(|byte| *byte == b'/')
+                .map_or(0, |slash| slash + 1);
             at.splice(name..name, *b".wh.");
             EntryKind::File { size: 0 }
         }
@@ -53,7 +56,11 @@ fn entry(bytes: &mut impl Iterator<Item = u8>) -> Option<Entry> {
         mode: u16::from(what) * 2,
         ..Metadata::default()
     };
-    Some(Entry { path: at, kind, metadata })
+    Some(Entry {
+        path: at,
+        kind,
+        metadata,
+    })
 }
 
 fuzz_target!(|bytes: &[u8]| {

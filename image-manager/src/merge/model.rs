@@ -52,8 +52,9 @@ impl Model {
             .map(|&(inode, _)| self.inodes[inode].0.clone())
     }
 
-    /// Where a directory's path leads; an error if something on the way is not a directory.
-    fn resolve(&self, path: Path) -> Result<Path, ()> {
+    /// Where a directory's path leads; an error if something on the way is not a directory, and
+    /// whether that is because links lead in a circle.
+    fn resolve(&self, path: Path) -> Result<Path, bool> {
         let mut links = 0;
         let mut done = Path::new();
         let mut ahead = path;
@@ -69,11 +70,11 @@ impl Model {
             done.push(part);
             match self.kind(&done) {
                 None | Some(Kind::Dir) => {}
-                Some(Kind::Other(_)) => return Err(()),
+                Some(Kind::Other(_)) => return Err(false),
                 Some(Kind::Link(target)) => {
                     links += 1;
                     if links > 40 {
-                        return Err(());
+                        return Err(true);
                     }
                     done.pop();
                     if target.starts_with('/') {
@@ -138,7 +139,7 @@ impl Model {
         if entry.kind == (EntryKind::CharDevice { major: 0, minor: 0 }) {
             return Ok(());
         }
-        let parent = self.resolve(parts(parent))?;
+        let parent = self.resolve(parts(parent)).map_err(drop)?;
         for length in 0..=parent.len() {
             let path = parent[..length].to_vec();
             let inode = match self.names.get(&path) {
@@ -183,29 +184,11 @@ impl Model {
     /// A directory that exists; nothing if the path ends elsewhere.
     fn existing_directory(&self, path: &[u8]) -> Result<Option<Path>, ()> {
         // A loop is an error everywhere, a file on the way only where something is made.
-        let Ok(path) = self.resolve(parts(path)) else {
-            return if self.loops(parts(path)) {
-                Err(())
-            } else {
-                Ok(None)
-            };
-        };
-        Ok(matches!(self.kind(&path), Some(Kind::Dir)).then_some(path))
-    }
-
-    fn loops(&self, path: Path) -> bool {
-        let without_files = Self {
-            names: self
-                .names
-                .iter()
-                .filter(|(_, (inode, _))| !matches!(self.inodes[*inode].0, Kind::Other(_)))
-                .map(|(path, name)| (path.clone(), *name))
-                .collect(),
-            inodes: self.inodes.clone(),
-            layer: self.layer,
-        };
-        // Without files, a loop is the only error left.
-        without_files.resolve(path).is_err()
+        match self.resolve(parts(path)) {
+            Err(true) => Err(()),
+            Err(false) => Ok(None),
+            Ok(path) => Ok(matches!(self.kind(&path), Some(Kind::Dir)).then_some(path)),
+        }
     }
 
     /// The same lines as the merger's.
