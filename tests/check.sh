@@ -80,7 +80,7 @@ bindings() {
 
 # The fuzz targets are a workspace of their own and need unstable flags of the compiler to run.
 fuzz_targets() {
-    RUSTC_BOOTSTRAP=1 cargo check -q --locked --manifest-path fuzz/Cargo.toml \
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg fuzzing' cargo check -q --locked --manifest-path fuzz/Cargo.toml \
         --target-dir "$target/fuzz"
 }
 

@@ -72,7 +72,8 @@ impl PullError {
             Self::NotPullable(_) => ExitCode::Usage,
             Self::Registry(error) => error.exit_code(),
             Self::Store(error) => error.exit_code(),
-            Self::Config(_) | Self::Build(_) => ExitCode::Image,
+            Self::Build(error) => error.exit_code(),
+            Self::Config(_) => ExitCode::Image,
             Self::Abandoned | Self::Cancelled(_) => ExitCode::Internal,
         }
     }
@@ -82,6 +83,7 @@ impl PullError {
         match self {
             Self::Registry(error) => error.hint(),
             Self::Store(error) => error.hint(),
+            Self::Build(error) => error.hint().map(str::to_owned),
             _ => None,
         }
     }

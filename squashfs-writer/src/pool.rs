@@ -96,7 +96,11 @@ impl<T> Pool<T> {
         } else {
             let pool = Threads::start(compression, threads, block_size).map_err(failed)?;
             let each = (PER_THREAD_BYTES / block_size).max(2);
-            (Engine::Threads(pool), threads * each)
+            match pool.workers.len() {
+                // A limit of the caller's allows no thread at all.
+                0 => return Self::new(compression, 0, block_size),
+                count => (Engine::Threads(pool), count * each),
+            }
         };
         Ok(Self {
             engine,
@@ -188,25 +192,28 @@ impl Threads {
             let queue = Arc::clone(&queue);
             let results = results.clone();
             let mut compressor = Compressor::new(compression, block_size)?;
-            let worker = std::thread::Builder::new()
-                .name("squashfs".into())
-                .spawn(move || {
-                    loop {
-                        let Ok(job) = queue.lock().map(|queue| queue.recv()) else {
-                            return;
-                        };
-                        let Ok((number, mut block)) = job else { return };
-                        // Every block must come back, or the writer would wait for it for ever. The
-                        // compressor is not used again after a panic: an error ends the image.
-                        let work = AssertUnwindSafe(|| block.compress(&mut compressor));
-                        let result = catch_unwind(work)
-                            .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
-                            .map(|()| block);
-                        if results.send((number, result)).is_err() {
-                            return;
+            let started_one =
+                std::thread::Builder::new()
+                    .name("squashfs".into())
+                    .spawn(move || {
+                        loop {
+                            let Ok(job) = queue.lock().map(|queue| queue.recv()) else {
+                                return;
+                            };
+                            let Ok((number, mut block)) = job else { return };
+                            // Every block must come back, or the writer would wait for it for ever. The
+                            // compressor is not used again after a panic: an error ends the image.
+                            let work = AssertUnwindSafe(|| block.compress(&mut compressor));
+                            let result = catch_unwind(work)
+                                .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
+                                .map(|()| block);
+                            if results.send((number, result)).is_err() {
+                                return;
+                            }
                         }
-                    }
-                })?;
+                    });
+            // Fewer do as well, only slower.
+            let Ok(worker) = started_one else { break };
             started.workers.push(worker);
         }
         Ok(started)

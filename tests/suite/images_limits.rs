@@ -58,13 +58,11 @@ fn privileged_limit_of_open_files_is_enough_or_said() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the kernel's signal ends the pull before it can say why or remove what it made"]
 fn privileged_limit_of_file_sizes_is_said() -> Result<()> {
     ensure_says_why(&pull_under("--fsize=1000000")?)
 }
 
 #[test]
-#[ignore = "threads that cannot be started are a panic"]
 fn privileged_limit_of_processes_is_enough_or_said() -> Result<()> {
     for limit in [4, 6, 8, 10, 12] {
         let output = pull_under(&format!("--nproc={limit}"))?;
@@ -77,7 +75,6 @@ fn privileged_limit_of_processes_is_enough_or_said() -> Result<()> {
 }
 
 #[test]
-#[ignore = "an archive of docker's with a link in the place of its configuration becomes an image"]
 fn privileged_broken_archive_is_no_root_file_system() -> Result<()> {
     let _turn = turn()?;
     let product = Product::install()?;

@@ -3,6 +3,7 @@
 use crate::cancel::Cancelled;
 use crate::layer::LayerError;
 use crate::merge::MergeError;
+use shifter_core::exit::ExitCode;
 use squashfs_writer as squashfs;
 use std::io;
 
@@ -90,6 +91,35 @@ impl From<squashfs::Error> for BuildError {
 }
 
 impl BuildError {
+    /// Returns the code a program ends with: an image that cannot be built is at fault itself, but
+    /// for what this process could not have.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Layer {
+                source: LayerError::Thread { .. },
+                ..
+            }
+            | Self::DiskFull { .. }
+            | Self::Write { .. }
+            | Self::Cancelled(_) => ExitCode::Internal,
+            _ => ExitCode::Image,
+        }
+    }
+
+    /// Returns a known way out.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Layer {
+                source: LayerError::Thread { .. },
+                ..
+            } => Some("raise the limit on processes, see 'ulimit -u'"),
+            Self::DiskFull { source } if source.kind() == io::ErrorKind::FileTooLarge => {
+                Some("raise the limit on the size of files, see 'ulimit -f'")
+            }
+            _ => None,
+        }
+    }
+
     /// An error of the layer at this place, counted from 0.
     pub(super) fn layer(at: usize, source: LayerError) -> Self {
         match source {

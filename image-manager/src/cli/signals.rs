@@ -3,10 +3,12 @@
 //! Work that does not come to an end in time is left where it is: whatever it has on disk is made
 //! so that a kill at any moment does no harm.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::Builder;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -23,15 +25,17 @@ pub(super) fn watch(cancel: &Cancel) {
     let Ok(mut signals) = Signals::new([SIGHUP, SIGINT, SIGTERM]) else {
         return;
     };
+    // A file that may not grow is an error to be told, not the end.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let cancel = cancel.clone();
-    let _detached = std::thread::spawn(move || {
+    let _detached = Builder::new().spawn(move || {
         for signal in signals.forever() {
             // While a question waits nothing is at work.
             if SEEN.swap(signal, Ordering::SeqCst) != 0 || terminal::is_asking() {
                 end(signal);
             }
             cancel.cancel();
-            let _detached = std::thread::spawn(move || {
+            let _detached = Builder::new().spawn(move || {
                 std::thread::sleep(GRACE);
                 end(signal);
             });

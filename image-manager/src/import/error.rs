@@ -178,6 +178,7 @@ impl ImportError {
             Self::Read(_) | Self::Cancelled(_) => ExitCode::Internal,
             Self::SquashfsDenied => ExitCode::Denied,
             Self::Store(error) => error.exit_code(),
+            Self::Build(error) => error.exit_code(),
             _ => ExitCode::Image,
         }
     }
@@ -201,6 +202,7 @@ impl ImportError {
             }
             Self::NoName => "name it: shifter import FILE NAME",
             Self::Store(error) => return error.hint(),
+            Self::Build(error) => error.hint()?,
             _ => return None,
         };
         Some(hint.to_owned())

@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::SourceFormat;
 use super::error::{ImportError, Unsupported};
-use super::names::{Vocabulary, vocabulary};
+use super::names::{Vocabulary, is_list, is_of_root, vocabulary};
 use super::section::{Section, Stamp};
 use crate::cancel::Cancel;
 use crate::files;
@@ -220,21 +220,24 @@ fn recognise(head: &[u8], wanted: Option<SourceFormat>) -> Result<(Kind, Packing
     }
 }
 
-/// True if the first names are those of an archive of images.
+/// True if the first names are those of an archive of images, or if there is a list of images among
+/// them and nothing of a root file system: other names may be any that the list has.
 fn begins_like_images(start: &[u8]) -> bool {
     // The archive goes on behind what is here.
     let Ok(mut members) = Members::new(Cursor::new(start), u64::MAX) else {
         return false;
     };
-    let mut is_like = false;
+    let (mut is_like, mut is_foreign, mut has_list, mut has_root) = (false, false, false, false);
     while let Ok(Some(member)) = members.next_member() {
+        has_list |= is_list(&member.name);
+        has_root |= is_of_root(&member.name);
         match vocabulary(&member.name) {
             Vocabulary::Neutral => {}
             Vocabulary::Images => is_like = true,
-            Vocabulary::Other => return false,
+            Vocabulary::Other => is_foreign = true,
         }
     }
-    is_like
+    is_like && !is_foreign || has_list && !has_root
 }
 
 fn decoder<'a>(source: impl Read + 'a, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {

@@ -26,6 +26,20 @@ pub(super) enum Vocabulary {
     Other,
 }
 
+/// True for the lists of images, which an archive of images has at its top.
+pub(super) fn is_list(name: &[u8]) -> bool {
+    [&b"manifest.json"[..], b"oci-layout"].contains(&name)
+}
+
+/// True for what a root file system has at its top, and an archive of images does not.
+pub(super) fn is_of_root(name: &[u8]) -> bool {
+    let top = name.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let names = [
+        "bin", "dev", "etc", "lib", "opt", "proc", "root", "sbin", "usr", "var",
+    ];
+    names.iter().any(|known| known.as_bytes() == top)
+}
+
 /// Tells what a name says of the archive it is in.
 pub(super) fn vocabulary(name: &[u8]) -> Vocabulary {
     let Ok(name) = str::from_utf8(name) else {
@@ -194,6 +208,8 @@ mod tests {
             assert_eq!(vocabulary(name.as_bytes()), Vocabulary::Other, "{name}");
         }
         assert_eq!(vocabulary(b""), Vocabulary::Neutral);
+        assert!(is_list(b"manifest.json") && !is_list(b"a/manifest.json"));
+        assert!(is_of_root(b"etc/passwd") && is_of_root(b"usr") && !is_of_root(b"etcetera"));
     }
 
     #[test]

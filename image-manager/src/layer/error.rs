@@ -11,6 +11,12 @@ pub enum LayerError {
         /// What the operating system answered.
         source: io::Error,
     },
+    /// A limit of the caller's allows no further thread.
+    #[error("cannot start a thread")]
+    Thread {
+        /// What the operating system answered.
+        source: io::Error,
+    },
     /// The blob ends in the middle.
     #[error("it ends too early: the blob is incomplete")]
     Truncated,

@@ -206,7 +206,7 @@ impl Stream {
         let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let builder = std::thread::Builder::new().name(name.into());
             let started = builder.spawn(work);
-            started.map_err(|source| LayerError::Read { source })
+            started.map_err(|source| LayerError::Thread { source })
         };
         // Nobody waits for these threads: they end when nobody listens or the blob ends, and a
         // blob that is still arriving may keep one of them waiting.

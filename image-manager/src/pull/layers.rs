@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
 use std::time::Duration;
 
 use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
@@ -83,18 +84,25 @@ impl Layers<'_> {
         (self.request.watch)(Event::Downloading);
         let copy = out.try_clone();
         let (built, downloaded) = std::thread::scope(|scope| {
-            let download = scope.spawn(|| self.download(&blobs));
+            let download = Builder::new().spawn_scoped(scope, || self.download(&blobs));
+            // Where a limit allows no further thread, one comes after the other.
+            let early = download.is_err().then(|| self.download(&blobs));
             let (is_building, end) = channel();
             if let Ok(file) = copy {
-                scope.spawn(move || write_out(&file, &end));
+                // Without it, the end takes longer.
+                let _ = Builder::new().spawn_scoped(scope, move || write_out(&file, &end));
             }
             let built = build_image(&sources, out, &options);
             drop(is_building);
             if built.is_err() {
                 self.cache.abandon();
             }
-            let died = |_| Err(CacheError::Abandoned);
-            (built, download.join().unwrap_or_else(died))
+            let died = || Err(CacheError::Abandoned);
+            let downloaded = match download {
+                Ok(thread) => thread.join().unwrap_or_else(|_| died()),
+                Err(_) => early.unwrap_or_else(died),
+            };
+            (built, downloaded)
         });
         match (built, downloaded) {
             (Ok(_), Ok(())) => Ok(()),
@@ -139,9 +147,11 @@ impl Layers<'_> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..DOWNLOADS.min(blobs.len()) {
-                scope.spawn(work);
+            for _ in 1..DOWNLOADS.min(blobs.len()) {
+                // Fewer where a limit allows no more.
+                let _ = Builder::new().spawn_scoped(scope, work);
             }
+            work();
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),

@@ -88,7 +88,6 @@ impl Connections {
             .timeout_per_write(Some(patience.progress))
             .build();
         let guard = Guard {
-            inner: Default::default(),
             allowed: allowed.clone(),
             seen: self.seen.clone(),
         };

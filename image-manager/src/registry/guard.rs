@@ -10,12 +10,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::Builder;
 
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
+use ureq::unversioned::transport::time::Duration;
 
 /// What an address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,7 +132,6 @@ pub(super) fn judge_literal(host: &str, allowed: &Allowed) -> Result<(), Forbidd
 /// Resolves names, and refuses what must not be connected to.
 #[derive(Debug)]
 pub(super) struct Guard {
-    pub inner: DefaultResolver,
     pub allowed: Allowed,
     pub seen: Seen,
 }
@@ -142,7 +143,7 @@ impl Resolver for Guard {
         config: &Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let found = self.inner.resolve(uri, config, timeout)?;
+        let found = look_up(uri, config, timeout)?;
         // A proxy is named by the user's own environment, and looks names up itself.
         if config.proxy().is_some() {
             return Ok(found);
@@ -162,6 +163,32 @@ impl Resolver for Guard {
             None => Ok(found),
         }
     }
+}
+
+/// As ureq does it, but where a limit of the caller's allows no thread, a name is waited for without
+/// an end: ureq would panic.
+fn look_up(
+    uri: &Uri,
+    config: &Config,
+    timeout: NextTimeout,
+) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let (its_uri, its_config) = (uri.clone(), config.clone());
+    let endless = NextTimeout {
+        after: Duration::NotHappening,
+        ..timeout
+    };
+    let started = Builder::new().spawn(move || {
+        let found = DefaultResolver::default().resolve(&its_uri, &its_config, endless);
+        // Nobody hears of it who has waited for too long.
+        let _ = sender.send(found);
+    });
+    if started.is_err() {
+        return DefaultResolver::default().resolve(uri, config, endless);
+    }
+    receiver
+        .recv_timeout(*timeout.after)
+        .unwrap_or(Err(ureq::Error::Timeout(timeout.reason)))
 }
 
 #[cfg(test)]

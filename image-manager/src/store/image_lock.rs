@@ -128,9 +128,13 @@ impl<'a> ImageLock<'a> {
         self.check()?;
         // The processor has nothing else to do while the disk is written.
         let (hash, synced) = std::thread::scope(|scope| {
-            let hashing = scope.spawn(|| record::hash_image(file));
+            let hash = || record::hash_image(file);
+            let hashing = std::thread::Builder::new().spawn_scoped(scope, hash);
             let synced = file.sync_all();
-            (hashing.join(), synced)
+            match hashing {
+                Ok(thread) => (thread.join(), synced),
+                Err(_) => (Ok(hash()), synced),
+            }
         });
         let fail = |error| store.failed("write", path.clone(), error, 0);
         synced.map_err(fail)?;

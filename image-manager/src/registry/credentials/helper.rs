@@ -135,7 +135,7 @@ impl Helper {
         if let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) {
             let input = input.to_vec();
             let reply = sender.clone();
-            std::thread::spawn(move || {
+            let started = std::thread::Builder::new().spawn(move || {
                 // A helper that does not read what it is told says so by its exit code.
                 let _ = stdin.write_all(&input);
                 drop(stdin);
@@ -143,6 +143,9 @@ impl Helper {
                 let read = stdout.take(LIMIT + 1).read_to_end(&mut said);
                 let _ = reply.send(read.map(|_| said));
             });
+            if let Err(error) = started {
+                let _ = sender.send(Err(error));
+            }
         }
         let heard = receiver.recv_timeout(self.deadline);
         let said = match heard {
