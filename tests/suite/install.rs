@@ -38,6 +38,15 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
         ("apps/shifter/lib/shifter/shifter-doctor", 0o755),
         ("apps/shifter/lib/shifter/shifter-ps", 0o755),
         ("apps/shifter/lib/shifter/shifter_slurm.so", 0o755),
+        (
+            "apps/shifter/share/bash-completion/completions/shifter",
+            0o777,
+        ),
+        (
+            "apps/shifter/share/bash-completion/completions/shifterimg",
+            0o644,
+        ),
+        ("apps/shifter/share/shifter/registries.toml", 0o644),
         ("apps/shifter/share/shifter/shifter.toml", 0o644),
         ("apps/shifter/share/shifter/modules/gpu.toml", 0o644),
         ("apps/shifter/share/shifter/modules/mpich.toml", 0o644),
@@ -134,7 +143,11 @@ fn install_sample_configuration_states_the_defaults() -> Result<()> {
             example = line.starts_with('#');
         }
         let is_default = !example && (key || bare.starts_with('['));
-        if is_default && !bare.starts_with("udi_image") {
+        // These have no default that could be written.
+        let is_optional = ["udi_image", "cache_dir"]
+            .iter()
+            .any(|key| bare.starts_with(key));
+        if is_default && !is_optional {
             live += bare;
             live.push('\n');
         }
