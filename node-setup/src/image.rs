@@ -6,7 +6,7 @@
 
 use std::cell::OnceCell;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -18,7 +18,7 @@ use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
 use shifter_core::store::{self, IndexEntry};
-use shifter_core::trusted;
+use shifter_core::trusted::{self, TrustError};
 
 use crate::caller::Caller;
 use crate::error::{Context, Error, Result};
@@ -243,6 +243,12 @@ pub fn open_for_user(
     };
     let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
+        // A machine that never had a site store; one that is not mounted leaves its mount point.
+        Err(Error::Store(TrustError::Unreadable { path, source }))
+            if source.kind() == ErrorKind::NotFound =>
+        {
+            Error::Store(TrustError::Unreadable { path, source })
+        }
         Err(Error::Step { source, .. })
             if is_rootless && source.raw_os_error() == Some(libc::EACCES) =>
         {

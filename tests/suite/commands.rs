@@ -97,7 +97,9 @@ fn install_s74_files_are_read_without_privilege() -> Result<()> {
     let _turn = turn()?;
     let product = Product::install()?;
     let config = fs::read_to_string(CONFIG)?;
-    product.configure_with(&config.replacen("[store]", "[store]\nuser_images = 'kernel'", 1))?;
+    // A machine without a site's store, where users have their own.
+    let own = "path = '/var/lib/shifter/none'\nuser_images = 'kernel'";
+    product.configure_with(&config.replacen("path = '/var/lib/shifter/images'", own, 1))?;
     let image = Recipe::tiny("imported").build()?;
     let script = format!(
         "mkfifo fifo && tar -C {0} -cf layout.tar oci-layout index.json blobs",
