@@ -27,10 +27,15 @@ BUILD = $(CARGO) build --profile $(PROFILE) --locked
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
 
+# A start takes as long as it takes to load the program: the smaller, the sooner. Not for PROFILE=dev.
+SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s)
+
 # Each with its own features: what runs with privilege is never built together with what speaks
 # TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
 all:
-	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p node-setup --bins
+	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
+		-p node-setup --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
