@@ -66,7 +66,6 @@ fn s66_zstd_window_of_2_gib() {
 }
 
 #[test]
-#[ignore = "half a minute where the program is not optimised"]
 fn s66_a_million_files() {
     let name = |number: usize| format!("directory/another/file-{number}");
     let chunk = (0..1000).map(|n| Sample::file(name(n), "").bytes());
