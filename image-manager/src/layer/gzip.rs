@@ -184,14 +184,22 @@ mod tests {
             parts in prop::collection::vec((prop::collection::vec(0..3u8, 0..3000), any::<bool>()), 1..4),
             step in 1..500usize,
         ) {
-            let blob: Vec<u8> = parts.iter().flat_map(|(part, full)| member(part, *full)).collect();
-            let whole: Vec<u8> = parts.into_iter().flat_map(|(part, _)| part).collect();
+            let mut blob = Vec::new();
+            let mut whole = Vec::new();
+            // Where a blob may end, and what it holds up to there.
+            let mut ends = vec![(0, 0)];
+            for (part, is_full) in &parts {
+                blob.extend(member(part, *is_full));
+                whole.extend_from_slice(part);
+                ends.push((blob.len(), whole.len()));
+            }
             for check in [true, false] {
                 prop_assert_eq!(read(&blob, step, check).unwrap(), whole.clone());
             }
-            for length in 0..blob.len().min(40) {
-                let cut = read(&blob[..blob.len() - 1 - length], step, true);
-                prop_assert!(cut.is_err() || cut.unwrap().len() < whole.len() || whole.is_empty());
+            for length in blob.len().saturating_sub(40)..blob.len() {
+                let cut = read(&blob[..length], step, true).ok();
+                let held = ends.iter().find(|(end, _)| *end == length);
+                prop_assert_eq!(cut.as_deref(), held.map(|(_, made)| &whole[..*made]));
             }
         }
     }
