@@ -14,7 +14,7 @@ demo) ;;
 test | bench | check)
     packages+=(
         autofs bindfs btrfs-progs busybox-static e2fsprogs file gdb groff-base libcap2-bin libmpich12
-        procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
+        libnss-ldapd nslcd procps python3 python3-llfuse rpm slapd squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&

@@ -12,6 +12,7 @@ pub mod host_image;
 pub mod image;
 pub mod job;
 pub mod kmod;
+pub mod known;
 pub mod launch;
 pub mod layer;
 pub mod lookup;

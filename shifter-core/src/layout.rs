@@ -52,6 +52,8 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Says who a job's user is.
+    Identity,
     /// Judges a node: `shifter doctor`.
     Doctor,
     /// Lists containers: `shifter ps`.
@@ -66,6 +68,7 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::Identity => "lib/shifter/shifter-identity",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
         })

@@ -25,6 +25,7 @@ compile_error!("fault-injection is for tests and never for what is installed");
 mod child;
 mod context;
 mod epilog;
+mod identity;
 mod options;
 mod pins;
 mod prolog;

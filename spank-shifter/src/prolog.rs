@@ -19,6 +19,7 @@ use shifter_core::trusted;
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
+use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
@@ -50,6 +51,8 @@ pub struct Slurm {
     pub cpus: String,
     /// How often the job was started before.
     pub restart: String,
+    /// This node, as Slurm calls it.
+    pub node: String,
 }
 
 impl Slurm {
@@ -62,7 +65,25 @@ impl Slurm {
             nodes: nodes.unwrap_or_default(),
             cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+            node: get("SLURMD_NODENAME").unwrap_or_default(),
         }
+    }
+}
+
+impl Slurm {
+    /// Returns the cluster's name, or the site's for it where Slurm has none.
+    pub fn cluster_or<'a>(&'a self, config: &'a Config) -> &'a str {
+        if self.cluster.is_empty() {
+            &config.system
+        } else {
+            &self.cluster
+        }
+    }
+
+    /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
+    pub fn rank(&self) -> Option<usize> {
+        let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
+        hosts.iter().position(|host| host.name == self.node)
     }
 }
 
@@ -125,12 +146,21 @@ impl NodeError {
     }
 }
 
+/// What the border to Slurm lends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// Lets a program inherit nothing of Slurm's.
+    pub ready: fn(Command) -> Command,
+    /// Tells the administrator of trouble that does not stop the job.
+    pub complain: fn(&str),
+}
+
 /// Prepares the node for a job that asked for an image.
 pub fn run(
     facts: Facts,
     pins: Result<Pins, PinError>,
     settings: &Settings,
-    ready: fn(Command) -> Command,
+    tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
@@ -141,7 +171,7 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config)? {
+    let input = match describe(&facts, pins, &config, settings, tools)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -156,7 +186,7 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run(ready(fixed_environment(command)), &input, terms) {
+    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
         Ok(finished) => outcome(&finished),
         Err(error) => match (&error, noted_failure(&facts.job)) {
             (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
@@ -191,12 +221,18 @@ fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
+    settings: &Settings,
+    tools: Tools,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let user = match identity::ask(facts, config, settings, tools) {
+        Some(user) => user,
+        None => node_setup::lookup::identity(facts.uid)?,
+    };
+    let user = with_job_group(user, facts.gid);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -212,19 +248,15 @@ fn manifest(
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        cluster,
         nodes,
         cpus,
         restart,
+        ..
     } = &facts.slurm;
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() {
-            config.system.clone()
-        } else {
-            cluster.clone()
-        },
+        cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,

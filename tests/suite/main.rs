@@ -11,6 +11,7 @@ mod containers;
 mod failures;
 mod faults;
 mod figures;
+mod identity;
 mod images;
 mod images_equal;
 mod images_limits;
