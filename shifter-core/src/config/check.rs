@@ -65,6 +65,7 @@ fn paths(config: &Config) -> Fault {
         (&["prefix"][..], &config.prefix),
         (&["store", "path"], &store.path),
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
+        (&["slurm", "spool_dir"], &config.slurm.spool_dir),
     ];
     paths.extend(
         store

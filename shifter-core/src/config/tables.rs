@@ -203,6 +203,44 @@ pub struct Slurm {
     pub submit_pull_timeout_secs: u32,
     /// Seconds within which a node's root must be ready.
     pub setup_timeout_secs: u32,
+    /// Whether jobs with an image run inside it without saying so (`--autoshift`).
+    pub autoshift: bool,
+    /// In which images jobs may do that.
+    pub autoshift_images: AutoshiftImages,
+    /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
+    /// `*` after them.
+    pub autoshift_list: Vec<String>,
+    /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
+    /// show it at the same place. `%n` is the node's name, `%h` the host's.
+    pub spool_dir: PathBuf,
+}
+
+/// In which images a job may run without saying so in every command.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoshiftImages {
+    /// In any.
+    #[default]
+    All,
+    /// In those of [`Slurm::autoshift_list`].
+    Listed,
+    /// In none.
+    Off,
+}
+
+impl Slurm {
+    /// True if a job may run inside the image of this reference without saying so.
+    pub fn permits_autoshift(&self, reference: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => reference.starts_with(beginning),
+            None => pattern == reference,
+        };
+        match self.autoshift_images {
+            AutoshiftImages::All => true,
+            AutoshiftImages::Listed => self.autoshift_list.iter().any(fits),
+            AutoshiftImages::Off => false,
+        }
+    }
 }
 
 impl Default for Config {
@@ -338,6 +376,10 @@ impl Default for Slurm {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+            autoshift: false,
+            autoshift_images: AutoshiftImages::All,
+            autoshift_list: Vec::new(),
+            spool_dir: "/var/spool/slurmd".into(),
         }
     }
 }
