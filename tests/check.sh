@@ -29,6 +29,7 @@ arrows() {
         done
     done <<'END'
 shifter-core
+shared-state shifter-core
 node-setup shifter-core
 spank-shifter shifter-core node-setup
 squashfs-writer
