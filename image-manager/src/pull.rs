@@ -214,7 +214,8 @@ fn make(
     let blobs = layers.blobs();
     layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
-    let bytes = blobs.iter().map(|blob| blob.size).sum();
+    let sizes = blobs.iter().map(|blob| blob.size);
+    let bytes = sizes.fold(0, u64::saturating_add);
     // Layers may hide most of each other; where not even a quarter fits, no download is worth it.
     if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
         return Err(PullError::Store(lock.full(bytes)));

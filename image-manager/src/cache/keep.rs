@@ -39,6 +39,13 @@ pub struct Usage {
     pub part_bytes: u64,
 }
 
+impl Usage {
+    /// Returns the bytes of everything in it.
+    pub fn all_bytes(&self) -> u64 {
+        self.bytes.saturating_add(self.part_bytes)
+    }
+}
+
 /// What making a cache smaller did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {
@@ -72,21 +79,24 @@ impl BlobCache {
         allow_descriptors(blobs.len());
         // Where the scope is not known yet, any folder's will do: this is about room alone.
         let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
-        let missing = blobs.iter().map(|blob| missing(&folders, blob));
-        let need = missing.fold(0, u64::saturating_add);
+        let (mut need, mut image) = (0u64, 0u64);
+        for blob in blobs {
+            let (here, missing) = divide(&folders, blob);
+            need = need.saturating_add(missing);
+            image = image.saturating_add(here).saturating_add(missing);
+        }
         // On one disk with the image, which may be as large as its layers: nobody knows before, so
         // this makes room and refuses nothing.
-        let image = match self.is_beside_images {
-            true => blobs
-                .iter()
-                .fold(0u64, |sum, blob| sum.saturating_add(blob.size)),
-            false => 0,
+        let wanted = match self.is_beside_images {
+            true => need.saturating_add(image),
+            false => need,
         };
-        let wanted = need.saturating_add(image);
-        if wanted > self.free()? {
+        let mut free = self.free()?;
+        // A manifest may promise anything: what cannot fit is no reason to remove what others use.
+        if wanted > free && need <= free.saturating_add(self.usage()?.all_bytes()) {
             self.remove_unused(|_| Ok(self.free()? < wanted))?;
+            free = self.free()?;
         }
-        let free = self.free()?;
         if need <= free {
             return Ok(());
         }
@@ -319,20 +329,23 @@ impl BlobCache {
     }
 }
 
-/// Returns how much of a blob is still to be downloaded.
-fn missing(folders: &[(String, OwnedFd)], blob: &Descriptor) -> u64 {
+/// Returns how much of a blob is here, and how much is still to be downloaded. A blob that is here has
+/// the size that it has, whatever a manifest says.
+fn divide(folders: &[(String, OwnedFd)], blob: &Descriptor) -> (u64, u64) {
     let algorithm = blob.digest.algorithm();
     let of_its_kind = folders
         .iter()
         .filter(|(name, _)| name.starts_with(algorithm));
-    let missing = of_its_kind.map(|(_, folder)| {
-        let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
-        match files::size(folder, blob.digest.hex()) {
-            Some(_) => 0,
-            None => blob.size.saturating_sub(part),
+    let divided = of_its_kind.map(|(_, folder)| match files::size(folder, blob.digest.hex()) {
+        Some(size) => (size, 0),
+        None => {
+            let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+            let part = part.min(blob.size);
+            (part, blob.size - part)
         }
     });
-    missing.min().unwrap_or(blob.size)
+    let divided = divided.min_by_key(|(_, missing)| *missing);
+    divided.unwrap_or((0, blob.size))
 }
 
 /// A pull has a descriptor for each of its layers, and the usual limit is 1024.
