@@ -16,9 +16,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use shifter_core::reference::Digest;
 
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
-use super::{BlobCache, hash_file};
+use super::BlobCache;
 use crate::files;
-use crate::hash::Hasher;
+use crate::hash::{self, Hasher};
 use crate::registry::Descriptor;
 use crate::store::lease;
 use crate::store::{StoreError, is_full};
@@ -362,6 +362,6 @@ fn allow_descriptors(layers: usize) {
 /// True if a file has the digest.
 pub(super) fn is_intact(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::like(digest);
-    hash_file(file, &mut hasher)?;
+    hash::read_file(file, &mut hasher, |_| Ok(()))?;
     Ok(hasher.finish() == digest.to_string())
 }

@@ -128,7 +128,7 @@ impl<'a> ImageLock<'a> {
         self.check()?;
         // The processor has nothing else to do while the disk is written.
         let (hash, synced) = std::thread::scope(|scope| {
-            let hash = || record::hash_image(file);
+            let hash = || record::hash_image(file, |_| Ok(()));
             let hashing = std::thread::Builder::new().spawn_scoped(scope, hash);
             let synced = file.sync_all();
             match hashing {

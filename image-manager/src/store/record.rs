@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use shifter_core::ids::ImageId;
 
-use crate::hash::Hasher;
+use crate::hash::{self, Hasher};
 
 /// Bytes that a record may have.
 const LIMIT: u64 = 1 << 20;
@@ -126,17 +125,14 @@ pub(super) fn file_name(id: &ImageId) -> String {
     format!("{id}.json")
 }
 
-/// Computes what [`ImageRecord::sha256`] says.
-pub fn hash_image(file: &File) -> io::Result<String> {
-    let (mut hasher, mut buffer, mut position) = (Hasher::sha256(), vec![0; 256 << 10], 0);
-    loop {
-        let count = file.read_at(&mut buffer, position)?;
-        if count == 0 {
-            return Ok(hasher.finish_hex());
-        }
-        hasher.update(&buffer[..count]);
-        position += count as u64;
-    }
+/// Computes what [`ImageRecord::sha256`] says; see [`hash::read_file`] for `watch`.
+pub(super) fn hash_image(
+    file: &File,
+    watch: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<String> {
+    let mut hasher = Hasher::sha256();
+    hash::read_file(file, &mut hasher, watch)?;
+    Ok(hasher.finish_hex())
 }
 
 #[cfg(test)]
