@@ -287,7 +287,8 @@ impl Drop for ImageLock<'_> {
     }
 }
 
-fn lock_name(id: &ImageId) -> String {
+/// Returns the name of the lease on an image.
+pub(super) fn lock_name(id: &ImageId) -> String {
     format!("{LOCK_PREFIX}{id}")
 }
 
