@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use shifter_core::reference::Digest;
 
-use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
 use super::BlobCache;
+use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
 use crate::files;
 use crate::hash::{self, Hasher};
 use crate::registry::Descriptor;
@@ -72,6 +72,9 @@ impl BlobCache {
     /// # Errors
     /// [`StoreError::Full`] if what is missing cannot fit whatever goes.
     pub fn reserve(&self, blobs: &[&Descriptor]) -> Result<(), StoreError> {
+        if blobs.is_empty() {
+            return Ok(());
+        }
         let digests = blobs.iter().map(|blob| blob.digest.to_string()).collect();
         let lease = lease::announce(&self.dir, USE_PREFIX, digests)
             .map_err(|error| self.failed("write to", error, 0))?;
