@@ -156,9 +156,8 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
     // that this registry gives away a private image, unless it came from there. What a registry shows
     // everybody proves nothing: it may want a login for the layers alone.
-    let may_have = |found: &ImageMeta| {
-        found.is_public() || record.is_private && lock.is_from(&record.source)
-    };
+    let may_have =
+        |found: &ImageMeta| found.is_public() || record.is_private && lock.is_from(&record.source);
     let found = found.filter(may_have);
     let is_new = found.is_none();
     match found {
