@@ -4,6 +4,7 @@
 //! The programs under test are used as a site would use them: installed by `make install`,
 //! configured by files, run by ordinary users. Nothing here links to their code.
 
+pub mod alps;
 pub mod call;
 pub mod cluster;
 pub mod image;

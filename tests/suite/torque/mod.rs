@@ -6,6 +6,7 @@ use shifter_tests::mom::{self, Hook, HookEnd, Manner};
 use shifter_tests::sandbox::{Sandbox, Sandboxes};
 use shifter_tests::torque::TorqueJob;
 
+mod alps;
 mod driver;
 
 /// Runs a hook on a node without anything out of the ordinary.
