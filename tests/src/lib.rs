@@ -9,6 +9,7 @@ pub mod call;
 pub mod cluster;
 pub mod image;
 pub mod job;
+pub mod ldap;
 pub mod mom;
 pub mod product;
 pub mod registry;

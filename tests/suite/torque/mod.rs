@@ -8,6 +8,7 @@ use shifter_tests::torque::TorqueJob;
 
 mod alps;
 mod driver;
+mod ldap;
 
 /// Runs a hook on a node without anything out of the ordinary.
 fn run(node: &Sandbox, hook: Hook, job: &TorqueJob) -> Result<HookEnd> {
