@@ -102,7 +102,7 @@ files_are_short() {
 # bash reads one script a call.
 shell_scripts() {
     local script status=0
-    for script in tests/*.sh tests/kernel/*.sh .ci/run; do
+    for script in tests/*.sh tests/kernel/*.sh tests/torque/*.sh .ci/run; do
         bash -n "$script" || status=1
     done
     return $status
