@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::torque::Torque;
 use crate::env::{EnvChanges, SiteEnv};
 use crate::volmap::{self, CacheFs};
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// The Slurm plugin.
     pub slurm: Slurm,
+    /// The hooks of Torque, OpenPBS and ALPS.
+    pub torque: Torque,
 }
 
 /// The image store.
@@ -222,6 +225,7 @@ impl Default for Config {
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
             slurm: Slurm::default(),
+            torque: Torque::default(),
         }
     }
 }
