@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, SharedState, registries, site_map};
+use super::{Config, Module, NodeCache, SharedState, registries, site_map, torque};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -33,6 +33,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         kernel(config),
         shared_state(config),
         registries::first_fault(&config.registry),
+        torque::first_fault(&config.torque),
         (config.hooks.timeout_secs == 0).then(|| {
             (
                 key(&["hooks", "timeout_secs"]),

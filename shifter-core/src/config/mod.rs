@@ -8,6 +8,7 @@ mod registries;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod torque;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
     Config, Hooks, Kernel, Module, NodeCache, Registry, Root, SharedState, Slurm, Store, UserImages,
 };
+pub use self::torque::{BatchSystem, Fanout, FanoutReport, Service, Torque};
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
 use crate::volmap::{self, Origin, VolumeError, VolumeMap};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::torque::Torque;
 use crate::env::{EnvChanges, SiteEnv};
 use crate::volmap::{self, CacheFs};
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub shared_state: SharedState,
     /// The Slurm plugin.
     pub slurm: Slurm,
+    /// The hooks of Torque, OpenPBS and ALPS.
+    pub torque: Torque,
 }
 
 /// The image store.
@@ -239,6 +242,7 @@ impl Default for Config {
             kernel: Kernel::default(),
             shared_state: SharedState::default(),
             slurm: Slurm::default(),
+            torque: Torque::default(),
         }
     }
 }
