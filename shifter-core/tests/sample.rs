@@ -110,6 +110,7 @@ fn known_keys() -> BTreeSet<String> {
         "[per_node_cache.x]",
         "[kernel]",
         "[slurm]",
+        "[ssh]",
     ];
     keys_in(&tables, |text| {
         Config::parse(text, Path::new("/x")).map(|_| ())

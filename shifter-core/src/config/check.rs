@@ -31,6 +31,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         caches(config),
         modules(config),
         kernel(config),
+        ssh(config),
         registries::first_fault(&config.registry),
         (config.hooks.timeout_secs == 0).then(|| {
             (
@@ -273,4 +274,33 @@ fn kernel(config: &Config) -> Fault {
     let wrong = config.kernel.preload.iter().find(|name| !is_module(name))?;
     let fault = format!("'{wrong}': a kernel module's name is letters, digits, '_' and '-'");
     Some((key(&["kernel", "preload"]), fault))
+}
+
+fn ssh(config: &Config) -> Fault {
+    let ssh = &config.ssh;
+    let is_pattern = |text: &str| {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        !text.is_empty() && name.bytes().all(well_formed)
+    };
+    if let Some(wrong) = ssh.accept_env.iter().find(|text| !is_pattern(text)) {
+        let fault = format!("'{wrong}' is not the name of a variable, or its beginning and '*'");
+        return Some((key(&["ssh", "accept_env"]), fault));
+    }
+    // Ports below 1024 are root's, and the server is not.
+    let range =
+        |name, is_fit: bool, rule: &str| (!is_fit).then(|| (key(&["ssh", name]), rule.to_owned()));
+    range(
+        "port",
+        ssh.port >= 1024,
+        "the port must be from 1024 to 65535",
+    )
+    .or_else(|| {
+        let is_fit = (1..=1000).contains(&ssh.max_connections);
+        range(
+            "max_connections",
+            is_fit,
+            "the number must be from 1 to 1000",
+        )
+    })
 }

@@ -15,7 +15,8 @@ use thiserror::Error;
 
 pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
-    Config, Hooks, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
+    Config, Hooks, Kernel, Module, NodeCache, Registry, Root, Slurm, Ssh, SshJobs, Store,
+    UserImages,
 };
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
