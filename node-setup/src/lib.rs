@@ -35,3 +35,4 @@ pub mod strays;
 pub mod superblock;
 pub mod sys;
 pub mod volumes;
+pub mod watch;
