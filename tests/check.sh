@@ -35,6 +35,7 @@ spank-shifter shifter-core node-setup
 squashfs-writer
 image-manager shifter-core squashfs-writer
 site-tools shifter-core
+udi-image
 shifter-tests shifter-core
 shifter-benches shifter-tests
 END
