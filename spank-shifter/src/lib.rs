@@ -24,7 +24,6 @@ compile_error!("a panic must not end Slurm's processes: build with panic = \"unw
 #[cfg(all(feature = "fault-injection", not(debug_assertions)))]
 compile_error!("fault-injection is for tests and never for what is installed");
 
-mod child;
 mod context;
 mod epilog;
 mod options;
@@ -37,6 +36,8 @@ mod steps;
 mod submit;
 mod tasks;
 mod version;
+
+use node_setup::child;
 
 // Slurm's symbols exist only in Slurm's processes, so unit tests cannot link these.
 #[cfg(not(test))]

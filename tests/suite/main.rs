@@ -28,3 +28,4 @@ mod selftest;
 mod sharing;
 mod steps;
 mod teardown;
+mod torque;
