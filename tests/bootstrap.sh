@@ -18,6 +18,8 @@ test | bench | check)
     )
     # Nodes of a Torque site: how they are reached, and who their users are.
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
+    # MPI programs under Slurm; its plugin for PMIx opens what only the -dev package has.
+    packages+=(libmpich-dev libopenmpi-dev libpmix-dev mpich openmpi-bin)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)

@@ -22,6 +22,7 @@ mod kernel;
 mod long;
 mod mistakes;
 mod modules;
+mod mpi;
 mod node;
 mod secure_cluster;
 mod selftest;
