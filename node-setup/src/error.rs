@@ -160,6 +160,14 @@ pub enum Error {
         /// Every step that failed.
         failures: Vec<String>,
     },
+    /// A file system does not answer.
+    #[error("no answer from {from} in {seconds} s")]
+    NoAnswer {
+        /// What was asked, in words.
+        from: String,
+        /// How long one answer was waited for.
+        seconds: u32,
+    },
     /// The command does not exist in the container.
     #[error("cannot run '{}': {reason}", sanitize::bytes(.command))]
     Command {
@@ -195,6 +203,7 @@ impl Error {
             Error::Store(_)
             | Error::KernelModule { .. }
             | Error::Step { .. }
+            | Error::NoAnswer { .. }
             | Error::Hook { .. }
             | Error::Module { .. } => ExitCode::Mount,
             Error::Privilege(_) | Error::NotSetuid | Error::Rootless(_) => ExitCode::Privilege,

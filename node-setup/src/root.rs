@@ -34,7 +34,7 @@ use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::watch::Watch;
+use crate::watch::{Awaited, Watch};
 use crate::{hooks, modules, namespace, rootless, state, volumes};
 
 /// Entries that the top level of an image may have.
@@ -91,6 +91,8 @@ pub struct Root {
 ///
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
+    let the_image = Awaited::Image(&request.image.reference);
+    request.watch.on(the_image)?;
     let image_mount = request.image.mount(run)?;
     volumes::trigger(request)?;
 
@@ -112,12 +114,15 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     let site_hooks = &request.config.hooks;
+    // Hooks have deadlines of their own.
+    request.watch.on(Awaited::Nothing)?;
     hooks::run(
         Stage::PreMount,
         &site_hooks.pre_mount,
         request,
         layer_mount.as_fd(),
     )?;
+    request.watch.on(the_image)?;
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 

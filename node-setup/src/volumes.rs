@@ -6,6 +6,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -54,10 +55,12 @@ pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
     }
     let site = SiteView::of(request)?;
     for volume in request.volumes.entries() {
-        request.watch.on(Awaited::Volume(volume))?;
+        let place = site.host_path(&volume.from);
+        let source = Awaited::Source(volume, Path::new(&place));
+        request.watch.on(source)?;
         let _ = open_source(volume, &site, request.user)?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 impl Planned {
@@ -109,7 +112,7 @@ pub fn plan(
             request.watch.on(Awaited::Volume(volume))?;
             mounts.push(user_volume(volume, &site, request)?);
         }
-        request.watch.on(Awaited::Site)?;
+        request.watch.on(Awaited::Image(&request.image.reference))?;
     }
     mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
@@ -128,7 +131,7 @@ pub fn plan(
             Some(volume) => {
                 request.watch.on(Awaited::Volume(volume))?;
                 let stat = examine(&mount.mount, volume)?;
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Image(&request.image.reference))?;
                 stat
             }
             None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
@@ -206,7 +209,7 @@ pub fn attach(
         let made = match (&mount.cache, &mount.volume) {
             // Not before now: every volume has been judged.
             (Some(cache), Some(volume)) => {
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Cache(volume))?;
                 let made = cache.make(volume, request.user, run)?;
                 // It has nothing of what the site shows read-only.
                 mnt::restrict(&made, SAFE, Propagation::Private)?;
@@ -221,7 +224,7 @@ pub fn attach(
             (_, error) => error,
         })?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {
@@ -270,6 +273,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let maps = site_maps(request)?;
     for volume in maps.iter().flat_map(VolumeMap::entries) {
         let Volume { from, to, flags } = volume;
+        request.watch.on(Awaited::SiteMount(from))?;
         let mount = match mnt::clone_path(from, flags.rec || is_rootless) {
             // Without privilege a container has what its user can reach.
             Err(Error::Step { source, .. })
