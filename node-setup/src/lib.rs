@@ -3,6 +3,7 @@
 //! Everything here is single-threaded: identities are per thread in the kernel.
 
 pub mod caller;
+pub mod child;
 pub mod deadline;
 pub mod drop;
 pub mod error;

@@ -150,7 +150,11 @@ pub struct JobDir {
 impl JobDir {
     /// Opens and locks a job's state, made where it is missing, waiting at most `patience`.
     pub fn lock(run: &RunDir, job: &JobId, patience: Duration) -> Result<Self> {
-        let jobs = run.subdir("jobs")?;
+        Self::lock_in(run.subdir("jobs")?, job, patience)
+    }
+
+    /// The same for a tree of jobs elsewhere.
+    pub fn lock_in(jobs: OwnedFd, job: &JobId, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + patience;
         loop {
             let dir = make_dir(&jobs, job.as_str())?;
@@ -190,7 +194,12 @@ impl JobDir {
     /// Says that teardown has begun, for as long as the returned descriptor is open. Needs not
     /// the job's lock, so that it stops a set-up that holds it.
     pub fn bury(run: &RunDir, job: &JobId) -> Result<OwnedFd> {
-        let dir = make_dir(&run.subdir("jobs")?, job.as_str())?;
+        Self::bury_in(&run.subdir("jobs")?, job)
+    }
+
+    /// The same for a tree of jobs elsewhere.
+    pub fn bury_in(jobs: &OwnedFd, job: &JobId) -> Result<OwnedFd> {
+        let dir = make_dir(jobs, job.as_str())?;
         let tombstone = create_file(dir.as_fd(), "tombstone")?;
         rustix::fs::flock(&tombstone, FlockOperation::LockShared).step("lock", "tombstone")?;
         Ok(tombstone)

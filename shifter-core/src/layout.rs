@@ -56,6 +56,8 @@ pub enum Program {
     Doctor,
     /// Lists containers: `shifter ps`.
     Ps,
+    /// Does on a node of a Torque job what its launch node wants.
+    Node,
 }
 
 impl Program {
@@ -68,6 +70,7 @@ impl Program {
             Program::UnsetupRoot => "sbin/unsetupRoot",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
+            Program::Node => "lib/shifter/shifter-node",
         })
     }
 }

@@ -22,7 +22,6 @@ compile_error!("a panic must not end Slurm's processes: build with panic = \"unw
 #[cfg(all(feature = "fault-injection", not(debug_assertions)))]
 compile_error!("fault-injection is for tests and never for what is installed");
 
-mod child;
 mod context;
 mod epilog;
 mod options;
@@ -33,6 +32,8 @@ mod settings;
 mod submit;
 mod tasks;
 mod version;
+
+use node_setup::child;
 
 // Slurm's symbols exist only in Slurm's processes, so unit tests cannot link these.
 #[cfg(not(test))]
