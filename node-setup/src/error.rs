@@ -77,6 +77,14 @@ pub enum Error {
     /// The image store itself is not there or not trusted.
     #[error("cannot use the image store")]
     Store(#[source] TrustError),
+    /// Two of the site's own mounts exclude each other.
+    #[error("cannot mount the site's '{}': {reason}", sanitize::text(.target))]
+    SiteMount {
+        /// Where in the container.
+        target: String,
+        /// Why.
+        reason: String,
+    },
     /// A user's volume is refused.
     #[error("cannot mount volume '{}' at '{}': {reason}", sanitize::text(.from), sanitize::text(.to))]
     Volume {
@@ -214,6 +222,7 @@ impl Error {
             | Error::KernelModule { .. }
             | Error::Step { .. }
             | Error::NoAnswer { .. }
+            | Error::SiteMount { .. }
             | Error::Hook { .. }
             | Error::Module { .. } => ExitCode::Mount,
             Error::Privilege(_) | Error::NotSetuid | Error::Rootless(_) => ExitCode::Privilege,

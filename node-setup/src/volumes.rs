@@ -117,6 +117,7 @@ pub fn plan(
     mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
+        check_below_others(mount, &mounts[..at])?;
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
         // What could contain it is attached before it.
         let outer = mounts.iter().take(at);
@@ -148,6 +149,29 @@ pub fn plan(
         }
     }
     Ok(mounts)
+}
+
+/// Makes sure that a mount of the site's can be laid over, or into, those that come before it.
+fn check_below_others(mount: &Planned, earlier: &[Planned]) -> Result<()> {
+    let outer = earlier.iter().rev();
+    let mut outer = outer.filter(|outer| contains(&outer.target, &mount.target));
+    let Some(outer) = outer.next().filter(|_| mount.volume.is_none()) else {
+        return Ok(());
+    };
+    let is_dir = |of: &Planned| -> Result<bool> {
+        let stat = rustix::fs::fstat(&of.mount).step("examine", &*of.target)?;
+        Ok(Kind::of(&stat) == Some(Kind::Dir))
+    };
+    let reason = match (outer.target == mount.target, is_dir(outer)?) {
+        (false, true) => return Ok(()),
+        (false, false) => format!("another of its mounts is '{}', a file", outer.target),
+        (true, outer_is_dir) if is_dir(mount)? != outer_is_dir => {
+            "a directory and a file are to be there, both the site's".to_owned()
+        }
+        (true, _) => return Ok(()),
+    };
+    let target = mount.target.clone();
+    Err(Error::SiteMount { target, reason })
 }
 
 /// True if a path of the container lies in one of the mounts, or in what the host provides.
