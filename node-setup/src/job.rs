@@ -78,6 +78,7 @@ fn make(
         user: &manifest.user,
         volumes: &volumes,
         modules: &manifest.modules,
+        job: Some(&manifest.job),
         hosts: &manifest.hosts,
         writable: None,
         is_pinned: true,

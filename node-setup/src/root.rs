@@ -21,6 +21,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
+use shifter_core::ids::JobId;
 use shifter_core::layout::RUN_DIR;
 use shifter_core::sanitize;
 use shifter_core::volmap::VolumeMap;
@@ -61,6 +62,8 @@ pub struct RootRequest<'a> {
     pub volumes: &'a VolumeMap,
     /// The modules, already checked.
     pub modules: &'a [String],
+    /// The job that it is the root of.
+    pub job: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
     /// Whether and where the user may write over the image.
@@ -242,12 +245,17 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.dir("/etc")?;
     layer.dir("/var")?;
     layer.dir_unless_image_has("/var/tmp")?;
+    for (path, mode) in etc::DIRS {
+        layer.dir_if_missing(path, mode)?;
+    }
     let mut files = etc::etc_files(request.user);
-    files.extend(etc::var_files(request.hosts, &config));
+    files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
     }
-    layer.link("/etc/mtab", "/proc/mounts")
+    layer.link("/etc/mtab", "/proc/mounts")?;
+    // Where the C Shifter keeps what it leaves out; nothing is left out here.
+    layer.link("/etc/group.orig", "group")
 }
 
 /// Attaches what the host provides in every container.

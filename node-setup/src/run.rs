@@ -17,6 +17,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::env::Pair;
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::layout::Program;
@@ -169,7 +170,10 @@ fn start_command(
         Footing::Root => process::become_root()?,
         // Nothing is left behind by whoever dies here, so signals need not wait.
         Footing::User => callers.restore_signals()?,
-        Footing::TooHigh => return rootless::restart(callers, caller, words, Vec::new()),
+        Footing::TooHigh => {
+            let more = words_of_job(options, caller, &environment)?;
+            return rootless::restart(callers, caller, words, more);
+        }
     }
     let mut config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     if footing == Footing::User {
@@ -233,6 +237,36 @@ fn start_command(
     Err(launch::execute(&words, &environment))
 }
 
+/// Returns the options that ask for what the job's root is, for a start that names no image itself:
+/// without privilege nobody can look that up.
+fn words_of_job(
+    options: &RunOptions,
+    caller: &Caller,
+    environment: &[Pair],
+) -> Result<Vec<OsString>> {
+    let given = |name: &[u8]| environment.iter().any(|(known, _)| known == name);
+    let names: [&[u8]; 2] = [b"SHIFTER_IMAGE", b"SLURM_SPANK_SHIFTER_IMAGE"];
+    if options.image.is_some() || names.into_iter().any(given) {
+        return Ok(Vec::new());
+    }
+    let Some(job) = caller::job_of_process(caller.uid, given(b"SLURM_JOB_ID")) else {
+        return Ok(Vec::new());
+    };
+    process::become_root()?;
+    let prepared = Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid);
+    let Some(Prepared { manifest, .. }) = prepared else {
+        return Ok(Vec::new());
+    };
+    let image = match manifest.image.id.tree() {
+        Some(name) => format!("local:{name}"),
+        None => format!("id:{}", manifest.image.id),
+    };
+    let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
+    let mut words = vec![format!("--image={image}").into()];
+    words.extend(Request::judge(options, environment, &config)?.words_of(Some(&manifest)));
+    Ok(words)
+}
+
 /// The last line on which the process has any privilege.
 fn drop_privileges(callers: &CallersProcess, caller: &Caller, footing: Footing) -> Result<()> {
     callers.restore()?;
@@ -252,11 +286,7 @@ struct Request {
 
 impl Request {
     /// Takes each part from the options, else from the environment.
-    fn judge(
-        options: &RunOptions,
-        environment: &[shifter_core::env::Pair],
-        config: &Config,
-    ) -> Result<Self> {
+    fn judge(options: &RunOptions, environment: &[Pair], config: &Config) -> Result<Self> {
         let exactly = |name: &str| {
             let found = environment.iter().find(|(n, _)| n == name.as_bytes());
             found
@@ -466,6 +496,7 @@ impl Way<'_> {
             user: &user,
             volumes: &volumes,
             modules: &modules,
+            job: None,
             hosts: &hosts,
             writable: request.writable.clone(),
             is_pinned: false,
