@@ -4,6 +4,7 @@
 
 pub mod caller;
 pub mod child;
+pub mod deadline;
 pub mod drop;
 pub mod error;
 pub mod etc;

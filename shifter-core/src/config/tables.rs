@@ -129,6 +129,9 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
+    /// long as it takes.
+    pub answer_timeout_secs: u32,
 }
 
 /// A module.
@@ -366,6 +369,7 @@ impl Default for Root {
             udi_image: None,
             writable_tmpfs_size_mib: 1024,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            answer_timeout_secs: 60,
         }
     }
 }
