@@ -13,15 +13,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::json;
-use site::image::{Image, Packing, image, layer, small};
+use site::image::{labelled, small};
 use site::registry::Registry;
 use site::{Site, with_input};
-
-fn labelled(content: &str) -> Image {
-    let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
-    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
-    image("amd64", process, &[layer])
-}
 
 /// Writes the file that skopeo makes of an image in a registry.
 fn archive(site: &Site, format: &str, reference: &str, name: &str) -> PathBuf {

@@ -109,8 +109,18 @@ pub fn image(architecture: &str, process: Value, layers: &[Layer]) -> Image {
 
 /// A small image with one file.
 pub fn small(content: &str) -> Image {
+    with_motd(content, json!({"Env": ["PATH=/bin"]}))
+}
+
+/// The same with a label.
+pub fn labelled(content: &str) -> Image {
+    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
+    with_motd(content, process)
+}
+
+fn with_motd(content: &str, process: Value) -> Image {
     let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
-    image("amd64", json!({"Env": ["PATH=/bin"]}), &[layer])
+    image("amd64", process, &[layer])
 }
 
 impl Image {
