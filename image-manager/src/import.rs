@@ -19,7 +19,6 @@ mod tests;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
@@ -30,7 +29,7 @@ use crate::build::{BuildOptions, LayerSource, Open, build_image};
 use crate::cancel::Cancel;
 use crate::image_config::ImageConfig;
 use crate::registry::Wanted;
-use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full};
+use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full, now};
 use input::Input;
 use names::Names;
 use section::{Section, Verified};
@@ -466,12 +465,6 @@ impl Image {
         });
         record.layers = described.collect();
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }
 
 fn build(
