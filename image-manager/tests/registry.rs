@@ -325,7 +325,7 @@ fn certificates_are_checked() {
             assert!(run.stderr.contains("'ca_file'"), "{run:?}");
             site_for(&registry, Some(&wrong)).fails(&["pull", &reference], 7, "certificate");
             let missing = temp.path().join("missing");
-            site_for(&registry, Some(&missing)).fails(&["pull", &reference], 7, "cannot use '");
+            site_for(&registry, Some(&missing)).fails(&["pull", &reference], 1, "cannot use '");
         } else {
             site.fails(&["pull", &reference], 7, reason);
         }

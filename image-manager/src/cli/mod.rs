@@ -199,7 +199,7 @@ impl Session {
     fn audience(&self) -> Result<Audience, Failure> {
         let (users, groups) = (&self.options.users, &self.options.groups);
         Audience::with(self.caller.puller(), users, groups)
-            .map_err(|error| Failure::new(ExitCode::Usage, output::chain(&error)))
+            .map_err(|error| Failure::new(error.exit_code(), output::chain(&error)))
     }
 
     /// True if the caller may change the site's store.

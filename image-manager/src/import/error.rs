@@ -175,7 +175,9 @@ impl ImportError {
             Self::Open { .. } | Self::Name { .. } | Self::NoName | Self::Several { .. } => {
                 ExitCode::Usage
             }
-            Self::Read(_) | Self::Cancelled(_) => ExitCode::Internal,
+            // What the system says of the file is one thing, and what decoders say of its bytes another.
+            Self::Read(source) if source.raw_os_error().is_some() => ExitCode::Internal,
+            Self::Cancelled(_) => ExitCode::Internal,
             Self::SquashfsDenied => ExitCode::Denied,
             Self::Store(error) => error.exit_code(),
             Self::Build(error) => error.exit_code(),
