@@ -57,7 +57,7 @@ impl Session {
     pub(super) fn pull(&self) -> Result<ExitCode, Failure> {
         let has_command = !self.config.store.site_pull_command.is_empty();
         let target = choose(self.options.store, self.is_image_owner(), has_command)
-            .ok_or_else(|| self.not_owner())?;
+            .ok_or_else(|| self.not_owner("cannot pull"))?;
         match target {
             Target::Handover => self.hand_over(),
             Target::Site => self.pull_into(StoreKind::Site),
