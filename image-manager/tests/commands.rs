@@ -404,3 +404,56 @@ fn what_is_meant_is_said() {
         );
     }
 }
+
+#[test]
+fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let one = registry.push("one:1", &labelled("one"));
+    let two = registry.push("two:1", &labelled("two"));
+    site.ok(&["pull", &one, &two]);
+    let run = site.run(&["verify", "docker:none:1", &one]);
+    assert_eq!(run.code, 4, "{run:?}");
+    assert!(run.stderr.contains("docker:none:1"), "{run:?}");
+    assert!(run.stderr.contains("files compared: 2 "), "{run:?}");
+
+    let record = site.store().join(format!("{}.json", site.id(&one)));
+    fs::write(record, "{").unwrap();
+    let run = site.run(&["images", "-q", "--filter", "label=team"]);
+    assert_eq!((run.code, run.stdout), (1, site.id(&two) + "\n"));
+    let run = site.run(&["inspect", "--format={{.id}}", &one, &two]);
+    let ids = format!("{}\n{}\n", site.id(&one), site.id(&two));
+    assert_eq!((run.code, run.stdout), (1, ids));
+
+    // A store that others can write to is not used, and the site's is.
+    let own = site.home().join(".shifter");
+    fs::create_dir(&own).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
+    site.ok(&["lookup", &one]);
+    site.fails(&["lookup", "docker:none:1"], 6, "lets others write");
+}
+
+#[test]
+fn images_that_a_site_does_not_run_can_be_looked_at() {
+    let registry = Registry::start();
+    let plain = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
+    let site = Site::with_config("user_images = \"no\"", &plain);
+    let reference = registry.push("x:1", &small("x"));
+    site.ok(&["pull", "--store", "user", &reference]);
+    site.fails(&["lookup", &reference], 3, "does not run images from there");
+    let shown = site.ok(&["inspect", "--format={{.store}}", &reference]);
+    assert_eq!(shown.stdout, "user\n");
+    site.ok(&["verify", &reference]);
+    // Whose store it is is said of the command that was asked for.
+    let other = Site::with_config("image_owner = 4242", "");
+    fs::create_dir(other.store()).unwrap();
+    let text = fs::read_to_string(other.config()).unwrap();
+    let owner = rustix::process::geteuid().as_raw();
+    let text = text.replace(&format!("image_owner = {owner}\n"), "");
+    fs::write(other.config(), text).unwrap();
+    other.fails(
+        &["gc", "--store", "site"],
+        3,
+        "cannot collect: the site store",
+    );
+}

@@ -47,19 +47,15 @@ impl Session {
         output::data(&text)?;
         Ok(outcome.code())
     }
-}
 
-impl Session {
     /// Returns what is known of where an image came from.
-    pub(super) fn known(&self, image: &StoredImage) -> Result<Option<ImageRecord>, Failure> {
+    fn known(&self, image: &StoredImage) -> Result<Option<ImageRecord>, Failure> {
         let context = format!("cannot read the record of image '{}'", image.id);
         let fail = |error| Failure::of_store(&context, &error);
-        for store in self.stores().map_err(fail)? {
-            if store.kind() == image.kind {
-                return store.record(&image.id).map_err(fail);
-            }
+        match self.store(image.kind).map_err(fail)? {
+            Some(store) => store.record(&image.id).map_err(fail),
+            None => Ok(None),
         }
-        Ok(None)
     }
 }
 
