@@ -236,13 +236,19 @@ impl Archive {
             Content::Oci(_, found) => found.retain(|found| keep(&found.names)),
             Content::RootFs | Content::Squashfs => return Err(ImportError::Nameless),
         }
-        if self.names().len() == 1 {
-            return Ok(());
+        let selected = self.names();
+        let flat = |names: Vec<Vec<String>>| names.into_iter().flatten().collect();
+        match selected.len() {
+            1 => Ok(()),
+            0 => Err(ImportError::NotSelected {
+                wanted: wanted.to_owned(),
+                names: flat(all),
+            }),
+            count => Err(ImportError::Several {
+                count,
+                names: flat(selected),
+            }),
         }
-        Err(ImportError::NotSelected {
-            wanted: wanted.to_owned(),
-            names: all.into_iter().flatten().collect(),
-        })
     }
 
     /// Returns the names of each image as the archive has them; an image may have none.

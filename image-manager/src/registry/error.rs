@@ -251,14 +251,7 @@ impl RegistryError {
             Self::Forbidden { target, .. } => Some(format!(
                 "if that is meant, name the host of '{target}' in registries.toml"
             )),
-            Self::Manifest {
-                source: ManifestError::SchemaOne,
-                ..
-            } => Some("pull it with docker 25 or older, or skopeo, and push it again".into()),
-            Self::Manifest {
-                source: ManifestError::NoPlatform { .. },
-                ..
-            } => Some("choose one of them with '--platform'".into()),
+            Self::Manifest { source, .. } => source.hint().map(str::to_owned),
             Self::Refused { status: 429, .. } => Some(
                 "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),

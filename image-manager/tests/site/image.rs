@@ -66,17 +66,18 @@ impl Blob {
     }
 }
 
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// Makes a layer of regular files.
 pub fn layer(packing: Packing, files: &[(&str, &[u8])]) -> Layer {
     let tar = tar(files);
     let (suffix, bytes) = match packing {
         Packing::Plain => ("", tar.clone()),
-        Packing::Gzip => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(&tar).unwrap();
-            ("+gzip", encoder.finish().unwrap())
-        }
+        Packing::Gzip => ("+gzip", gzip(&tar)),
         Packing::Zstd => ("+zstd", zstd::encode_all(tar.as_slice(), 1).unwrap()),
     };
     let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
