@@ -83,6 +83,7 @@ impl PullError {
             Self::Registry(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Build(error) => error.hint().map(str::to_owned),
+            Self::NotPullable(_) => Some("shifter import FILE NAME".to_owned()),
             _ => None,
         }
     }

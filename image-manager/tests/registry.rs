@@ -106,7 +106,7 @@ fn indexes_give_the_image_for_this_machine() {
         site.fails(&["pull", &reference], 4, &expect);
     }
     let foreign = registry.push("single:1", &for_arch(other));
-    let expect = format!("the image is for linux/{other}, this machine needs linux/{here}");
+    let expect = format!("the image is for linux/{other}, and linux/{here} is wanted");
     site.fails(&["pull", &foreign], 4, &expect);
 }
 

@@ -92,7 +92,8 @@ impl Session {
     /// Finds out user and password: from the options, standard input, and the terminal.
     fn ask_login(&self, registry: &str) -> Result<(String, String), Failure> {
         let fail = |error: io::Error| {
-            let message = format!("cannot ask for the login at '{registry}': {error}");
+            let reason = output::chain(&error);
+            let message = format!("cannot ask for the login at '{registry}': {reason}");
             Failure::new(ExitCode::Usage, message)
                 .with_hint("--username NAME --password-stdin".to_owned())
         };

@@ -214,9 +214,6 @@ impl Session {
     fn each(&self, action: impl Fn(&ImageRef) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
         let mut outcome = Outcome::default();
         for reference in &self.references()? {
-            if self.cancel.is_cancelled() {
-                break;
-            }
             if let Err(failure) = action(reference) {
                 outcome.add(failure.report());
             }
@@ -234,5 +231,8 @@ impl Session {
 
 /// Describes who runs the program.
 fn viewer(context: &str) -> Result<Viewer, Failure> {
-    Viewer::current().map_err(|error| Failure::internal(format!("{context}: {error}")))
+    Viewer::current().map_err(|error| {
+        let reason = output::chain(&error);
+        Failure::internal(format!("{context}: {reason}"))
+    })
 }
