@@ -63,9 +63,11 @@ impl Session {
             .erase(&registry)
             .map_err(|error| of_registry(&context, &error))?;
         if !self.options.quiet {
+            let path = sanitize::text(&file.path().display().to_string());
             output::result(&match found {
                 true => format!("the login for '{registry}' is forgotten"),
-                false => format!("there is no login for '{registry}'"),
+                // Pulls look into others' files, too.
+                false => format!("there is no login for '{registry}' in '{path}'"),
             });
         }
         Ok(ExitCode::Success)
