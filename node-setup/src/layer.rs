@@ -281,7 +281,7 @@ impl<'a> Layer<'a> {
     /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
     pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
         let Some(Scratch { upper, work, .. }) = scratch else {
-            return mnt::overlay(&self.dir, &self.image.dir);
+            return mnt::overlay(&[&self.dir, &self.image.dir]);
         };
         // Without privilege the overlay cannot keep its notes in attributes that are root's.
         let is_users = self.image.is_whole;

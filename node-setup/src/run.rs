@@ -38,6 +38,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
+use crate::watch::Nobody;
 use crate::{hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -359,7 +360,8 @@ fn enter(
     }
     let job = caller::job_of_process(caller.uid, is_in_a_job);
     let prepared = match job {
-        Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
+        Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
+            .filter(|prepared| prepared.manifest.user.uid == caller.uid),
         None => None,
     };
     match prepared {
@@ -449,6 +451,8 @@ fn build(
         hosts: &hosts,
         writable: request.writable.clone(),
         is_pinned: false,
+        spool: None,
+        watch: &Nobody,
     };
     // Where templates of caches are kept; before the namespace is unshared.
     let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
