@@ -112,6 +112,8 @@ fn known_keys() -> BTreeSet<String> {
         "[kernel]",
         "[shared_state]",
         "[slurm]",
+        "[torque]",
+        "[ssh]",
     ];
     keys_in(&tables, |text| {
         Config::parse(text, Path::new("/x")).map(|_| ())

@@ -15,7 +15,7 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
-use shifter_core::trusted;
+use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
@@ -51,8 +51,8 @@ pub struct Slurm {
     pub cpus: String,
     /// How often the job was started before.
     pub restart: String,
-    /// This node, as Slurm calls it.
-    pub node: String,
+    /// Name of this node.
+    pub node: Option<String>,
 }
 
 impl Slurm {
@@ -65,7 +65,7 @@ impl Slurm {
             nodes: nodes.unwrap_or_default(),
             cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
-            node: get("SLURMD_NODENAME").unwrap_or_default(),
+            node: get("SLURMD_NODENAME"),
         }
     }
 }
@@ -83,7 +83,9 @@ impl Slurm {
     /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
     pub fn rank(&self) -> Option<usize> {
         let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
-        hosts.iter().position(|host| host.name == self.node)
+        hosts
+            .iter()
+            .position(|host| Some(&host.name) == self.node.as_ref())
     }
 }
 
@@ -105,6 +107,9 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -166,12 +171,17 @@ pub fn run(
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
+        "--spool-dir",
+        &spool_dir(&config, facts.slurm.node.as_deref()),
+    ]);
+    command.args([
         "--expect-uid",
         &facts.uid.to_string(),
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config, settings, tools)? {
+    let known = || identity::ask(&facts, &config, settings, tools);
+    let input = match describe_for(&facts, pins, &config, known)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -195,6 +205,15 @@ pub fn run(
     }
 }
 
+/// Returns Slurm's own directory on this node, as slurmd finds it.
+pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let host = host.split('.').next().unwrap_or_default();
+    let dir = config.slurm.spool_dir.to_string_lossy();
+    dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
+}
+
 /// Returns what setupRoot noted before it did what only the user can be blamed for.
 fn noted_failure(job: &JobId) -> Option<String> {
     let bytes = trusted::read(&layout::failure_file(job), FAILURE_LIMIT).ok()?;
@@ -216,19 +235,27 @@ pub fn fixed_environment(mut command: Command) -> Command {
     command
 }
 
-/// Looks the user up and writes the manifest.
-fn describe(
+/// Looks the user up on this node and writes the manifest.
+pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    settings: &Settings,
-    tools: Tools,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    describe_for(facts, pins, config, || None)
+}
+
+/// Writes the manifest; looks the user up if `known` does not say who it is.
+fn describe_for(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+    known: impl FnOnce() -> Option<Identity>,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = match identity::ask(facts, config, settings, tools) {
+    let user = match known() {
         Some(user) => user,
         None => node_setup::lookup::identity(facts.uid)?,
     };
@@ -253,6 +280,9 @@ fn manifest(
         restart,
         ..
     } = &facts.slurm;
+    if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
+        return Err(Mistake::Autoshift(pins.request));
+    }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
@@ -272,6 +302,8 @@ fn manifest(
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
+        modes: pins.modes,
+        ssh_public_key: None,
     };
     Ok(manifest.to_bytes()?)
 }
@@ -352,6 +384,20 @@ mod tests {
         );
         assert_eq!(read.modules, ["mpi", "gpu"]);
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
+        assert!(read.modes.autoshift);
+        let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), 7).unwrap_err();
+        assert!(
+            error.to_string().contains("'docker:ubuntu:24.04'"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_spool_directory_is_this_nodes() {
+        let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
+        assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
+        assert!(!spool_dir(&config, None).contains('%'));
     }
 
     #[test]

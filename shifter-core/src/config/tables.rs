@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::torque::Torque;
 use crate::env::{EnvChanges, SiteEnv};
 use crate::volmap::{self, CacheFs};
 
@@ -43,6 +44,10 @@ pub struct Config {
     pub shared_state: SharedState,
     /// The Slurm plugin.
     pub slurm: Slurm,
+    /// The hooks of Torque, OpenPBS and ALPS.
+    pub torque: Torque,
+    /// ssh between the nodes of a job.
+    pub ssh: Ssh,
 }
 
 /// The image store.
@@ -124,6 +129,9 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
+    /// long as it takes.
+    pub answer_timeout_secs: u32,
 }
 
 /// A module.
@@ -219,6 +227,73 @@ pub struct Slurm {
     pub submit_pull_timeout_secs: u32,
     /// Seconds within which a node's root must be ready.
     pub setup_timeout_secs: u32,
+    /// Whether jobs with an image run inside it without saying so (`--autoshift`).
+    pub autoshift: bool,
+    /// In which images jobs may do that.
+    pub autoshift_images: AutoshiftImages,
+    /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
+    /// `*` after them.
+    pub autoshift_list: Vec<String>,
+    /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
+    /// show it at the same place. `%n` is the node's name, `%h` the host's.
+    pub spool_dir: PathBuf,
+}
+
+/// In which images a job may run without saying so in every command.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoshiftImages {
+    /// In any.
+    #[default]
+    All,
+    /// In those of [`Slurm::autoshift_list`].
+    Listed,
+    /// In none.
+    Off,
+}
+
+impl Slurm {
+    /// True if a job may run inside the image of this reference without saying so.
+    pub fn permits_autoshift(&self, reference: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => reference.starts_with(beginning),
+            None => pattern == reference,
+        };
+        match self.autoshift_images {
+            AutoshiftImages::All => true,
+            AutoshiftImages::Listed => self.autoshift_list.iter().any(fits),
+            AutoshiftImages::Off => false,
+        }
+    }
+}
+
+/// ssh between the nodes of a job, in its container.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ssh {
+    /// Which jobs have it.
+    pub enable: SshJobs,
+    /// TCP port on which each node listens.
+    pub port: u16,
+    /// Variables that a client may set on another node; a `*` at the end stands for any text.
+    pub accept_env: Vec<String>,
+    /// Whether clients may be connected further through a node (`ssh -L`).
+    pub tcp_forwarding: bool,
+    /// Connections that a node may have at once.
+    pub max_connections: u32,
+}
+
+/// Which jobs have ssh between their nodes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum SshJobs {
+    /// None.
+    #[default]
+    Off,
+    /// Those that ask for it.
+    Ask,
+    /// Those that ask for it, and every other that has an image.
+    Always,
 }
 
 impl Default for Config {
@@ -239,6 +314,8 @@ impl Default for Config {
             kernel: Kernel::default(),
             shared_state: SharedState::default(),
             slurm: Slurm::default(),
+            torque: Torque::default(),
+            ssh: Ssh::default(),
         }
     }
 }
@@ -292,6 +369,7 @@ impl Default for Root {
             udi_image: None,
             writable_tmpfs_size_mib: 1024,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            answer_timeout_secs: 60,
         }
     }
 }
@@ -366,6 +444,25 @@ impl Default for Slurm {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+            autoshift: false,
+            autoshift_images: AutoshiftImages::All,
+            autoshift_list: Vec::new(),
+            spool_dir: "/var/spool/slurmd".into(),
+        }
+    }
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        let accepted = [
+            "LANG", "LC_*", "TZ", "OMP_*", "OMPI_*", "PRTE_*", "PMI*", "HYDRA_*", "MPI*", "SLURM_*",
+        ];
+        Self {
+            enable: SshJobs::Off,
+            port: 1204,
+            accept_env: accepted.map(str::to_owned).to_vec(),
+            tcp_forwarding: false,
+            max_connections: 128,
         }
     }
 }
