@@ -65,7 +65,7 @@ install:
 	install -m 0755 $(STATIC)/shifter-inside $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin/shifter
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf job_submit.lua sudoers.d/shifter \
 		modules/mpich.toml modules/gpu.toml modules/slurm.toml; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
