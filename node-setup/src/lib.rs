@@ -6,6 +6,7 @@ pub mod caller;
 pub mod drop;
 pub mod error;
 pub mod etc;
+pub mod filesystem;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;

@@ -8,6 +8,7 @@
 mod bench;
 mod commands;
 mod containers;
+mod erofs;
 mod failures;
 mod faults;
 mod figures;

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use shifter_core::ids::ImageId;
-use shifter_core::store as layout;
 
 use super::{Store, StoreError};
 use crate::cancel::Cancel;
@@ -74,7 +73,7 @@ impl Store {
             if names.contains(&format!("{LOCK_PREFIX}{id}")) {
                 continue;
             }
-            let size = files::size(&self.dir, &layout::image_file(&id)).unwrap_or_default();
+            let size = self.image_file(&id).map_or(0, |(_, size)| size);
             let unused = Unused { id, size };
             if keep.is_zero() || self.age(&mark)? >= keep {
                 if dry_run || self.remove_unused(&unused.id)? {
@@ -109,7 +108,7 @@ impl Store {
             let Some(id) = stem.and_then(|stem| ImageId::parse(stem).ok()) else {
                 continue;
             };
-            let is_used = files::size(&self.dir, &layout::image_file(&id)).is_some()
+            let is_used = self.image_file(&id).is_some()
                 || tagged.contains(&id)
                 || names.contains(&format!("{LOCK_PREFIX}{id}"));
             let is_gone = collected.removed.iter().any(|removed| removed.id == id);

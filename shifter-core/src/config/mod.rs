@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
-    Config, Hooks, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
+    Config, Hooks, ImageFormat, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
 };
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
