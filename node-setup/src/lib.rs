@@ -8,6 +8,7 @@ pub mod deadline;
 pub mod drop;
 pub mod error;
 pub mod etc;
+pub mod filesystem;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;

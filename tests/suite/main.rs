@@ -9,6 +9,7 @@ mod autoshift;
 mod bench;
 mod commands;
 mod containers;
+mod erofs;
 mod failures;
 mod faults;
 mod figures;
