@@ -1,5 +1,6 @@
 //! The life of a job's root: set up, pinned, removed. How it is joined is in [`crate::prepared`].
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
 use shifter_core::sanitize;
-use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
+use crate::watch::{Awaited, Watch};
 use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared};
 
 /// How long set-up and teardown of one job wait for each other.
@@ -81,15 +82,14 @@ fn make(
         hosts: &manifest.hosts,
         writable: None,
         is_pinned: true,
+        watch: &Blame {
+            job,
+            is_noted: Cell::new(false),
+        },
     };
-    if !volumes.is_empty() {
-        // What they lie on may never answer: whoever has to end this process finds why.
-        note_failure(job, unanswered(&volumes))?;
-    }
     let root = root::build(&request, Some(run))?;
     let own = namespace::own()?;
     namespace::enter(host)?;
-    state::remove_file(job.dir(), FAILURE)?;
     state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
     let dir = job.root(JOB_ROOT)?;
     pin(&dir, &own, &root, uid)?;
@@ -116,12 +116,28 @@ fn note_failure(job: &JobDir, mut message: String) -> Result<()> {
     state::write_file(job.dir(), FAILURE, message.as_bytes())
 }
 
-/// Says what is wrong with volumes that hold a set-up up for ever.
-fn unanswered(volumes: &VolumeMap) -> String {
-    let sources = volumes.entries().iter();
-    let sources: Vec<_> = sources.map(|volume| format!("'{}'", volume.from)).collect();
-    let sources = sanitize::text(&sources.join(", "));
-    format!("no answer from the source of a volume: {sources}")
+/// Blames a volume of the user's, and not the node, while it is waited for: whoever has to end this
+/// process finds the note.
+struct Blame<'a> {
+    job: &'a JobDir,
+    is_noted: Cell<bool>,
+}
+
+impl Watch for Blame<'_> {
+    fn on(&self, awaited: Awaited<'_>) -> Result<()> {
+        match awaited {
+            Awaited::Volume(volume) => {
+                let source = sanitize::text(&volume.from);
+                let message = format!("no answer from the source of a volume: '{source}'");
+                self.is_noted.set(true);
+                note_failure(self.job, message)
+            }
+            Awaited::Site if self.is_noted.replace(false) => {
+                state::remove_file(self.job.dir(), FAILURE)
+            }
+            Awaited::Site => Ok(()),
+        }
+    }
 }
 
 /// Removes everything of a job, from whatever state it is in; a job that has nothing is fine.

@@ -36,3 +36,4 @@ pub mod strays;
 pub mod superblock;
 pub mod sys;
 pub mod volumes;
+pub mod watch;

@@ -34,6 +34,7 @@ use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
+use crate::watch::Watch;
 use crate::{hooks, modules, namespace, rootless, state, volumes};
 
 /// Entries that the top level of an image may have.
@@ -66,6 +67,8 @@ pub struct RootRequest<'a> {
     pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
     pub is_pinned: bool,
+    /// Who is told what is waited for.
+    pub watch: &'a dyn Watch,
 }
 
 /// The user may write over the image, into memory.

@@ -38,6 +38,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
+use crate::watch::Nobody;
 use crate::{hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -449,6 +450,7 @@ fn build(
         hosts: &hosts,
         writable: request.writable.clone(),
         is_pinned: false,
+        watch: &Nobody,
     };
     // Where templates of caches are kept; before the namespace is unshared.
     let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();

@@ -24,6 +24,7 @@ use crate::node_cache::{self, Cache};
 use crate::root::RootRequest;
 use crate::state::RunDir;
 use crate::sys::Propagation;
+use crate::watch::Awaited;
 
 /// Directories of the host that every container has beside the site's own.
 const BUILT_IN: [&str; 5] = ["/proc", "/sys", "/dev", "/tmp", "/var/tmp"];
@@ -53,9 +54,10 @@ pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
     }
     let site = SiteView::of(request)?;
     for volume in request.volumes.entries() {
+        request.watch.on(Awaited::Volume(volume))?;
         let _ = open_source(volume, &site, request.user)?;
     }
-    Ok(())
+    request.watch.on(Awaited::Site)
 }
 
 impl Planned {
@@ -104,8 +106,10 @@ pub fn plan(
     if !request.volumes.is_empty() {
         let site = SiteView::of(request)?;
         for volume in request.volumes.entries() {
+            request.watch.on(Awaited::Volume(volume))?;
             mounts.push(user_volume(volume, &site, request)?);
         }
+        request.watch.on(Awaited::Site)?;
     }
     mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
@@ -121,7 +125,12 @@ pub fn plan(
             continue; // Its mount point is in what the outer mount brings.
         }
         let stat = match &mount.volume {
-            Some(volume) => examine(&mount.mount, volume)?,
+            Some(volume) => {
+                request.watch.on(Awaited::Volume(volume))?;
+                let stat = examine(&mount.mount, volume)?;
+                request.watch.on(Awaited::Site)?;
+                stat
+            }
             None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
         };
         let kind = Kind::of(&stat).unwrap_or(Kind::File);
@@ -179,6 +188,7 @@ pub fn attach(
                 opened => opened.map_err(|error| misplaced(mount, request, error))?,
             },
             Some(volume) => {
+                request.watch.on(Awaited::Volume(volume))?;
                 // With the user's eyes: what lies in other users' directories is not told.
                 let user = request.user;
                 let target = as_user(user.uid, user.gid, &user.gids(), open)?;
@@ -196,6 +206,7 @@ pub fn attach(
         let made = match (&mount.cache, &mount.volume) {
             // Not before now: every volume has been judged.
             (Some(cache), Some(volume)) => {
+                request.watch.on(Awaited::Site)?;
                 let made = cache.make(volume, request.user, run)?;
                 // It has nothing of what the site shows read-only.
                 mnt::restrict(&made, SAFE, Propagation::Private)?;
@@ -210,7 +221,7 @@ pub fn attach(
             (_, error) => error,
         })?;
     }
-    Ok(())
+    request.watch.on(Awaited::Site)
 }
 
 fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {

@@ -64,6 +64,16 @@ pub struct ResolvedImage {
     pub reference: String,
 }
 
+/// How a job's processes meet its root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Modes {
+    /// The batch script and the steps' tasks run inside without saying so.
+    pub autoshift: bool,
+    /// The host's own environment takes the place of an image.
+    pub ccm: bool,
+}
+
 /// What a job is, and what its root must contain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +98,13 @@ pub struct JobManifest {
     pub hosts: Vec<HostSlots>,
     /// When the manifest was written, in seconds since 1970.
     pub created: u64,
+    /// How its processes meet the root.
+    #[serde(default)]
+    pub modes: Modes,
+    /// The public half of the key with which the job's nodes reach one another: one line, as in
+    /// authorized_keys, without options.
+    #[serde(default)]
+    pub ssh_public_key: Option<String>,
 }
 
 impl JobManifest {
@@ -160,6 +177,10 @@ impl JobManifest {
                 self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m)),
             ),
             (
+                "ssh_public_key",
+                self.ssh_public_key.as_deref().is_none_or(is_public_key),
+            ),
+            (
                 "hosts",
                 hosts.into_iter().all(is_host_name) && self.slots() <= SLOT_LIMIT,
             ),
@@ -169,6 +190,23 @@ impl JobManifest {
             None => Ok(()),
         }
     }
+}
+
+/// True for the type and the data of a key, with or without a comment: options, which come first,
+/// could name a command.
+fn is_public_key(text: &str) -> bool {
+    let mut words = text.split(' ');
+    let is_kind = |word: &str| word.starts_with("ssh-") || word.starts_with("ecdsa-");
+    let is_data = |word: &str| {
+        word.len() > 16
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b))
+    };
+    text.len() <= 1024
+        && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
+        && words.next().is_some_and(is_kind)
+        && words.next().is_some_and(is_data)
 }
 
 #[cfg(test)]
@@ -194,6 +232,11 @@ mod tests {
                 slots: 2,
             }],
             created: 1,
+            modes: Modes {
+                autoshift: true,
+                ccm: false,
+            },
+            ssh_public_key: Some(format!("ssh-ed25519 {} job", "A".repeat(68))),
         }
     }
 
@@ -227,6 +270,34 @@ mod tests {
             JobManifest::parse(&vec![b' '; SIZE_LIMIT as usize + 1]),
             Err(ManifestError::TooLarge)
         ));
+    }
+
+    #[test]
+    fn what_an_older_version_left_out_has_a_default() {
+        let mut text: serde_json::Value =
+            serde_json::from_slice(&sample().to_bytes().unwrap()).unwrap();
+        let fields = text.as_object_mut().unwrap();
+        fields.remove("modes");
+        fields.remove("ssh_public_key");
+        let read = JobManifest::parse(text.to_string().as_bytes()).unwrap();
+        assert_eq!((read.modes, read.ssh_public_key), (Modes::default(), None));
+    }
+
+    #[test]
+    fn keys_are_one_line_without_options() {
+        let data = "A".repeat(68);
+        assert!(is_public_key(&format!("ssh-ed25519 {data}")));
+        for forged in [
+            String::new(),
+            data.clone(),
+            "ssh-ed25519".into(),
+            "ssh-ed25519 short".into(),
+            format!("command=\"id\" ssh-ed25519 {data}"),
+            format!("ssh-ed25519 {data}\nssh-ed25519 {data}"),
+            format!("ssh-ed25519 {data} {}", "x".repeat(1024)),
+        ] {
+            assert!(!is_public_key(&forged), "{forged}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
-use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::manifest::{JobManifest, ManifestError, Modes, ResolvedImage, SCHEMA};
 use shifter_core::trusted;
 use thiserror::Error;
 
@@ -240,6 +240,8 @@ fn manifest(
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
+        modes: Modes::default(),
+        ssh_public_key: None,
     };
     Ok(manifest.to_bytes()?)
 }

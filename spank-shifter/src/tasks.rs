@@ -148,7 +148,7 @@ fn usable(bytes: &[u8], job: &JobId, uid: u32) -> Result<Pins, String> {
 mod tests {
     use shifter_core::hostlist::HostSlots;
     use shifter_core::identity::Identity;
-    use shifter_core::manifest::{ResolvedImage, SCHEMA};
+    use shifter_core::manifest::{Modes, ResolvedImage, SCHEMA};
 
     use super::*;
     use crate::pins::tests::sample;
@@ -177,6 +177,8 @@ mod tests {
                 slots: 1,
             }],
             created: 1,
+            modes: Modes::default(),
+            ssh_public_key: None,
         };
         let manifest = Some(manifest.to_bytes().unwrap());
         NodeState {

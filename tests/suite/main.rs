@@ -26,3 +26,4 @@ mod secure_cluster;
 mod selftest;
 mod sharing;
 mod teardown;
+mod torque;

@@ -40,6 +40,8 @@ pub struct Config {
     pub per_node_cache: BTreeMap<String, NodeCache>,
     /// Kernel modules that a job's set-up loads.
     pub kernel: Kernel,
+    /// What the nodes of a job tell each other.
+    pub shared_state: SharedState,
     /// The Slurm plugin.
     pub slurm: Slurm,
     /// The hooks of Torque, OpenPBS and ALPS.
@@ -195,6 +197,20 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// A directory on shared storage in which the nodes of a job tell each other who its user is.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharedState {
+    /// The directory, of the owner's, mode 0700; none: every node looks users up itself.
+    pub path: Option<PathBuf>,
+    /// Numeric uid as which it is used, where the file system denies root.
+    pub owner: u32,
+    /// Seconds after which what is there is no longer believed, and removed.
+    pub max_age_secs: u32,
+    /// Seconds for which a node waits for another one's answer, and at most as many again.
+    pub wait_secs: u32,
+}
+
 /// The Slurm plugin.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -224,6 +240,7 @@ impl Default for Config {
             hooks: Hooks::default(),
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
+            shared_state: SharedState::default(),
             slurm: Slurm::default(),
             torque: Torque::default(),
         }
@@ -332,6 +349,17 @@ impl Default for Kernel {
             preload: Vec::new(),
             kmod_base_path: "/lib/modules".into(),
             max_loop: 0,
+        }
+    }
+}
+
+impl Default for SharedState {
+    fn default() -> Self {
+        Self {
+            path: None,
+            owner: 0,
+            max_age_secs: 3600,
+            wait_secs: 10,
         }
     }
 }

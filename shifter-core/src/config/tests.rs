@@ -51,6 +51,21 @@ fn errors_name_line_key_and_text() {
         ),
         ("x = \n", ":1: ", "x ="),
         (
+            "[shared_state]\npath = 'state'",
+            ":2: shared_state.path: 'state' is not an absolute path",
+            "path =",
+        ),
+        (
+            "[shared_state]\nmax_age_secs = 59",
+            ":2: shared_state.max_age_secs: ",
+            "",
+        ),
+        (
+            "[shared_state]\nwait_secs = 0",
+            ":2: shared_state.wait_secs: ",
+            "",
+        ),
+        (
             "[root]\nsite_mounts = ['/a:/b:perNodeCache=size=1G']",
             ":2: root.site_mounts: '/b': a perNodeCache",
             "",

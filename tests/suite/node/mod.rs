@@ -37,6 +37,7 @@ mod secure_signals;
 mod secure_strays;
 mod secure_trace;
 mod secure_volume;
+mod stalls;
 mod tools;
 mod writable;
 
