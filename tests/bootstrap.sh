@@ -7,7 +7,7 @@ set -euo pipefail
 packages=(
     build-essential ca-certificates curl git make
     slurm-wlm munge sudo
-    docker-registry iproute2 mmdebstrap skopeo squashfs-tools util-linux
+    docker-registry erofs-utils iproute2 mmdebstrap skopeo squashfs-tools util-linux
 )
 case ${1:-test} in
 demo) ;;

@@ -113,6 +113,7 @@ fn known_keys() -> BTreeSet<String> {
         "[shared_state]",
         "[slurm]",
         "[torque]",
+        "[ssh]",
     ];
     keys_in(&tables, |text| {
         Config::parse(text, Path::new("/x")).map(|_| ())

@@ -32,6 +32,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         modules(config),
         kernel(config),
         shared_state(config),
+        ssh(config),
         registries::first_fault(&config.registry),
         torque::first_fault(&config.torque),
         (config.hooks.timeout_secs == 0).then(|| {
@@ -296,4 +297,33 @@ fn shared_state(config: &Config) -> Fault {
             let fault = "the time must be from 1 to 60 s".to_owned();
             (!(1..=60).contains(wait_secs)).then(|| (of_state("wait_secs"), fault))
         })
+}
+
+fn ssh(config: &Config) -> Fault {
+    let ssh = &config.ssh;
+    let is_pattern = |text: &str| {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        !text.is_empty() && name.bytes().all(well_formed)
+    };
+    if let Some(wrong) = ssh.accept_env.iter().find(|text| !is_pattern(text)) {
+        let fault = format!("'{wrong}' is not the name of a variable, or its beginning and '*'");
+        return Some((key(&["ssh", "accept_env"]), fault));
+    }
+    // Ports below 1024 are root's, and the server is not.
+    let range =
+        |name, is_fit: bool, rule: &str| (!is_fit).then(|| (key(&["ssh", name]), rule.to_owned()));
+    range(
+        "port",
+        ssh.port >= 1024,
+        "the port must be from 1024 to 65535",
+    )
+    .or_else(|| {
+        let is_fit = (1..=1000).contains(&ssh.max_connections);
+        range(
+            "max_connections",
+            is_fit,
+            "the number must be from 1 to 1000",
+        )
+    })
 }

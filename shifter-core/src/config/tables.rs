@@ -46,6 +46,8 @@ pub struct Config {
     pub slurm: Slurm,
     /// The hooks of Torque, OpenPBS and ALPS.
     pub torque: Torque,
+    /// ssh between the nodes of a job.
+    pub ssh: Ssh,
 }
 
 /// The image store.
@@ -224,6 +226,35 @@ pub struct Slurm {
     pub setup_timeout_secs: u32,
 }
 
+/// ssh between the nodes of a job, in its container.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ssh {
+    /// Which jobs have it.
+    pub enable: SshJobs,
+    /// TCP port on which each node listens.
+    pub port: u16,
+    /// Variables that a client may set on another node; a `*` at the end stands for any text.
+    pub accept_env: Vec<String>,
+    /// Whether clients may be connected further through a node (`ssh -L`).
+    pub tcp_forwarding: bool,
+    /// Connections that a node may have at once.
+    pub max_connections: u32,
+}
+
+/// Which jobs have ssh between their nodes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum SshJobs {
+    /// None.
+    #[default]
+    Off,
+    /// Those that ask for it.
+    Ask,
+    /// Those that ask for it, and every other that has an image.
+    Always,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -243,6 +274,7 @@ impl Default for Config {
             shared_state: SharedState::default(),
             slurm: Slurm::default(),
             torque: Torque::default(),
+            ssh: Ssh::default(),
         }
     }
 }
@@ -370,6 +402,21 @@ impl Default for Slurm {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        let accepted = [
+            "LANG", "LC_*", "TZ", "OMP_*", "OMPI_*", "PRTE_*", "PMI*", "HYDRA_*", "MPI*", "SLURM_*",
+        ];
+        Self {
+            enable: SshJobs::Off,
+            port: 1204,
+            accept_env: accepted.map(str::to_owned).to_vec(),
+            tcp_forwarding: false,
+            max_connections: 128,
         }
     }
 }
