@@ -36,6 +36,8 @@ SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
 all:
 	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
 		-p node-setup --bins
+	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
+		--target $(HOST) -p torque-hooks --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -62,6 +64,15 @@ install:
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -d $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin
 	install -m 0755 $(STATIC)/shifter-inside $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin/shifter
+	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque
+	for name in prologue prologue.parallel cray-shifter-prologue udiRoot-prologue; do \
+		ln -sf ../../../sbin/shifter-prologue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
+	for name in epilogue epilogue.parallel epilogue.precancel cray-shifter-epilogue udiRoot-epilogue; do \
+		ln -sf ../../../sbin/shifter-epilogue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
