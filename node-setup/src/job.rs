@@ -80,6 +80,7 @@ fn make(
         volumes: &volumes,
         modules: &manifest.modules,
         hosts: &manifest.hosts,
+        ssh: manifest.ssh.as_ref(),
         writable: None,
         is_pinned: true,
         watch: &Blame {

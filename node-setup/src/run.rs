@@ -448,6 +448,7 @@ fn build(
         volumes: &volumes,
         modules: &modules,
         hosts: &hosts,
+        ssh: None,
         writable: request.writable.clone(),
         is_pinned: false,
         watch: &Nobody,

@@ -68,9 +68,10 @@ impl Planned {
         Ok(Self::of_site(target, mount))
     }
 
-    /// The same with another directory laid over it.
-    pub fn laid_over(target: &str, upper: &OwnedFd, lower: &OwnedFd) -> Result<Self> {
-        Ok(Self::of_site(target, mnt::overlay(upper, lower)?))
+    /// Directories laid over one another, the uppermost first.
+    pub fn laid_over(target: &str, dirs: &[OwnedFd]) -> Result<Self> {
+        let dirs: Vec<&OwnedFd> = dirs.iter().collect();
+        Ok(Self::of_site(target, mnt::overlay(&dirs)?))
     }
 
     /// A device node.

@@ -15,7 +15,7 @@ use crate::prolog::{self, Facts, Outcome, Slurm};
 use crate::settings::Settings;
 use crate::submit::{Request, SubmitError, Tools};
 use crate::tasks::{self, NodeState, Step};
-use crate::{epilog, report};
+use crate::{epilog, report, ssh};
 
 /// Submit side: the options so far.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
@@ -40,6 +40,7 @@ pub fn call(callback: Callback, context: Context, spank: &Spank, args: Vec<Strin
         }
         (Callback::InitPostOpt, Context::Remote) => ready_step(spank),
         (Callback::TaskInit, Context::Remote) => admit_task(spank),
+        (Callback::TaskPostFork, Context::Remote) => serve_ssh(spank, &settings),
         (Callback::JobProlog, _) => prologue(spank, &settings),
         (Callback::JobEpilog, _) => epilogue(spank, &settings),
         _ => OK,
@@ -181,6 +182,29 @@ fn admit_task(spank: &Spank) -> i32 {
         }
     }
     FAILED
+}
+
+/// Never fails: the job has its container, and says itself what it misses.
+fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
+    if spank.step() != Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
+    let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
+        return OK;
+    };
+    if !layout::job_dir(&job).exists() {
+        return OK;
+    }
+    match ssh::start(&job, uid, settings, ffi::isolated) {
+        Ok(None) => {}
+        Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
+        Err(error) => {
+            for line in report::lines(&error, None) {
+                log(Level::Error, &line);
+            }
+        }
+    }
+    OK
 }
 
 fn asked(spank: &Spank) -> bool {

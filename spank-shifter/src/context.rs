@@ -33,6 +33,8 @@ pub enum Callback {
     JobProlog,
     /// `slurm_spank_task_init_privileged`
     TaskInit,
+    /// `slurm_spank_task_post_fork`
+    TaskPostFork,
     /// `slurm_spank_job_epilog`
     JobEpilog,
 }
@@ -61,7 +63,8 @@ pub const FAILED: i32 = -1;
 /// else fails what it belongs to: the submission, the prolog, the task, the epilog.
 pub const fn code_after_panic(callback: Callback, context: Context) -> i32 {
     match (callback, context) {
-        (Callback::Option | Callback::InitPostOpt, Context::Remote) | (Callback::Init, _) => OK,
+        (Callback::Option | Callback::InitPostOpt, Context::Remote)
+        | (Callback::Init | Callback::TaskPostFork, _) => OK,
         _ => FAILED,
     }
 }
@@ -101,6 +104,7 @@ mod tests {
             (InitPostOpt, Context::Allocator, FAILED),
             (InitPostOpt, Context::Remote, OK),
             (TaskInit, Context::Remote, FAILED),
+            (TaskPostFork, Context::Remote, OK),
             (JobProlog, Context::JobScript, FAILED),
             (JobEpilog, Context::JobScript, FAILED),
         ];

@@ -82,6 +82,11 @@ impl Spank {
         self.item(sys::S_JOB_ID)
     }
 
+    /// Returns the number of the step.
+    pub fn step(&self) -> Option<u32> {
+        self.item(sys::S_JOB_STEPID)
+    }
+
     /// Returns the number of the task on this node.
     pub fn task(&self) -> Option<u32> {
         self.item(sys::S_TASK_ID)
@@ -280,5 +285,10 @@ callback!(
     slurm_spank_task_init_privileged,
     TaskInit,
     "Refuses a task whose job has no root."
+);
+callback!(
+    slurm_spank_task_post_fork,
+    TaskPostFork,
+    "Starts a job's ssh server in its extern step."
 );
 callback!(slurm_spank_job_epilog, JobEpilog, "Cleans a node.");

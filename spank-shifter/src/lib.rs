@@ -30,6 +30,7 @@ mod pins;
 mod prolog;
 mod report;
 mod settings;
+mod ssh;
 mod submit;
 mod tasks;
 mod version;

@@ -5,6 +5,7 @@
 //! SHIFTER_IMAGETYPE     id
 //! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
 //! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
+//! SHIFTER_SSHD          1                            ssh between the nodes; absent if there is none
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
 //! ```
@@ -26,9 +27,10 @@ const IMAGE_TYPE: &str = "SHIFTER_IMAGETYPE";
 const REQUEST: &str = "SHIFTER_IMAGEREQUEST";
 const VOLUME: &str = "SHIFTER_VOLUME";
 const MODULE: &str = "SHIFTER_MODULE";
+const SSHD: &str = "SHIFTER_SSHD";
 
 /// All of them.
-pub const NAMES: [&str; 5] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE];
+pub const NAMES: [&str; 6] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, SSHD];
 
 /// The name that means no module.
 pub const NO_MODULE: &str = "none";
@@ -76,11 +78,13 @@ pub struct Pins {
     pub volumes: VolumeMap,
     /// The modules, in the order given.
     pub modules: Vec<String>,
+    /// Whether its nodes are to reach one another by ssh.
+    pub ssh: bool,
 }
 
 impl Pins {
     /// Returns every variable with its value; those without one are to be removed.
-    pub fn to_env(&self) -> [(&'static str, Option<String>); 5] {
+    pub fn to_env(&self) -> [(&'static str, Option<String>); 6] {
         let some = |text: String| (!text.is_empty()).then_some(text);
         [
             (IMAGE, Some(self.id.to_string())),
@@ -88,6 +92,7 @@ impl Pins {
             (REQUEST, Some(self.request.clone())),
             (VOLUME, some(self.volumes.signature())),
             (MODULE, some(self.modules.join(","))),
+            (SSHD, self.ssh.then(|| "1".to_owned())),
         ]
     }
 
@@ -115,6 +120,7 @@ impl Pins {
             request,
             volumes: parse_volumes(Some(value(VOLUME)?.as_str()).filter(|text| !text.is_empty()))?,
             modules: parse_modules(Some(modules.as_str()).filter(|text| !text.is_empty()))?,
+            ssh: value(SSHD)? == "1",
         }))
     }
 }
@@ -162,6 +168,7 @@ pub mod tests {
             request: "docker:ubuntu:24.04".into(),
             volumes: parse_volumes(["/scratch:/mnt", "/data:/data2:ro"]).unwrap(),
             modules: vec!["mpi".into(), "gpu".into()],
+            ssh: true,
         }
     }
 
@@ -190,6 +197,7 @@ pub mod tests {
         let bare = Pins {
             volumes: VolumeMap::default(),
             modules: Vec::new(),
+            ssh: false,
             ..sample()
         };
         assert_eq!(written(&bare).len(), 3);

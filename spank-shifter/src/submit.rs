@@ -211,6 +211,7 @@ impl Request {
             request: self.image.canonical(),
             modules: self.pinned_modules(),
             volumes: self.volumes,
+            ssh: false,
         })
     }
 }

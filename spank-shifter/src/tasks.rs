@@ -135,12 +135,18 @@ fn usable(bytes: &[u8], job: &JobId, uid: u32) -> Result<Pins, String> {
         .map_err(|error| error.to_string())?;
     let volumes = manifest.volumes.iter().map(String::as_str);
     let volumes = pins::parse_volumes(volumes).map_err(|error| error.to_string())?;
-    let JobManifest { image, modules, .. } = manifest;
+    let JobManifest {
+        image,
+        modules,
+        ssh,
+        ..
+    } = manifest;
     Ok(Pins {
         id: image.id,
         request: image.reference,
         volumes,
         modules,
+        ssh: ssh.is_some(),
     })
 }
 
@@ -178,7 +184,7 @@ mod tests {
             }],
             created: 1,
             modes: Modes::default(),
-            ssh_public_key: None,
+            ssh: None,
         };
         let manifest = Some(manifest.to_bytes().unwrap());
         NodeState {

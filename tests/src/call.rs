@@ -173,7 +173,7 @@ impl Call {
             ]);
         }
         if let Some(pid) = self.node_pid {
-            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u", "--"]);
+            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u", "-n", "--"]);
         }
         if let Some(user) = self.user {
             let (uid, gid) = (user.uid().to_string(), user.gid().to_string());

@@ -1,7 +1,8 @@
 //! What modules put into a root: everything below /opt/udiImage.
 //!
 //! ```text
-//! /opt/udiImage                            the site's directory, with ours over it
+//! /opt/udiImage                            PREFIX/lib/shifter/udiImage, with the site's directory
+//!                                          over it, and what modules bring over that
 //!   modules/environment.json               changes to the environment that no configuration says
 //!   modules/NAME                           copy_path, with ours over it
 //!   modules/NAME/lib/libmpi.so.12          a library of the host, as a mount
@@ -18,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use shifter_core::config::Module;
+use shifter_core::config::{Config, Module};
 use shifter_core::elf::Elf;
 use shifter_core::env::EnvChanges;
 use shifter_core::trusted;
@@ -90,17 +91,23 @@ pub fn plan(
     make_dir: impl FnOnce() -> Result<OwnedFd>,
 ) -> Result<Brought> {
     let mut brought = Brought::default();
-    let site = match &request.config.root.udi_image {
-        Some(path) => Some(open_trusted(path)?),
-        None => None,
-    };
+    let mut lower = Vec::new();
+    if let Some(path) = &request.config.root.udi_image {
+        lower.push(open_trusted(path)?);
+    }
+    // A runtime that was installed without it is a whole one.
+    let own = own_udi_image(request.config);
+    if own.exists() {
+        lower.push(open_trusted(&own)?);
+    }
     if request.modules.is_empty() {
-        if let Some(site) = site {
-            let is_whole = request.image.is_rootless();
-            brought
-                .mounts
-                .push(Planned::read_only(UDI_IMAGE, &site, is_whole)?);
-        }
+        let is_whole = request.image.is_rootless();
+        let mount = match lower.as_slice() {
+            [] => return Ok(brought),
+            [only] => Planned::read_only(UDI_IMAGE, only, is_whole)?,
+            several => Planned::laid_over(UDI_IMAGE, several)?,
+        };
+        brought.mounts.push(mount);
         return Ok(brought);
     }
     let dir = make_dir()?;
@@ -129,12 +136,18 @@ pub fn plan(
         ENVIRONMENT,
         &bytes.step("write", ENVIRONMENT)?,
     )?;
-    let mount = match site {
-        Some(site) => Planned::laid_over(UDI_IMAGE, &dir, &site)?,
-        None => Planned::read_only(UDI_IMAGE, &dir, false)?,
+    lower.insert(0, dir);
+    let mount = match lower.as_slice() {
+        [dir] => Planned::read_only(UDI_IMAGE, dir, false)?,
+        several => Planned::laid_over(UDI_IMAGE, several)?,
     };
     brought.mounts.push(mount);
     Ok(brought)
+}
+
+/// Returns the directory with what is ours at `/opt/udiImage`.
+pub fn own_udi_image(config: &Config) -> PathBuf {
+    config.prefix.join("lib/shifter/udiImage")
 }
 
 /// Reads, in a container, what its modules change in the environment beside what the
@@ -257,7 +270,7 @@ impl Part<'_> {
             mounts.push(if self.names.is_empty() {
                 Planned::read_only(&target, &source, false)?
             } else {
-                Planned::laid_over(&target, &own, &source)?
+                Planned::laid_over(&target, &[own, source])?
             });
         }
         mounts.append(&mut self.mounts);
