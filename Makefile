@@ -66,6 +66,7 @@ install:
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
+	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/

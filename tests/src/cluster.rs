@@ -61,6 +61,8 @@ pub struct Cluster {
 /// The network between nodes that have their own; taken away when it is dropped.
 #[derive(Debug)]
 struct Bridge {
+    nodes: usize,
+    /// What /etc/hosts said before.
     hosts: String,
 }
 
@@ -209,7 +211,7 @@ impl Bridge {
             text += &format!("10.1.0.{number} n{number}\n");
         }
         fs::write(HOSTS, text)?;
-        Ok(Self { hosts })
+        Ok(Self { nodes, hosts })
     }
 
     /// Puts a cable between the bridge and the network of a process.
@@ -232,7 +234,11 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        let _ = Call::new(["ip", "link", "delete", "nodes"]).output();
+        // The kernel takes its time over a namespace that nobody is in any more.
+        let cables = (1..=self.nodes).map(|number| format!("n{number}"));
+        for link in cables.chain(["nodes".to_owned()]) {
+            let _ = Call::new(["ip", "link", "delete", &link]).output();
+        }
         let _ = fs::write(HOSTS, &self.hosts);
     }
 }

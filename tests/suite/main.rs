@@ -25,4 +25,5 @@ mod node;
 mod secure_cluster;
 mod selftest;
 mod sharing;
+mod ssh;
 mod teardown;
