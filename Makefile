@@ -70,10 +70,12 @@ install:
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
+	install -d $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin
+	install -m 0755 $(STATIC)/shifter-inside $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin/shifter
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
-		modules/mpich.toml modules/gpu.toml; do \
+		modules/mpich.toml modules/gpu.toml modules/slurm.toml; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \

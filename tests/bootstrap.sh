@@ -7,7 +7,7 @@ set -euo pipefail
 packages=(
     build-essential ca-certificates curl git make
     slurm-wlm munge sudo
-    docker-registry iproute2 mmdebstrap skopeo squashfs-tools util-linux
+    docker-registry erofs-utils iproute2 mmdebstrap skopeo squashfs-tools util-linux
 )
 case ${1:-test} in
 demo) ;;
@@ -16,6 +16,8 @@ test | bench | check)
         autofs bindfs btrfs-progs busybox-static e2fsprogs file gdb groff-base libcap2-bin libmpich12
         procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
+    # Nodes of a Torque site: how they are reached, and who their users are.
+    packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)
@@ -31,6 +33,10 @@ esac
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
+
+# This machine's users stay where they are: only worlds of the tests have them in LDAP.
+answers='libnss-ldapd libnss-ldapd/nsswitch multiselect
+slapd slapd/no_configuration boolean true'
 
 install_packages() {
     local missing=() package
@@ -50,6 +56,7 @@ install_packages() {
     local status=0
     {
         as_root apt-get update -qq &&
+            as_root debconf-set-selections <<<"$answers" &&
             as_root env DEBIAN_FRONTEND=noninteractive \
                 apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
     } || status=$?

@@ -29,6 +29,7 @@ arrows() {
         done
     done <<'END'
 shifter-core
+shared-state shifter-core
 node-setup shifter-core
 spank-shifter shifter-core node-setup
 squashfs-writer
@@ -102,7 +103,7 @@ files_are_short() {
 # bash reads one script a call.
 shell_scripts() {
     local script status=0
-    for script in tests/*.sh tests/kernel/*.sh .ci/run; do
+    for script in tests/*.sh tests/kernel/*.sh tests/torque/*.sh .ci/run; do
         bash -n "$script" || status=1
     done
     return $status

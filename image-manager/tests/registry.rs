@@ -347,3 +347,13 @@ fn schema_one_and_artifacts_are_named() {
     let expect = "not a container image but 'application/vnd.cncf.helm.config.v1+json'";
     site.fails(&["pull", &reference], 4, expect);
 }
+
+/// Builders make such images of nothing but variables.
+#[test]
+fn an_image_without_layers_is_refused_for_that() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let bare = image("amd64", json!({"Env": ["A=b"]}), &[]);
+    let reference = registry.push("bare:1", &bare);
+    site.fails(&["pull", &reference], 4, "the image has no layers");
+}

@@ -152,6 +152,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Nobody knows the name of a user or group, or the name service did not answer in time.
+    #[error("cannot find {kind} '{}': {reason}", sanitize::text(.name))]
+    Name {
+        /// "user" or "group".
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Set-up and teardown of one job met.
     #[error("job {0} is being removed")]
     Removed(String),
@@ -204,6 +214,7 @@ impl Error {
             Error::Config(_)
             | Error::Untrusted(_)
             | Error::Account { .. }
+            | Error::Name { .. }
             | Error::Removed(_)
             | Error::Ssh(_)
             | Error::Leftover { .. } => ExitCode::Internal,

@@ -14,7 +14,7 @@ use shifter_core::exit::ExitCode;
 use shifter_core::meta::ImageMeta;
 use shifter_core::sanitize;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::options::RunOptions;
 use crate::{modules, patience, ssh, sys};
 
@@ -88,7 +88,8 @@ pub fn own_environment() -> Vec<Pair> {
         .collect()
 }
 
-fn env_file(path: &OsString) -> Result<Vec<Pair>> {
+/// Reads a file of variables.
+pub fn env_file(path: &OsString) -> Result<Vec<Pair>> {
     let shown = sanitize::bytes(path.as_bytes());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let bad =
@@ -160,6 +161,16 @@ pub fn enter_directory(
                 "cannot enter '{dir}' in the container: {reason}: starting in '/'"
             )))
         }
+    }
+}
+
+/// Goes to the root where the working directory lies outside of the container, as one does that was
+/// entered by way of an inherited descriptor.
+pub fn leave_outside() -> Result<()> {
+    if is_inside() {
+        Ok(())
+    } else {
+        chdir("/").step("change to", "/")
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything here is single-threaded: identities are per thread in the kernel.
 
 pub mod caller;
+pub mod child;
 pub mod drop;
 pub mod error;
 pub mod etc;
@@ -10,6 +11,7 @@ pub mod fsuser;
 pub mod hooks;
 pub mod host_image;
 pub mod image;
+pub mod inside;
 pub mod job;
 pub mod kmod;
 pub mod launch;
@@ -24,6 +26,7 @@ pub mod options;
 pub mod out;
 pub mod patience;
 pub mod prepared;
+pub mod private_dirs;
 pub mod process;
 pub mod root;
 pub mod rootless;
@@ -35,5 +38,6 @@ pub mod state;
 pub mod strays;
 pub mod superblock;
 pub mod sys;
+pub mod task;
 pub mod volumes;
 pub mod watch;

@@ -44,8 +44,8 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
-/// Lays directories over one another, the uppermost first, for reading only; it is attached
-/// nowhere yet.
+/// Lays directories over one another, the first one on top, for reading only; it is attached nowhere
+/// yet.
 pub fn overlay(dirs: &[&OwnedFd]) -> Result<OwnedFd> {
     let lower = layers(dirs);
     make("overlay", &overlay_options(&lower), SAFE_RO)

@@ -70,6 +70,8 @@ pub struct RootRequest<'a> {
     pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
     pub is_pinned: bool,
+    /// Directory of the batch system that the container shows, if it exists.
+    pub spool: Option<&'a str>,
     /// Who is told what is waited for.
     pub watch: &'a dyn Watch,
 }

@@ -360,7 +360,8 @@ fn enter(
     }
     let job = caller::job_of_process(caller.uid, is_in_a_job);
     let prepared = match job {
-        Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
+        Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
+            .filter(|prepared| prepared.manifest.user.uid == caller.uid),
         None => None,
     };
     match prepared {
@@ -451,6 +452,7 @@ fn build(
         ssh: None,
         writable: request.writable.clone(),
         is_pinned: false,
+        spool: None,
         watch: &Nobody,
     };
     // Where templates of caches are kept; before the namespace is unshared.

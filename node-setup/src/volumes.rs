@@ -68,10 +68,9 @@ impl Planned {
         Ok(Self::of_site(target, mount))
     }
 
-    /// Directories laid over one another, the uppermost first.
-    pub fn laid_over(target: &str, dirs: &[OwnedFd]) -> Result<Self> {
-        let dirs: Vec<&OwnedFd> = dirs.iter().collect();
-        Ok(Self::of_site(target, mnt::overlay(&dirs)?))
+    /// Directories of the site's, the first one laid over the others.
+    pub fn laid_over(target: &str, dirs: &[&OwnedFd]) -> Result<Self> {
+        Ok(Self::of_site(target, mnt::overlay(dirs)?))
     }
 
     /// A device node.
@@ -92,6 +91,22 @@ impl Planned {
     }
 }
 
+/// Clones the batch system's own directory, where it exists: what is in it for a job is made after
+/// the root. Its permissions are those of the host.
+fn spool(request: &RootRequest<'_>) -> Result<Option<Planned>> {
+    let Some(path) = request.spool else {
+        return Ok(None);
+    };
+    let source = match mnt::open_host(path) {
+        Ok(source) => source,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).step("open", path),
+    };
+    let mount = mnt::clone(&source, true)?;
+    mnt::restrict(&mount, SAFE, Propagation::Private)?;
+    Ok(Some(Planned::of_site(path, mount)))
+}
+
 /// Opens every source and makes sure that every target can be mounted on; `brought` is what
 /// modules bring, from which no volume can be taken.
 ///
@@ -104,6 +119,7 @@ pub fn plan(
     brought: Vec<Planned>,
 ) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
+    mounts.extend(spool(request)?);
     if !request.volumes.is_empty() {
         let site = SiteView::of(request)?;
         for volume in request.volumes.entries() {

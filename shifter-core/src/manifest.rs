@@ -73,6 +73,8 @@ pub struct Modes {
     pub autoshift: bool,
     /// The host's own environment takes the place of an image.
     pub ccm: bool,
+    /// The job asks that its nodes reach one another by ssh.
+    pub ssh: bool,
 }
 
 /// What a job is, and what its root must contain.
@@ -217,6 +219,7 @@ mod tests {
             modes: Modes {
                 autoshift: true,
                 ccm: false,
+                ssh: true,
             },
             ssh: Some(sample_keys()),
         }

@@ -14,9 +14,9 @@ use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
-use shifter_core::manifest::{JobManifest, ManifestError, Modes, ResolvedImage, SCHEMA};
+use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
 use shifter_core::ssh::JobKeys;
-use shifter_core::trusted;
+use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
@@ -52,6 +52,8 @@ pub struct Slurm {
     pub cpus: String,
     /// How often the job was started before.
     pub restart: String,
+    /// Name of this node.
+    pub node: Option<String>,
 }
 
 impl Slurm {
@@ -64,6 +66,7 @@ impl Slurm {
             nodes: nodes.unwrap_or_default(),
             cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+            node: get("SLURMD_NODENAME"),
         }
     }
 }
@@ -94,6 +97,9 @@ pub enum Mistake {
         "no ssh between several nodes: this site has no shared state that brings them the keys"
     )]
     NoSharedKeys,
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -146,6 +152,10 @@ pub fn run(
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
+        "--spool-dir",
+        &spool_dir(&config, facts.slurm.node.as_deref()),
+    ]);
+    command.args([
         "--expect-uid",
         &facts.uid.to_string(),
         "--expect-job",
@@ -175,6 +185,15 @@ pub fn run(
     }
 }
 
+/// Returns Slurm's own directory on this node, as slurmd finds it.
+pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let host = host.split('.').next().unwrap_or_default();
+    let dir = config.slurm.spool_dir.to_string_lossy();
+    dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
+}
+
 /// Returns what setupRoot noted before it did what only the user can be blamed for.
 fn noted_failure(job: &JobId) -> Option<String> {
     let bytes = trusted::read(&layout::failure_file(job), FAILURE_LIMIT).ok()?;
@@ -197,7 +216,7 @@ pub fn fixed_environment(mut command: Command) -> Command {
 }
 
 /// Looks the user up and writes the manifest.
-fn describe(
+pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
@@ -214,7 +233,7 @@ fn describe(
         .as_secs();
     let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
     let nodes = nodes.map_or(0, |hosts| hosts.len());
-    let ssh = match ssh::keys(config, pins.ssh, &user, nodes, ready)? {
+    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
         Ok(ssh) => ssh,
         Err(mistake) => return Ok(Err(mistake)),
     };
@@ -234,7 +253,11 @@ fn manifest(
         nodes,
         cpus,
         restart,
+        node: _,
     } = &facts.slurm;
+    if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
+        return Err(Mistake::Autoshift(pins.request));
+    }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
@@ -258,7 +281,7 @@ fn manifest(
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
-        modes: Modes::default(),
+        modes: pins.modes,
         ssh,
     };
     Ok(manifest.to_bytes()?)
@@ -348,6 +371,20 @@ mod tests {
         );
         assert_eq!(read.modules, ["mpi", "gpu"]);
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
+        assert!(read.modes.autoshift);
+        let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), 7).unwrap_err();
+        assert!(
+            error.to_string().contains("'docker:ubuntu:24.04'"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_spool_directory_is_this_nodes() {
+        let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
+        assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
+        assert!(!spool_dir(&config, None).contains('%'));
     }
 
     #[test]

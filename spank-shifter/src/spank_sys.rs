@@ -11,6 +11,8 @@ pub const S_JOB_UID: spank_item = 0;
 pub const S_JOB_GID: spank_item = 1;
 pub const S_JOB_ID: spank_item = 2;
 pub const S_JOB_STEPID: spank_item = 3;
+pub const S_JOB_ARGV: spank_item = 9;
+pub const S_JOB_ENV: spank_item = 10;
 pub const S_TASK_ID: spank_item = 11;
 pub type spank_item = libc::c_uint;
 pub use self::spank_item as spank_item_t;

@@ -1,7 +1,7 @@
 //! Converts a tar archive from standard input to a squashfs image in one pass:
 //!
 //!     tar2squashfs OUT [compression=zstd:1] [block_size=65536] [threads=2] [pack_tails=true]
-//!                      [share_equal=false] [export=true] < ARCHIVE
+//!                      [share_equal=false] [export=true] [format=erofs] < ARCHIVE
 //!
 //! Whiteouts and everything else that concerns several layers is not its business.
 
@@ -28,6 +28,7 @@ fn main() -> Result<()> {
             "threads" => options.threads = value.parse()?,
             "pack_tails" => options.pack_tails = value.parse()?,
             "share_equal" => options.share_equal = value.parse()?,
+            "format" => options.format = value.parse()?,
             "export" => options.export = value.parse()?,
             _ => return Err(format!("there is no option '{key}'").into()),
         }

@@ -8,8 +8,11 @@
 use super::appender::Appender;
 use super::duplicates::{Digest, KnownTails};
 use super::pool::Pool;
-use super::{Error, Options};
+use super::{Error, Format, Options};
 use std::io::{self, Read, Seek, Write};
+
+/// Marks, in the size word of a block, one that is stored as it is.
+pub(super) const RAW: u32 = 1 << 24;
 
 /// Names contents written through one [`super::Writer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +58,7 @@ pub(super) struct DataWriter<W: Read + Write + Seek> {
     block_size: usize,
     pack_tails: bool,
     share_equal: bool,
+    format: Format,
     files: Vec<FileData>,
     fragments: Vec<Fragment>,
     known: KnownTails,
@@ -77,10 +81,11 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         Ok(Self {
             out,
             is_broken: false,
-            pool: Pool::new(options.compression, options.threads, block_size)?,
+            pool: Pool::new(options)?,
             block_size,
             pack_tails: options.pack_tails,
             share_equal: options.share_equal,
+            format: options.format,
             files: Vec::new(),
             fragments: Vec::new(),
             known: KnownTails::default(),
@@ -144,7 +149,9 @@ impl<W: Read + Write + Seek> DataWriter<W> {
     /// Ends a block of the current file, full or not.
     fn end_block(&mut self) -> Result<(), Error> {
         let length = self.block.len() as u64;
-        let is_hole = is_zero(&self.block);
+        // The last one is never a hole in erofs, where holes are whole clusters.
+        let may_be_hole = self.format == Format::Squashfs || self.block.len() == self.block_size;
+        let is_hole = may_be_hole && is_zero(&self.block);
         let block = self.push_block(0);
         let file = self.files.len() - 1;
         self.current().size += length;
@@ -224,7 +231,11 @@ impl<W: Read + Write + Seek> DataWriter<W> {
     fn end_fragment(&mut self) -> Result<(), Error> {
         let mut next = self.pool.buffer();
         next.reserve(self.block_size);
-        let raw = std::mem::replace(&mut self.fragment, next);
+        let mut raw = std::mem::replace(&mut self.fragment, next);
+        if self.format == Format::Erofs {
+            // Fragment blocks lie end to end in one inode.
+            raw.resize(self.block_size, 0);
+        }
         self.fragments.push(Fragment::default());
         self.submit(raw, Purpose::Fragment(self.fragments.len() - 1))
     }

@@ -1,9 +1,10 @@
-//! Writes squashfs 4.0 images, in one pass over the data.
+//! Writes squashfs 4.0 images, in one pass over the data; and erofs images of the same blocks
+//! ([`Format::Erofs`]).
 //!
 //! File contents come first, in any order, through [`Writer::start_file`]; when all are in, a
 //! [`Tree`] says which names, links and attributes the image has, and [`Writer::finish`] appends
-//! the metadata and fills in the superblock. A file that was never finished is therefore not a
-//! squashfs image at all. The same input gives the same bytes, whatever the number of threads:
+//! the metadata and fills in the superblock. A file that was never finished is therefore not an
+//! image at all. The same input gives the same bytes, whatever the number of threads:
 //! no clock and no randomness is used.
 //!
 //! This crate never reads a tree from disk, never needs privilege and never interprets names
@@ -77,9 +78,14 @@
 //!
 //! Attributes of POSIX ACLs have no place in the format.
 //!
+//! In erofs the attributes of one inode have 256 KiB together, and values one byte less than 64 KiB; the
+//! image has 16 TiB, and a file at most 64 GiB of holes. It has zstd, lz4 or no compression, and neither
+//! [`Options::pack_tails`] nor [`Options::export`]. Each block takes a multiple of 4 KiB, and metadata
+//! is not compressed.
+//!
 //! # Layout
 //!
-//! All integers are little endian:
+//! Of squashfs; erofs's is in its module. All integers are little endian:
 //!
 //! ```text
 //! superblock (96 bytes)     written as zeroes, patched last
@@ -101,6 +107,7 @@ mod compress;
 mod data;
 mod directory;
 mod duplicates;
+mod erofs;
 mod inode;
 mod metadata;
 mod pool;
@@ -125,9 +132,36 @@ pub const MIN_BLOCK_SIZE: u32 = 4096;
 /// Largest block size that squashfs knows.
 pub const MAX_BLOCK_SIZE: u32 = 1 << 20;
 
+/// File system of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Squashfs 4.0: every kernel, every tool.
+    #[default]
+    Squashfs,
+    /// Erofs as Linux 6.1 reads it, with zstd from 6.10 on; compressed by zstd, lz4 or not at all.
+    Erofs,
+}
+
+impl std::str::FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "squashfs" => Ok(Self::Squashfs),
+            "erofs" => Ok(Self::Erofs),
+            _ => Err(Error::Options {
+                option: "format",
+                reason: "must be squashfs or erofs",
+            }),
+        }
+    }
+}
+
 /// How an image is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// File system.
+    pub format: Format,
     /// Compressor for data and metadata.
     pub compression: Compression,
     /// Bytes of file content per block: a power of two from 4 KiB to 1 MiB.
@@ -152,6 +186,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            format: Format::default(),
             compression: Compression::default(),
             block_size: 64 * 1024,
             // More compressors than this only wait for the one thread that feeds them.
@@ -210,7 +245,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// The image as a whole needs more than the format can count.
-    #[error("the image does not fit into squashfs: more than {limit} {what}")]
+    #[error("the image does not fit into its format: more than {limit} {what}")]
     TooMany {
         /// What there is too much of.
         what: &'static str,

@@ -4,9 +4,10 @@
 //! blocks, if that is more) and as much again for what becomes of them, and buffers are used
 //! again. With no threads the caller's own does the work, with the same result.
 
-use super::Error;
-use super::compress::{Compression, Compressor};
+use super::compress::Compressor;
+use super::data::RAW;
 use super::duplicates::Digest;
+use super::{Error, Format, Options, erofs};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,11 +39,11 @@ impl Block {
         }
     }
 
-    /// The size word of inodes and fragments: bit 24 marks a block stored as it is.
+    /// The size word of inodes and fragments; [`RAW`] marks a block stored as it is.
     pub(super) fn size_word(&self) -> u32 {
         // A block is at most 1 MiB.
         let size = self.bytes().len() as u32;
-        if self.smaller { size } else { size | 1 << 24 }
+        if self.smaller { size } else { size | RAW }
     }
 
     /// Digest of [`Self::bytes`], if it was asked for. Compressors give the same bytes for the
@@ -51,8 +52,11 @@ impl Block {
         self.is_hashed.then_some(&self.digest)
     }
 
-    fn compress(&mut self, compressor: &mut Compressor) -> io::Result<()> {
+    fn compress(&mut self, compressor: &mut Compressor, format: Format) -> io::Result<()> {
         self.smaller = compressor.compress(&self.raw, &mut self.packed)?;
+        if format == Format::Erofs {
+            self.smaller = erofs::align(&mut self.raw, &mut self.packed, self.smaller);
+        }
         if self.is_hashed {
             self.digest = Digest::of(self.bytes());
         }
@@ -61,7 +65,7 @@ impl Block {
 }
 
 enum Engine {
-    Inline(Box<Compressor>),
+    Inline(Box<Compressor>, Format),
     Threads(Threads),
 }
 
@@ -84,21 +88,22 @@ pub(super) struct Pool<T> {
 }
 
 impl<T> Pool<T> {
-    pub(super) fn new(
-        compression: Compression,
-        threads: usize,
-        block_size: usize,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+        Self::with_threads(options, options.threads)
+    }
+
+    fn with_threads(options: &Options, threads: usize) -> Result<Self, Error> {
+        let block_size = options.block_size as usize;
         let failed = |source| Error::Compress { source };
         let (engine, limit) = if threads <= 1 {
-            let compressor = Compressor::new(compression, block_size).map_err(failed)?;
-            (Engine::Inline(Box::new(compressor)), 1)
+            let compressor = Compressor::new(options.compression, block_size).map_err(failed)?;
+            (Engine::Inline(Box::new(compressor), options.format), 1)
         } else {
-            let pool = Threads::start(compression, threads, block_size).map_err(failed)?;
+            let pool = Threads::start(options, threads).map_err(failed)?;
             let each = (PER_THREAD_BYTES / block_size).max(2);
             match pool.workers.len() {
                 // A limit of the caller's allows no thread at all.
-                0 => return Self::new(compression, 0, block_size),
+                0 => return Self::with_threads(options, 0),
                 count => (Engine::Threads(pool), count * each),
             }
         };
@@ -145,9 +150,9 @@ impl<T> Pool<T> {
             digest: Digest::default(),
         };
         match &mut self.engine {
-            Engine::Inline(compressor) => {
+            Engine::Inline(compressor, format) => {
                 block
-                    .compress(compressor)
+                    .compress(compressor, *format)
                     .map_err(|source| Error::Compress { source })?;
                 self.ready = Some(block);
             }
@@ -164,7 +169,7 @@ impl<T> Pool<T> {
             return Ok(None);
         };
         let block = match &mut self.engine {
-            Engine::Inline(_) => self.ready.take().ok_or_else(worker_died)?,
+            Engine::Inline(..) => self.ready.take().ok_or_else(worker_died)?,
             Engine::Threads(threads) => threads.receive(self.returned)?,
         };
         self.returned += 1;
@@ -178,7 +183,8 @@ impl<T> Pool<T> {
 }
 
 impl Threads {
-    fn start(compression: Compression, threads: usize, block_size: usize) -> io::Result<Self> {
+    fn start(options: &Options, threads: usize) -> io::Result<Self> {
+        let (format, block_size) = (options.format, options.block_size as usize);
         let (jobs, queue) = channel::<(u64, Block)>();
         let (results, done) = channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -191,7 +197,7 @@ impl Threads {
         for _ in 0..threads {
             let queue = Arc::clone(&queue);
             let results = results.clone();
-            let mut compressor = Compressor::new(compression, block_size)?;
+            let mut compressor = Compressor::new(options.compression, block_size)?;
             let started_one =
                 std::thread::Builder::new()
                     .name("squashfs".into())
@@ -203,7 +209,7 @@ impl Threads {
                             let Ok((number, mut block)) = job else { return };
                             // Every block must come back, or the writer would wait for it for ever. The
                             // compressor is not used again after a panic: an error ends the image.
-                            let work = AssertUnwindSafe(|| block.compress(&mut compressor));
+                            let work = AssertUnwindSafe(|| block.compress(&mut compressor, format));
                             let result = catch_unwind(work)
                                 .unwrap_or_else(|_| Err(io::Error::other("a compressor panicked")))
                                 .map(|()| block);

@@ -67,6 +67,12 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InodeId(pub(super) u32);
 
+impl InodeId {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 pub(super) enum Content {
     Directory(BTreeMap<Vec<u8>, InodeId>),
     Other(Kind),
@@ -200,6 +206,29 @@ impl Tree {
 
     pub(super) fn inode(&self, id: InodeId) -> &Inode {
         &self.inodes[id.0 as usize]
+    }
+
+    /// Inodes of the tree, those that nothing links to among them.
+    pub(super) fn len(&self) -> usize {
+        self.inodes.len()
+    }
+
+    pub(super) fn content(&self, id: InodeId) -> &Content {
+        &self.inode(id).content
+    }
+
+    pub(super) fn attributes(&self, id: InodeId) -> &Attributes {
+        &self.inode(id).attributes
+    }
+
+    /// The names in a directory in the order of their bytes; none in anything else.
+    pub(super) fn names(&self, id: InodeId) -> impl Iterator<Item = (&[u8], InodeId)> {
+        let names = match self.content(id) {
+            Content::Directory(names) => Some(names),
+            Content::Other(_) => None,
+        };
+        let names = names.into_iter().flatten();
+        names.map(|(name, &child)| (name.as_slice(), child))
     }
 
     pub(super) fn is_directory(&self, id: InodeId) -> bool {

@@ -7,7 +7,7 @@ use super::metadata::Table;
 use super::superblock::{self, Superblock};
 use super::tables::Tables;
 use super::tree::Tree;
-use super::{Compression, Error, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, Options};
+use super::{Compression, Error, Format, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, Options, erofs};
 use std::io::{Read, Seek, Write};
 
 /// The kernel reads whole device blocks; 4 KiB suits every device.
@@ -42,10 +42,18 @@ impl<W: Read + Write + Seek> Writer<W> {
         }
         options.compression.check()?;
         let mut out = Appender::new(out)?;
-        out.append(&[0; superblock::SIZE])?;
-        if let Some(block) = options.compression.options() {
-            out.append(&(0x8000 | block.len() as u16).to_le_bytes())?; // at most 8
-            out.append(&block)?;
+        match options.format {
+            Format::Squashfs => {
+                out.append(&[0; superblock::SIZE])?;
+                if let Some(block) = options.compression.options() {
+                    out.append(&(0x8000 | block.len() as u16).to_le_bytes())?; // at most 8
+                    out.append(&block)?;
+                }
+            }
+            Format::Erofs => {
+                erofs::check(options)?;
+                out.append(&[0; erofs::BLOCK])?;
+            }
         }
         let data = DataWriter::new(out, options)?;
         Ok(Self {
@@ -62,11 +70,15 @@ impl<W: Read + Write + Seek> Writer<W> {
     /// Appends the metadata of `tree` and completes the image. The output is flushed, but not
     /// synchronised with the disk.
     pub fn finish(self, tree: &Tree) -> Result<(W, Summary), Error> {
+        let finished = self.data.finish()?;
+        if self.options.format == Format::Erofs {
+            return erofs::finish(finished, tree, &self.options);
+        }
         let Finished {
             mut out,
             files,
             fragments,
-        } = self.data.finish()?;
+        } = finished;
         let compression = self.options.compression;
         let tables = Tables::new(tree, &files, compression)?.build()?;
 

@@ -1,7 +1,7 @@
 //! A real Slurm cluster on this machine: munged, slurmctld and one slurmd per node.
 //!
 //! Each node has a mount and UTS namespace of its own, held open by a keeper process, so that
-//! slurmd can be restarted in it: its own host name, `/run`, `/tmp` and mount table. As on a
+//! slurmd can be restarted in it: its own host name, `/run`, `/tmp`, spool and mount table. As on a
 //! machine booted by systemd, every mount of a node is shared with later namespaces, so a mount
 //! that leaks is seen to leak. All files are where Debian's packages expect them; clients need no
 //! environment.
@@ -32,6 +32,8 @@ mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir /run/munge /run/lock
 mount --move /mnt /run/munge
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mkdir -p /var/spool/slurmd
+mount -t tmpfs -o mode=0755 tmpfs /var/spool/slurmd
 mount --make-rshared /
 echo ready
 exec sleep infinity
@@ -424,7 +426,7 @@ fn configure(options: &Options) -> Result<()> {
          SlurmUser=root\n\
          AuthType=auth/munge\n\
          StateSaveLocation=/var/spool/slurmctld\n\
-         SlurmdSpoolDir=/var/spool/slurmd.%n\n\
+         SlurmdSpoolDir=/var/spool/slurmd\n\
          SlurmctldPidFile=/run/slurmctld.pid\n\
          SlurmdPidFile=/run/slurmd.%n.pid\n\
          SlurmctldLogFile={LOGS}/slurmctld.log\n\

@@ -40,11 +40,6 @@ fn list(unused: &[Unused]) -> Vec<Image<'_>> {
     images.collect()
 }
 
-fn bytes_in(cache: &BlobCache) -> Result<u64, StoreError> {
-    let usage = cache.usage()?;
-    Ok(usage.bytes + usage.part_bytes)
-}
-
 impl Session {
     /// Collects in each store that the caller may change.
     pub(super) fn collect(&self) -> Result<ExitCode, Failure> {
@@ -81,13 +76,13 @@ impl Session {
         let dry_run = self.options.dry_run;
         let collected = store.collect(keep, dry_run, &self.cancel)?;
         let cache = BlobCache::of_store(store)?;
-        let before = bytes_in(&cache)?;
+        let before = cache.usage()?.all_bytes();
         if dry_run {
             return Ok((collected, before.saturating_sub(store.cache_limit())));
         }
         cache.sweep()?;
         cache.trim(store.cache_limit())?;
-        let after = bytes_in(&cache)?;
+        let after = cache.usage()?.all_bytes();
         Ok((collected, before.saturating_sub(after)))
     }
 

@@ -25,7 +25,10 @@ impl Session {
             };
             let name = reference.canonical();
             let record = Described::new(&image, Some(&name), reference.image_type());
-            let known = self.known(&image)?;
+            let known = self.known(&image).unwrap_or_else(|failure| {
+                outcome.add(failure.report());
+                None
+            });
             found.push(describe(&image, &record, known.as_ref())?);
         }
         let text = match &self.options.format {

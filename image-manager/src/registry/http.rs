@@ -25,6 +25,8 @@ use super::rules::Rules;
 const REDIRECTS: usize = 5;
 /// Bytes read of a body that explains an error.
 const MESSAGE_LIMIT: u64 = 64 << 10;
+/// Why an address without TLS is not asked.
+const NOT_PLAIN: &str = "plain http is not configured for it";
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug)]
@@ -109,11 +111,7 @@ impl Http {
             Trust::From(named) => named,
         };
         if !self.rules.is_allowed(&address) {
-            return Err(redirect(
-                first,
-                &address,
-                "plain http is not configured for it",
-            ));
+            return Err(forbidden(named, &address, &NOT_PLAIN));
         }
         for step in 0..=REDIRECTS {
             let allowed = match trust {
@@ -194,11 +192,7 @@ impl Http {
             return Err(redirect(from, &target, "https never leads to plain http"));
         }
         if !self.rules.is_allowed(&target) {
-            return Err(redirect(
-                from,
-                &target,
-                "plain http is not configured for it",
-            ));
+            return Err(redirect(from, &target, NOT_PLAIN));
         }
         Ok(target)
     }

@@ -41,7 +41,7 @@ pub use error::{StoreError, megabytes};
 pub use gc::{Collected, Unused};
 pub use image_lock::ImageLock;
 pub use lease::Owner;
-pub use record::{ImageRecord, LayerRecord, hash_image};
+pub use record::{ImageRecord, LayerRecord};
 pub use verify::{Fault, Finding};
 pub use write::Removed;
 

@@ -50,9 +50,14 @@ pub fn in_private_mounts(test: impl FnOnce()) {
 
 /// Mounts an image while `look` runs.
 pub fn with_mounted<T>(image: &Path, look: impl FnOnce(&Path) -> T) -> T {
+    with_mounted_as("squashfs", image, look)
+}
+
+/// Mounts an image of a file system while `look` runs.
+pub fn with_mounted_as<T>(kind: &str, image: &Path, look: impl FnOnce(&Path) -> T) -> T {
     let directory = tempfile::tempdir().unwrap();
     let (image, at) = (image.to_str().unwrap(), directory.path().to_str().unwrap());
-    run("mount", &["-t", "squashfs", "-o", "loop,ro", image, at]);
+    run("mount", &["-t", kind, "-o", "loop,ro", image, at]);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look(directory.path())));
     run("umount", &[at]);
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

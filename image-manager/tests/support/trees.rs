@@ -3,7 +3,7 @@
 
 use super::facts::{self, Facts, printable};
 use proptest::prelude::*;
-use squashfs_writer::{Attributes, Compression, InodeId, Kind, Options, Tree, Writer};
+use squashfs_writer::{Attributes, Compression, Format, InodeId, Kind, Options, Tree, Writer};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 
@@ -280,6 +280,7 @@ pub fn options() -> impl Strategy<Value = Options> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
     (compression, block_size, 0usize..4, flags).prop_map(
         |(compression, block_size, threads, (pack_tails, share_equal, export))| Options {
+            format: Format::Squashfs,
             compression,
             block_size,
             threads,
@@ -289,4 +290,20 @@ pub fn options() -> impl Strategy<Value = Options> {
             export,
         },
     )
+}
+
+/// Options of erofs images.
+pub fn erofs_options() -> impl Strategy<Value = Options> {
+    let compression = prop_oneof![
+        (1i32..5).prop_map(|level| Compression::Zstd { level }),
+        Just(Compression::Lz4),
+        Just(Compression::None),
+    ];
+    (options(), compression).prop_map(|(options, compression)| Options {
+        format: Format::Erofs,
+        compression,
+        pack_tails: false,
+        export: false,
+        ..options
+    })
 }

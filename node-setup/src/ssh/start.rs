@@ -18,6 +18,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use shifter_core::config::Config;
 use shifter_core::env::Pair;
 use shifter_core::ids::JobId;
+use shifter_core::layout;
 use shifter_core::meta::ImageMeta;
 use shifter_core::trusted;
 
@@ -27,7 +28,6 @@ use crate::caller::Caller;
 use crate::drop::become_user;
 use crate::error::{Context, Error, Result};
 use crate::launch::{self, Container};
-use crate::modules::place::own_udi_image;
 use crate::options::RunOptions;
 use crate::prepared::Prepared;
 use crate::process::CallersProcess;
@@ -41,11 +41,12 @@ const MESSAGE_LIMIT: u64 = 1024;
 /// # Errors
 /// [`Error::Ssh`] where another job is on the node or the port is not free.
 pub fn start(config: &Config, job: &JobId, uid: u32, callers: &CallersProcess) -> Result<bool> {
-    let Some(prepared) = Prepared::find(job)?.filter(|found| found.manifest.ssh.is_some()) else {
+    let Some(prepared) = Prepared::find(job, None)?.filter(|found| found.manifest.ssh.is_some())
+    else {
         return Ok(false);
     };
     prepared.manifest.expect(uid, job)?;
-    let program = own_udi_image(config).join("sbin/sshd");
+    let program = layout::udi_image(&config.prefix).join("sbin/sshd");
     let program = trusted::audit(&program, &[0]).map_err(Error::Untrusted)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let program = rustix::fs::open(&program, flags, Mode::empty()).step("open", &program)?;

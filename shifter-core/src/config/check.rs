@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, registries, site_map};
+use super::{Config, Module, NodeCache, SharedState, registries, site_map, torque};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -31,8 +31,10 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         caches(config),
         modules(config),
         kernel(config),
+        shared_state(config),
         ssh(config),
         registries::first_fault(&config.registry),
+        torque::first_fault(&config.torque),
         (config.hooks.timeout_secs == 0).then(|| {
             (
                 key(&["hooks", "timeout_secs"]),
@@ -66,6 +68,7 @@ fn paths(config: &Config) -> Fault {
         (&["prefix"][..], &config.prefix),
         (&["store", "path"], &store.path),
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
+        (&["slurm", "spool_dir"], &config.slurm.spool_dir),
     ];
     paths.extend(
         store
@@ -274,6 +277,27 @@ fn kernel(config: &Config) -> Fault {
     let wrong = config.kernel.preload.iter().find(|name| !is_module(name))?;
     let fault = format!("'{wrong}': a kernel module's name is letters, digits, '_' and '-'");
     Some((key(&["kernel", "preload"]), fault))
+}
+
+fn shared_state(config: &Config) -> Fault {
+    let SharedState {
+        path,
+        owner: _,
+        max_age_secs,
+        wait_secs,
+    } = &config.shared_state;
+    let of_state = |last| key(&["shared_state", last]);
+    path.iter()
+        .find_map(|path| absolute(&["shared_state", "path"], path))
+        .or_else(|| {
+            let fault = "at least a minute must pass, and at most a week".to_owned();
+            let is_meant = (60..=7 * 24 * 3600).contains(max_age_secs);
+            (!is_meant).then(|| (of_state("max_age_secs"), fault))
+        })
+        .or_else(|| {
+            let fault = "the time must be from 1 to 60 s".to_owned();
+            (!(1..=60).contains(wait_secs)).then(|| (of_state("wait_secs"), fault))
+        })
 }
 
 fn ssh(config: &Config) -> Fault {

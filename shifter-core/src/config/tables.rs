@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::torque::Torque;
 use crate::env::{EnvChanges, SiteEnv};
 use crate::volmap::{self, CacheFs};
 
@@ -39,8 +40,12 @@ pub struct Config {
     pub per_node_cache: BTreeMap<String, NodeCache>,
     /// Kernel modules that a job's set-up loads.
     pub kernel: Kernel,
+    /// What the nodes of a job tell each other.
+    pub shared_state: SharedState,
     /// The Slurm plugin.
     pub slurm: Slurm,
+    /// The hooks of Torque, OpenPBS and ALPS.
+    pub torque: Torque,
     /// ssh between the nodes of a job.
     pub ssh: Ssh,
 }
@@ -194,6 +199,20 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// A directory on shared storage in which the nodes of a job tell each other who its user is.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharedState {
+    /// The directory, of the owner's, mode 0700; none: every node looks users up itself.
+    pub path: Option<PathBuf>,
+    /// Numeric uid as which it is used, where the file system denies root.
+    pub owner: u32,
+    /// Seconds after which what is there is no longer believed, and removed.
+    pub max_age_secs: u32,
+    /// Seconds for which a node waits for another one's answer, and at most as many again.
+    pub wait_secs: u32,
+}
+
 /// The Slurm plugin.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -205,6 +224,44 @@ pub struct Slurm {
     pub submit_pull_timeout_secs: u32,
     /// Seconds within which a node's root must be ready.
     pub setup_timeout_secs: u32,
+    /// Whether jobs with an image run inside it without saying so (`--autoshift`).
+    pub autoshift: bool,
+    /// In which images jobs may do that.
+    pub autoshift_images: AutoshiftImages,
+    /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
+    /// `*` after them.
+    pub autoshift_list: Vec<String>,
+    /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
+    /// show it at the same place. `%n` is the node's name, `%h` the host's.
+    pub spool_dir: PathBuf,
+}
+
+/// In which images a job may run without saying so in every command.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoshiftImages {
+    /// In any.
+    #[default]
+    All,
+    /// In those of [`Slurm::autoshift_list`].
+    Listed,
+    /// In none.
+    Off,
+}
+
+impl Slurm {
+    /// True if a job may run inside the image of this reference without saying so.
+    pub fn permits_autoshift(&self, reference: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => reference.starts_with(beginning),
+            None => pattern == reference,
+        };
+        match self.autoshift_images {
+            AutoshiftImages::All => true,
+            AutoshiftImages::Listed => self.autoshift_list.iter().any(fits),
+            AutoshiftImages::Off => false,
+        }
+    }
 }
 
 /// ssh between the nodes of a job, in its container.
@@ -252,7 +309,9 @@ impl Default for Config {
             hooks: Hooks::default(),
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
+            shared_state: SharedState::default(),
             slurm: Slurm::default(),
+            torque: Torque::default(),
             ssh: Ssh::default(),
         }
     }
@@ -364,12 +423,27 @@ impl Default for Kernel {
     }
 }
 
+impl Default for SharedState {
+    fn default() -> Self {
+        Self {
+            path: None,
+            owner: 0,
+            max_age_secs: 3600,
+            wait_secs: 10,
+        }
+    }
+}
+
 impl Default for Slurm {
     fn default() -> Self {
         Self {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+            autoshift: false,
+            autoshift_images: AutoshiftImages::All,
+            autoshift_list: Vec::new(),
+            spool_dir: "/var/spool/slurmd".into(),
         }
     }
 }
