@@ -35,6 +35,7 @@ pub mod rootless;
 pub mod run;
 pub mod scratch;
 pub mod squashfuse;
+pub mod ssh;
 pub mod state;
 pub mod strays;
 pub mod superblock;

@@ -76,6 +76,10 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Starts a job's ssh server.
+    StartSshd,
+    /// Makes a job's keys.
+    SshKeys,
     /// Judges a node: `shifter doctor`.
     Doctor,
     /// Lists containers: `shifter ps`.
@@ -92,6 +96,8 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::StartSshd => "sbin/startSshd",
+            Program::SshKeys => "lib/shifter/shifter-ssh-keys",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
             Program::Node => "lib/shifter/shifter-node",

@@ -32,6 +32,7 @@ mod prolog;
 mod report;
 mod settings;
 mod shift;
+mod ssh;
 mod steps;
 mod submit;
 mod tasks;

@@ -28,6 +28,7 @@ mod node;
 mod secure_cluster;
 mod selftest;
 mod sharing;
+mod ssh;
 mod steps;
 mod teardown;
 mod torque;
