@@ -20,6 +20,7 @@ use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
+use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
@@ -68,6 +69,25 @@ impl Slurm {
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
             node: get("SLURMD_NODENAME"),
         }
+    }
+}
+
+impl Slurm {
+    /// Returns the cluster's name, or the site's for it where Slurm has none.
+    pub fn cluster_or<'a>(&'a self, config: &'a Config) -> &'a str {
+        if self.cluster.is_empty() {
+            &config.system
+        } else {
+            &self.cluster
+        }
+    }
+
+    /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
+    pub fn rank(&self) -> Option<usize> {
+        let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
+        hosts
+            .iter()
+            .position(|host| Some(&host.name) == self.node.as_ref())
     }
 }
 
@@ -141,12 +161,21 @@ impl NodeError {
     }
 }
 
+/// What the border to Slurm lends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// Lets a program inherit nothing of Slurm's.
+    pub ready: fn(Command) -> Command,
+    /// Tells the administrator of trouble that does not stop the job.
+    pub complain: fn(&str),
+}
+
 /// Prepares the node for a job that asked for an image.
 pub fn run(
     facts: Facts,
     pins: Result<Pins, PinError>,
     settings: &Settings,
-    ready: fn(Command) -> Command,
+    tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
@@ -161,7 +190,8 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config, ready)? {
+    let known = || identity::ask(&facts, &config, settings, tools);
+    let input = match describe_for(&facts, pins, &config, known, tools.ready)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -176,7 +206,7 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run(ready(fixed_environment(command)), &input, terms) {
+    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
         Ok(finished) => outcome(&finished),
         Err(error) => match (&error, noted_failure(&facts.job)) {
             (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
@@ -215,18 +245,33 @@ pub fn fixed_environment(mut command: Command) -> Command {
     command
 }
 
-/// Looks the user up and writes the manifest.
+/// Looks the user up on this node and writes the manifest.
 pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
     ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    describe_for(facts, pins, config, || None, ready)
+}
+
+/// Writes the manifest; looks the user up if `known` does not say who it is.
+fn describe_for(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+    known: impl FnOnce() -> Option<Identity>,
+    ready: fn(Command) -> Command,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let user = match known() {
+        Some(user) => user,
+        None => node_setup::lookup::identity(facts.uid)?,
+    };
+    let user = with_job_group(user, facts.gid);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -249,11 +294,10 @@ fn manifest(
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        cluster,
         nodes,
         cpus,
         restart,
-        node: _,
+        ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
@@ -261,11 +305,7 @@ fn manifest(
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() {
-            config.system.clone()
-        } else {
-            cluster.clone()
-        },
+        cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,
