@@ -103,6 +103,7 @@
 #![forbid(unsafe_code)]
 
 mod appender;
+mod attributes;
 mod compress;
 mod data;
 mod directory;
@@ -110,6 +111,7 @@ mod duplicates;
 mod erofs;
 mod inode;
 mod metadata;
+mod names;
 mod pool;
 mod superblock;
 mod tables;
@@ -120,9 +122,10 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::{AttributeTable, Attributes, Shared, Xattr, clamp_time};
 pub use compress::Compression;
 pub use data::{DataId, FileWriter};
-pub use tree::{Attributes, InodeId, Kind, Tree, Xattr, clamp_time};
+pub use tree::{InodeId, Kind, Tree};
 pub use writer::{Summary, Writer};
 
 use std::io;
