@@ -20,6 +20,7 @@ mod pax;
 mod reader;
 mod sparse;
 mod stream;
+mod window;
 
 #[cfg(test)]
 mod hostile_tests;

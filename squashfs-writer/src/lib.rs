@@ -40,9 +40,8 @@
 //!
 //! - some 4 MiB for each thread ([`Options::threads`] says of what it consists), and 1 MiB of
 //!   output not yet written;
-//! - some 350 bytes for each file with its name, most of it in the [`Tree`], and 4 for each of its
-//!   blocks. The example `tar2squashfs`, which keeps all paths besides, needs 450 MB for a million
-//!   files in a thousand directories;
+//! - some 150 bytes for each file with its name, half of them in the [`Tree`] and half in what becomes of it, and
+//!   4 for each of its blocks;
 //! - to find equal files, 50 bytes for each block and each small file, at most 90 MB.
 //!
 //! # What goes where
