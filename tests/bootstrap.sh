@@ -16,6 +16,10 @@ test | bench | check)
         autofs bindfs btrfs-progs busybox-static e2fsprogs erofs-utils file gdb groff-base libcap2-bin
         libmpich12 procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
+    # Nodes of a Torque site: how they are reached, and who their users are.
+    packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
+    # MPI programs under Slurm; its plugin for PMIx opens what only the -dev package has.
+    packages+=(libmpich-dev libopenmpi-dev libpmix-dev mpich openmpi-bin)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)
@@ -31,6 +35,10 @@ esac
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
+
+# This machine's users stay where they are: only worlds of the tests have them in LDAP.
+answers='libnss-ldapd libnss-ldapd/nsswitch multiselect
+slapd slapd/no_configuration boolean true'
 
 install_packages() {
     local missing=() package
@@ -50,6 +58,7 @@ install_packages() {
     local status=0
     {
         as_root apt-get update -qq &&
+            as_root debconf-set-selections <<<"$answers" &&
             as_root env DEBIAN_FRONTEND=noninteractive \
                 apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
     } || status=$?

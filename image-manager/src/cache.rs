@@ -12,10 +12,8 @@ mod keep;
 mod reader;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +22,6 @@ use shifter_core::reference::Digest;
 
 use crate::cancel::Cancel;
 use crate::files;
-use crate::hash::Hasher;
 use crate::registry::{Access, Descriptor, RegistryError, Repository};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError, is_full};
@@ -287,20 +284,6 @@ impl BlobCache {
         } else {
             StoreError::io(action, &self.path)(error)
         }
-    }
-}
-
-/// Feeds a file's bytes to `hasher`, from the first one on and without moving its position.
-fn hash_file(file: &File, hasher: &mut Hasher) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut position = 0;
-    loop {
-        let count = file.read_at(&mut buffer, position)?;
-        if count == 0 {
-            return Ok(());
-        }
-        hasher.update(&buffer[..count]);
-        position += count as u64;
     }
 }
 

@@ -3,8 +3,15 @@
 //! Owns the two algorithms an image may be named by, sha256 and sha512. Never accepts another one:
 //! [`Digest`] cannot hold it.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
 use ring::digest::{Context, SHA256, SHA512, digest};
 use shifter_core::reference::Digest;
+
+/// Bytes of a file that are read at once.
+const PIECE: usize = 256 << 10;
 
 /// A digest that is being computed.
 #[derive(Clone)]
@@ -48,6 +55,25 @@ impl Hasher {
     /// Returns the digest's hexadecimal digits alone.
     pub fn finish_hex(self) -> String {
         hex(self.state.finish().as_ref())
+    }
+}
+
+/// Feeds a file's bytes to `hasher`, from the first one on and without moving its position. `watch`
+/// hears of each piece; its error ends the work.
+pub(crate) fn read_file(
+    file: &File,
+    hasher: &mut Hasher,
+    mut watch: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut piece, mut position) = (vec![0; PIECE], 0);
+    loop {
+        let count = file.read_at(&mut piece, position)?;
+        if count == 0 {
+            return Ok(());
+        }
+        hasher.update(&piece[..count]);
+        position += count as u64;
+        watch(count as u64)?;
     }
 }
 

@@ -10,7 +10,6 @@ mod watch;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
@@ -24,7 +23,7 @@ use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{Access, RegistryError};
-use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
+use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full, now};
 
 use layers::Layers;
 pub use watch::{Event, Request};
@@ -84,6 +83,7 @@ impl PullError {
             Self::Registry(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Build(error) => error.hint().map(str::to_owned),
+            Self::NotPullable(_) => Some("shifter import FILE NAME".to_owned()),
             _ => None,
         }
     }
@@ -154,8 +154,11 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     })?;
     let found = lock.complete()?;
     // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
-    // that this registry gives away a private image, unless it came from there.
-    let found = found.filter(|found| found.is_public() || lock.is_from(&record.source));
+    // that this registry gives away a private image, unless it came from there. What a registry shows
+    // everybody proves nothing: it may want a login for the layers alone.
+    let may_have =
+        |found: &ImageMeta| found.is_public() || record.is_private && lock.is_from(&record.source);
+    let found = found.filter(may_have);
     let is_new = found.is_none();
     match found {
         Some(found) => lock.widen(&found, &config.meta)?,
@@ -210,7 +213,8 @@ fn make(
     let blobs = layers.blobs();
     layers.cache.reserve(&blobs)?;
     let mut out = lock.begin()?;
-    let bytes = blobs.iter().map(|blob| blob.size).sum();
+    let sizes = blobs.iter().map(|blob| blob.size);
+    let bytes = sizes.fold(0, u64::saturating_add);
     // Layers may hide most of each other; where not even a quarter fits, no download is worth it.
     if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
         return Err(PullError::Store(lock.full(bytes)));
@@ -245,10 +249,4 @@ fn make(
 fn free_bytes(file: &File) -> Option<u64> {
     let found = rustix::fs::fstatvfs(file).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }

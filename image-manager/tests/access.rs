@@ -87,7 +87,7 @@ impl Bench {
             ..Registry::default()
         };
         let registries = BTreeMap::from([(mock.address.clone(), plain)]);
-        let logins = Logins::of_home(&home, me).unwrap();
+        let logins = Logins::of_home(&home, me);
         let client = Client::new(registries, logins, Proxies::default());
         pull(&Request {
             client: &client,
@@ -169,6 +169,14 @@ fn s60_a_login_that_only_a_layer_needs_makes_the_image_private() {
     bench.pull(&mock, true, &Audience::only(1001)).unwrap();
     assert_eq!(bench.meta().user_acl, [1001]);
     assert!(!bench.sees(&reference(&mock), &viewer(1002, &[])));
+    // Who is shown the manifest has not got the image.
+    let before = bench.meta();
+    let refused = bench.pull(&mock, false, &Audience::only(1002));
+    assert!(
+        matches!(refused, Err(PullError::Registry(_))),
+        "{refused:?}"
+    );
+    assert_eq!(bench.meta(), before);
     // The layer lies where no other repository's pulls find it.
     let public = bench.temp.path().join("store/.cache/sha256");
     let hex = image.layers[1].blob.digest().replace("sha256:", "");

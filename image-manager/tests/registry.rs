@@ -106,7 +106,7 @@ fn indexes_give_the_image_for_this_machine() {
         site.fails(&["pull", &reference], 4, &expect);
     }
     let foreign = registry.push("single:1", &for_arch(other));
-    let expect = format!("the image is for linux/{other}, this machine needs linux/{here}");
+    let expect = format!("the image is for linux/{other}, and linux/{here} is wanted");
     site.fails(&["pull", &foreign], 4, &expect);
 }
 
@@ -325,7 +325,7 @@ fn certificates_are_checked() {
             assert!(run.stderr.contains("'ca_file'"), "{run:?}");
             site_for(&registry, Some(&wrong)).fails(&["pull", &reference], 7, "certificate");
             let missing = temp.path().join("missing");
-            site_for(&registry, Some(&missing)).fails(&["pull", &reference], 7, "cannot use '");
+            site_for(&registry, Some(&missing)).fails(&["pull", &reference], 1, "cannot use '");
         } else {
             site.fails(&["pull", &reference], 7, reason);
         }
@@ -346,4 +346,14 @@ fn schema_one_and_artifacts_are_named() {
     let reference = registry.push("chart:1", &chart);
     let expect = "not a container image but 'application/vnd.cncf.helm.config.v1+json'";
     site.fails(&["pull", &reference], 4, expect);
+}
+
+/// Builders make such images of nothing but variables.
+#[test]
+fn an_image_without_layers_is_refused_for_that() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let bare = image("amd64", json!({"Env": ["A=b"]}), &[]);
+    let reference = registry.push("bare:1", &bare);
+    site.fails(&["pull", &reference], 4, "the image has no layers");
 }

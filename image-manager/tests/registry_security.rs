@@ -36,7 +36,7 @@ fn alice(registries: &[&str]) -> (tempfile::TempDir, Logins) {
     let text = json!({"auths": auths}).to_string();
     fs::write(home.path().join(".docker/config.json"), text).unwrap();
     let uid = rustix::process::geteuid().as_raw();
-    let logins = Logins::of_home(home.path(), uid).unwrap();
+    let logins = Logins::of_home(home.path(), uid);
     (home, logins)
 }
 
@@ -214,6 +214,43 @@ fn s63_foreign_layers_come_without_a_login_and_from_public_places_only() {
     let (bytes, result) = fetch(&repository, &resolved.manifest.layers[0], 4000);
     result.unwrap();
     assert!(bytes == blob[4000..]);
+}
+
+/// Whoever writes a manifest for a public registry is not trusted as the site's own mirror is.
+#[test]
+fn s62_a_mirror_in_the_private_network_lends_its_place_to_no_layer() {
+    let (config, blob, stranger) = (b"{}".to_vec(), noise(5000), Stranger::new());
+    let layer = json!({
+        "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "digest": digest(&blob).to_string(), "size": blob.len(),
+        "urls": [format!("https://127.0.0.1:{}/x", stranger.port())],
+    });
+    let manifest = manifest_with(layer, &config);
+    let path = format!("/v2/evil/x/blobs/{}", digest(&config));
+    let mirror = Server::start(move |request| match request.path.as_str() {
+        found if found == path => Reply::ok(config.clone()),
+        found if found.contains("/manifests/") => {
+            Reply::ok(manifest.clone()).header("Content-Type", OCI_MANIFEST)
+        }
+        _ => Reply::status(404),
+    });
+    let text = format!(
+        "[registry.\"docker.io\"]\nmirrors = [\"{0}\"]\nmirrors_only = true\n\
+         [registry.\"{0}\"]\nplain_http = true\n",
+        mirror.address
+    );
+    let client = Client::new(rules(&text), Logins::default(), Proxies::default());
+    let client = client.with_patience(patience());
+    let reference = reference("evil/x");
+    let repository = client.repository(&reference).unwrap();
+    assert_eq!(repository.source(), "docker.io/evil/x");
+    let resolved = repository.resolve(&reference).unwrap();
+    let (_, refused) = fetch(&repository, &resolved.manifest.layers[0], 0);
+    assert!(
+        matches!(refused, Err(RegistryError::Forbidden { .. })),
+        "{refused:?}"
+    );
+    stranger.assert_silence("what a mirror passes on");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -26,6 +27,7 @@ use crate::fsuser::as_user;
 use crate::loopdev::{self, LoopDevice};
 use crate::mnt;
 use crate::state::RunDir;
+use crate::watch::{Awaited, Watch};
 use crate::{filesystem, host_image, superblock};
 
 /// Bytes that a `.meta` file may have.
@@ -215,6 +217,7 @@ pub fn open_for_user(
     caller: &Caller,
     home: &str,
     is_rootless: bool,
+    watch: &dyn Watch,
 ) -> Result<Found> {
     if let Some(tree) = reference.image_id().and_then(ImageId::tree) {
         return host_image::named_tree(config, &tree).map(Found::of);
@@ -222,6 +225,9 @@ pub fn open_for_user(
     let name = reference.canonical();
     let policy = config.store.user_images;
     let is_left = policy == UserImages::Fuse && !is_rootless;
+    if let ImageType::Local | ImageType::File = reference.image_type() {
+        watch.on(Awaited::ImageAt(Path::new(reference.repository())))?;
+    }
     match reference.image_type() {
         ImageType::Local => return host_image::tree(config, reference, caller).map(Found::of),
         ImageType::File if policy == UserImages::No => {
@@ -239,6 +245,7 @@ pub fn open_for_user(
         let id = store.resolve(reference)?;
         store.image(&id, &name, caller.uid, &caller.gids())
     };
+    watch.on(Awaited::Store(&config.store.path))?;
     let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
         // A machine that never had a site store; one that is not mounted leaves its mount point.
@@ -255,6 +262,7 @@ pub fn open_for_user(
         other => return other.map(Found::of),
     };
     let path = format!("{home}/.shifter");
+    watch.on(Awaited::UsersStore(Path::new(&path)))?;
     let store = match Store::of_user(caller, &path)? {
         Ok(Some(store)) => store,
         Ok(None) => return Err(missing),

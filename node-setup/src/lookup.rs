@@ -26,7 +26,66 @@ const NOBODY: u32 = 65534;
 /// # Errors
 /// [`Error::Account`] if nobody knows the uid or the name service does not answer in 5 s.
 pub fn identity(uid: u32) -> Result<Identity> {
-    let mut identity = account(uid)?;
+    with_groups(account(uid)?)
+}
+
+/// Returns the account of the user with this name, with all its groups and `group` as the one it
+/// runs with, or its own where nothing is said.
+///
+/// # Errors
+/// [`Error::Name`] if nobody knows one of the names; otherwise as [`identity`].
+pub fn identity_of_name(name: &str, group: Option<&str>) -> Result<Identity> {
+    let line = line_of("passwd", "user", name)?;
+    let uid = line.split(':').nth(2).and_then(|uid| uid.parse().ok());
+    let account = uid.and_then(|uid| Identity::from_passwd_line(&line, uid));
+    let mut identity = with_groups(account.ok_or_else(|| Error::Name {
+        kind: "user",
+        name: name.to_owned(),
+        reason: "its account is not well-formed".into(),
+    })?)?;
+    if let Some(group) = group {
+        let line = line_of("group", "group", group)?;
+        let (gid, _) = identity::group_of_line(&line).ok_or_else(|| Error::Name {
+            kind: "group",
+            name: group.to_owned(),
+            reason: "its entry is not well-formed".into(),
+        })?;
+        for gid in [identity.gid, gid] {
+            if !identity.groups.iter().any(|known| known.gid == gid) {
+                let name = (gid != identity.gid).then(|| group.to_owned());
+                identity.groups.push(Group { gid, name });
+            }
+        }
+        identity.gid = gid;
+    }
+    Ok(identity)
+}
+
+/// Finds the line with this name in a file of accounts, or asks for it.
+fn line_of(database: &str, kind: &'static str, name: &str) -> Result<String> {
+    let unknown = |reason: String| Error::Name {
+        kind,
+        name: name.to_owned(),
+        reason,
+    };
+    let find = |text: &str| {
+        let mut lines = text.lines();
+        let line = lines.find(|line| line.split(':').next() == Some(name));
+        line.map(str::to_owned)
+    };
+    if !identity::is_account_name(name) {
+        return Err(unknown("it cannot be a name".into()));
+    }
+    if let Some(line) = find(&read_local(&format!("/etc/{database}"))) {
+        return Ok(line);
+    }
+    // getent takes digits for a number: then the line has another name.
+    let answer = ask_getent(database, &[name.to_owned()]).map_err(unknown)?;
+    find(&answer).ok_or_else(|| unknown("no name service knows it".into()))
+}
+
+fn with_groups(mut identity: Identity) -> Result<Identity> {
+    let uid = identity.uid;
     let initgroups = getent(uid, "initgroups", std::slice::from_ref(&identity.name))?;
     let gids = initgroups
         .split_ascii_whitespace()
@@ -100,8 +159,12 @@ fn read_local(path: &str) -> String {
 
 /// Runs `getent DATABASE KEYS...` and returns what it prints; keys it does not know are absent.
 fn getent(uid: u32, database: &str, keys: &[String]) -> Result<String> {
-    let failed = |error: std::io::Error| unknown(uid, &format!("'{GETENT}': {error}"));
-    trusted::audit(Path::new(GETENT), &[0]).map_err(|error| unknown(uid, &error.to_string()))?;
+    ask_getent(database, keys).map_err(|reason| unknown(uid, &reason))
+}
+
+fn ask_getent(database: &str, keys: &[String]) -> std::result::Result<String, String> {
+    let failed = |error: std::io::Error| format!("'{GETENT}': {error}");
+    trusted::audit(Path::new(GETENT), &[0]).map_err(|error| error.to_string())?;
     let mut command = Command::new(GETENT);
     command
         .arg(database)
@@ -121,7 +184,7 @@ fn getent(uid: u32, database: &str, keys: &[String]) -> Result<String> {
     // Also where all was said: a name service may keep the program from ending.
     let _ = child.kill();
     let _ = child.wait();
-    let bytes = output.ok_or_else(|| unknown(uid, "the name service does not answer"))?;
+    let bytes = output.ok_or("the name service does not answer")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -172,6 +235,24 @@ mod tests {
                 name: Some("root".into())
             }]
         );
+    }
+
+    #[test]
+    fn names_are_looked_up_and_the_group_is_the_one_given() {
+        let root = identity_of_name("root", None).unwrap();
+        assert_eq!((root.uid, root.gid, root.name.as_str()), (0, 0, "root"));
+        let other = identity_of_name("root", Some("daemon")).unwrap();
+        assert_ne!(other.gid, 0);
+        assert!(other.gids().contains(&0) && other.gids().contains(&other.gid));
+        for (user, group) in [
+            ("0", None),
+            ("no such user", None),
+            ("-x", None),
+            ("root", Some("0")),
+        ] {
+            let error = identity_of_name(user, group).unwrap_err();
+            assert!(matches!(error, Error::Name { .. }), "{user}: {error}");
+        }
     }
 
     #[test]

@@ -91,12 +91,7 @@ impl RunDir {
 
     /// Returns the inode of the mount namespace that the tree belongs to.
     pub fn namespace(&self) -> Result<u64> {
-        let text = read_file(&self.dir, "namespace")?.unwrap_or_default();
-        let number = std::str::from_utf8(&text)
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-        number.ok_or_else(malformed).step("read", "namespace")
+        namespace_in(&self.dir, "namespace")
     }
 
     /// Opens a directory directly below the tree and makes it where it is missing.
@@ -150,7 +145,11 @@ pub struct JobDir {
 impl JobDir {
     /// Opens and locks a job's state, made where it is missing, waiting at most `patience`.
     pub fn lock(run: &RunDir, job: &JobId, patience: Duration) -> Result<Self> {
-        let jobs = run.subdir("jobs")?;
+        Self::lock_in(run.subdir("jobs")?, job, patience)
+    }
+
+    /// The same for a tree of jobs elsewhere.
+    pub fn lock_in(jobs: OwnedFd, job: &JobId, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + patience;
         loop {
             let dir = make_dir(&jobs, job.as_str())?;
@@ -190,7 +189,12 @@ impl JobDir {
     /// Says that teardown has begun, for as long as the returned descriptor is open. Needs not
     /// the job's lock, so that it stops a set-up that holds it.
     pub fn bury(run: &RunDir, job: &JobId) -> Result<OwnedFd> {
-        let dir = make_dir(&run.subdir("jobs")?, job.as_str())?;
+        Self::bury_in(&run.subdir("jobs")?, job)
+    }
+
+    /// The same for a tree of jobs elsewhere.
+    pub fn bury_in(jobs: &OwnedFd, job: &JobId) -> Result<OwnedFd> {
+        let dir = make_dir(jobs, job.as_str())?;
         let tombstone = create_file(dir.as_fd(), "tombstone")?;
         rustix::fs::flock(&tombstone, FlockOperation::LockShared).step("lock", "tombstone")?;
         Ok(tombstone)
@@ -226,16 +230,29 @@ impl JobDir {
         list(&make_dir(&self.dir, "roots")?)
     }
 
+    /// Removes every file of a root; its mount must be gone.
+    pub fn remove_root(&self, root: &str) -> Result<()> {
+        let dir = self.root(root)?;
+        for file in list(&dir)? {
+            rustix::fs::unlinkat(&dir, &file, AtFlags::empty()).step("remove", file.as_str())?;
+        }
+        let roots = make_dir(&self.dir, "roots")?;
+        rustix::fs::unlinkat(&roots, root, AtFlags::REMOVEDIR).step("remove", root)
+    }
+
+    /// Removes every file of the job if it has neither a root nor a record of why it has none.
+    pub fn remove_if_empty(self) -> Result<()> {
+        if self.roots()?.is_empty() && read_file(&self.dir, "failure")?.is_none() {
+            self.remove()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Removes every file of the job, the lock last; mounts must be gone.
     pub fn remove(self) -> Result<()> {
         for root in self.roots()? {
-            let dir = self.root(&root)?;
-            for file in list(&dir)? {
-                rustix::fs::unlinkat(&dir, &file, AtFlags::empty())
-                    .step("remove", file.as_str())?;
-            }
-            let roots = make_dir(&self.dir, "roots")?;
-            rustix::fs::unlinkat(&roots, &root, AtFlags::REMOVEDIR).step("remove", &*root)?;
+            self.remove_root(&root)?;
         }
         rustix::fs::unlinkat(&self.dir, "roots", AtFlags::REMOVEDIR).step("remove", "roots")?;
         let mut files = list(&self.dir)?;
@@ -260,6 +277,20 @@ pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error).step("open", &path),
     }
+}
+
+/// Returns the inode of the mount namespace that the tree belongs to, by the directory of a root.
+pub fn host_namespace_of(root: &OwnedFd) -> Result<u64> {
+    namespace_in(root, "../../../../namespace")
+}
+
+fn namespace_in(dir: &OwnedFd, name: &str) -> Result<u64> {
+    let text = read_file(dir, name)?.unwrap_or_default();
+    let number = std::str::from_utf8(&text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    number.ok_or_else(malformed).step("read", "namespace")
 }
 
 /// Opens a file of the tree for reading; nothing if it does not exist.

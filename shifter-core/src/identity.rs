@@ -140,7 +140,8 @@ fn number(text: &str) -> Option<u32> {
         .filter(|id| *id != u32::MAX)
 }
 
-fn is_account_name(name: &str) -> bool {
+/// True for what may name a user or group: no field of a line can be forged with it.
+pub fn is_account_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 256 && is_field(name) && !name.starts_with(['-', '+'])
 }
 

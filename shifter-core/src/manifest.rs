@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::hostlist::{HostSlots, is_host_name};
 use crate::identity::Identity;
 use crate::ids::{ImageId, JobId};
+use crate::ssh::JobKeys;
 use crate::volmap::{Origin, VolumeError, VolumeMap};
 
 /// The only schema this version reads and writes.
@@ -64,6 +65,18 @@ pub struct ResolvedImage {
     pub reference: String,
 }
 
+/// How a job's processes meet its root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Modes {
+    /// The batch script and the steps' tasks run inside without saying so.
+    pub autoshift: bool,
+    /// The host's own environment takes the place of an image.
+    pub ccm: bool,
+    /// The job asks that its nodes reach one another by ssh.
+    pub ssh: bool,
+}
+
 /// What a job is, and what its root must contain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +101,13 @@ pub struct JobManifest {
     pub hosts: Vec<HostSlots>,
     /// When the manifest was written, in seconds since 1970.
     pub created: u64,
+    /// How its processes meet the root.
+    #[serde(default)]
+    pub modes: Modes,
+    /// The keys with which the job's nodes reach one another, if they do. Secret: whoever reads
+    /// the manifest can be the job's user on each of them.
+    #[serde(default)]
+    pub ssh: Option<JobKeys>,
 }
 
 impl JobManifest {
@@ -159,6 +179,7 @@ impl JobManifest {
                 "modules",
                 self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m)),
             ),
+            ("ssh", self.ssh.as_ref().is_none_or(JobKeys::is_well_formed)),
             (
                 "hosts",
                 hosts.into_iter().all(is_host_name) && self.slots() <= SLOT_LIMIT,
@@ -174,6 +195,7 @@ impl JobManifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ssh::tests::sample as sample_keys;
 
     fn sample() -> JobManifest {
         JobManifest {
@@ -194,6 +216,12 @@ mod tests {
                 slots: 2,
             }],
             created: 1,
+            modes: Modes {
+                autoshift: true,
+                ccm: false,
+                ssh: true,
+            },
+            ssh: Some(sample_keys()),
         }
     }
 
@@ -215,6 +243,7 @@ mod tests {
             ("aaaaaaaa", "AAAAAAAA"),
             ("\"name\":\"alice\"", "\"name\":\"al:ice\""),
             ("\"restart\":0", "\"restart\":-1"),
+            ("ssh-ed25519", "command=x ssh-ed25519"),
             ("\"restart\":0", "\"restart\":0,\"more\":1"),
             ("\"name\":\"n1\"", "\"name\":\"n1\\nroot\""),
         ];
@@ -227,6 +256,17 @@ mod tests {
             JobManifest::parse(&vec![b' '; SIZE_LIMIT as usize + 1]),
             Err(ManifestError::TooLarge)
         ));
+    }
+
+    #[test]
+    fn what_an_older_version_left_out_has_a_default() {
+        let mut text: serde_json::Value =
+            serde_json::from_slice(&sample().to_bytes().unwrap()).unwrap();
+        let fields = text.as_object_mut().unwrap();
+        fields.remove("modes");
+        fields.remove("ssh");
+        let read = JobManifest::parse(text.to_string().as_bytes()).unwrap();
+        assert_eq!((read.modes, read.ssh), (Modes::default(), None));
     }
 
     #[test]

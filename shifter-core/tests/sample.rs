@@ -9,13 +9,14 @@ use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 6] = [
+const EXAMPLES: [&str; 7] = [
     "store.cache_dir",
     "registry.ca_file",
     "registry.credentials_file",
     "registry.token_server",
     "root.udi_image",
     "module.copy_path",
+    "shared_state.path",
 ];
 
 /// Names that the sample gives to tables of which there may be any number.
@@ -109,7 +110,10 @@ fn known_keys() -> BTreeSet<String> {
         "[hooks]",
         "[per_node_cache.x]",
         "[kernel]",
+        "[shared_state]",
         "[slurm]",
+        "[torque]",
+        "[ssh]",
     ];
     keys_in(&tables, |text| {
         Config::parse(text, Path::new("/x")).map(|_| ())

@@ -9,6 +9,8 @@
 //! sbatch salloc srun   options ─▶ submit ─▶ pins: SHIFTER_* in the job's environment
 //! slurmd, each node    prolog:  pins ─▶ job manifest ─▶ setupRoot        epilog: unsetupRoot
 //! slurmstepd           tasks:   SHIFTER_* for the tasks, or the reason why the job cannot run
+//!                      steps:   a root for a step with an image of its own
+//!                      shift:   with --autoshift, each task into its root
 //! ```
 
 #![cfg_attr(
@@ -22,7 +24,6 @@ compile_error!("a panic must not end Slurm's processes: build with panic = \"unw
 #[cfg(all(feature = "fault-injection", not(debug_assertions)))]
 compile_error!("fault-injection is for tests and never for what is installed");
 
-mod child;
 mod context;
 mod epilog;
 mod options;
@@ -30,9 +31,14 @@ mod pins;
 mod prolog;
 mod report;
 mod settings;
+mod shift;
+mod ssh;
+mod steps;
 mod submit;
 mod tasks;
 mod version;
+
+use node_setup::child;
 
 // Slurm's symbols exist only in Slurm's processes, so unit tests cannot link these.
 #[cfg(not(test))]

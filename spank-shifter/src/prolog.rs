@@ -15,13 +15,15 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
-use shifter_core::trusted;
+use shifter_core::ssh::JobKeys;
+use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
+use crate::ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -50,6 +52,8 @@ pub struct Slurm {
     pub cpus: String,
     /// How often the job was started before.
     pub restart: String,
+    /// Name of this node.
+    pub node: Option<String>,
 }
 
 impl Slurm {
@@ -62,6 +66,7 @@ impl Slurm {
             nodes: nodes.unwrap_or_default(),
             cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+            node: get("SLURMD_NODENAME"),
         }
     }
 }
@@ -84,6 +89,17 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The job asks for ssh at a site without.
+    #[error("this site offers no ssh between the nodes of a job")]
+    NoSsh,
+    /// The job asks for ssh, and its nodes have no way to learn the same keys.
+    #[error(
+        "no ssh between several nodes: this site has no shared state that brings them the keys"
+    )]
+    NoSharedKeys,
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -136,12 +152,16 @@ pub fn run(
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
+        "--spool-dir",
+        &spool_dir(&config, facts.slurm.node.as_deref()),
+    ]);
+    command.args([
         "--expect-uid",
         &facts.uid.to_string(),
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config)? {
+    let input = match describe(&facts, pins, &config, ready)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -163,6 +183,15 @@ pub fn run(
             _ => Err(error.into()),
         },
     }
+}
+
+/// Returns Slurm's own directory on this node, as slurmd finds it.
+pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let host = host.split('.').next().unwrap_or_default();
+    let dir = config.slurm.spool_dir.to_string_lossy();
+    dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
 }
 
 /// Returns what setupRoot noted before it did what only the user can be blamed for.
@@ -187,10 +216,11 @@ pub fn fixed_environment(mut command: Command) -> Command {
 }
 
 /// Looks the user up and writes the manifest.
-fn describe(
+pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
+    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
@@ -201,7 +231,13 @@ fn describe(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    Ok(manifest(facts, pins, config, user, now))
+    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
+    let nodes = nodes.map_or(0, |hosts| hosts.len());
+    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
+    Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
 fn manifest(
@@ -209,6 +245,7 @@ fn manifest(
     pins: Pins,
     config: &Config,
     user: Identity,
+    ssh: Option<JobKeys>,
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
@@ -216,7 +253,11 @@ fn manifest(
         nodes,
         cpus,
         restart,
+        node: _,
     } = &facts.slurm;
+    if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
+        return Err(Mistake::Autoshift(pins.request));
+    }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
@@ -240,6 +281,8 @@ fn manifest(
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
+        modes: pins.modes,
+        ssh,
     };
     Ok(manifest.to_bytes()?)
 }
@@ -301,7 +344,15 @@ mod tests {
 
     #[test]
     fn manifest_says_what_slurm_says() {
-        let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&VARS),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
         assert_eq!(
@@ -320,6 +371,20 @@ mod tests {
         );
         assert_eq!(read.modules, ["mpi", "gpu"]);
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
+        assert!(read.modes.autoshift);
+        let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), None, 7).unwrap_err();
+        assert!(
+            error.to_string().contains("'docker:ubuntu:24.04'"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_spool_directory_is_this_nodes() {
+        let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
+        assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
+        assert!(!spool_dir(&config, None).contains('%'));
     }
 
     #[test]
@@ -328,7 +393,15 @@ mod tests {
             ("SLURM_JOB_NODELIST", "n1"),
             ("SLURM_JOB_CPUS_PER_NODE", "4"),
         ];
-        let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&vars),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
@@ -347,7 +420,14 @@ mod tests {
                 .map(|(n, v)| (n, if n == name { value } else { v }))
                 .into_iter()
                 .collect();
-            let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
+            let result = manifest(
+                &facts(&vars),
+                sample(),
+                &Config::default(),
+                alice(),
+                None,
+                7,
+            );
             assert!(result.is_err(), "{name}={value}");
         }
     }

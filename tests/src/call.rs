@@ -22,6 +22,7 @@ pub struct Call {
     argv: Vec<String>,
     user: Option<User>,
     node_pid: Option<u32>,
+    has_own_pids: bool,
     env: Vec<(String, String)>,
     cwd: Option<PathBuf>,
     input: Vec<u8>,
@@ -50,6 +51,7 @@ impl Call {
             argv: argv.into_iter().map(Into::into).collect(),
             user: None,
             node_pid: None,
+            has_own_pids: false,
             env: Vec::new(),
             cwd: None,
             input: Vec::new(),
@@ -86,6 +88,12 @@ impl Call {
     pub fn in_namespaces_of(mut self, pid: u32) -> Self {
         self.node_pid = Some(pid);
         self
+    }
+
+    /// Does the same where these include a namespace of process ids.
+    pub fn in_machine_of(mut self, pid: u32) -> Self {
+        self.has_own_pids = true;
+        self.in_namespaces_of(pid)
     }
 
     /// Sets a variable of its environment.
@@ -173,7 +181,12 @@ impl Call {
             ]);
         }
         if let Some(pid) = self.node_pid {
-            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u", "--"]);
+            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u", "-n"]);
+            add(if self.has_own_pids {
+                &["-p", "--"]
+            } else {
+                &["--"]
+            });
         }
         if let Some(user) = self.user {
             let (uid, gid) = (user.uid().to_string(), user.gid().to_string());

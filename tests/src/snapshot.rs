@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::call::{Call, wait_for};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Node};
 use crate::world::User;
 
 /// Programs that belong to a job and must be gone with it, whoever runs them.
@@ -29,20 +29,22 @@ pub struct Snapshot {
 impl Snapshot {
     /// Looks at the login host and all nodes.
     pub fn take(cluster: Option<&Cluster>) -> Result<Self> {
-        let mut snapshot = Self::take_without_loops(cluster)?;
+        Self::take_at(&places(cluster))
+    }
+
+    /// Looks at the login host and at other places, each a name and a process there.
+    pub fn take_at(places: &[(String, u32)]) -> Result<Self> {
+        let mut snapshot = Self::take_without_loops(places)?;
         let loops = loop_devices()?;
         let shown = loops.iter().map(|device| format!("machine loop {device}"));
         snapshot.things.extend(shown);
         Ok(snapshot)
     }
 
-    fn take_without_loops(cluster: Option<&Cluster>) -> Result<Self> {
+    fn take_without_loops(places: &[(String, u32)]) -> Result<Self> {
         let mut things = BTreeSet::new();
-        let mut places = vec![("login".to_owned(), std::process::id())];
-        for node in cluster.map_or(&[][..], Cluster::nodes) {
-            places.push((node.name().to_owned(), node.pid()));
-        }
-        for (name, pid) in &places {
+        let login = [("login".to_owned(), std::process::id())];
+        for (name, pid) in login.iter().chain(places) {
             mounts(name, *pid, &mut things)?;
             run_files(
                 name,
@@ -70,16 +72,21 @@ impl Snapshot {
 
     /// Waits until everything is as it was, and fails naming what is not.
     pub fn ensure_restored(&self, cluster: Option<&Cluster>) -> Result<()> {
+        self.ensure_restored_at(&places(cluster))
+    }
+
+    /// Does the same at other places.
+    pub fn ensure_restored_at(&self, places: &[(String, u32)]) -> Result<()> {
         let others = |thing: &&String| !thing.starts_with("machine loop ");
         let same = || {
-            let seen = Snapshot::take_without_loops(cluster)?;
+            let seen = Snapshot::take_without_loops(places)?;
             // To ask about a loop device is to open it, which keeps it from being freed: only when
             // everything else is in order is it time.
             let is_time = self.things.iter().filter(others).eq(&seen.things);
-            Ok((is_time && Snapshot::take(cluster)? == *self).then_some(()))
+            Ok((is_time && Snapshot::take_at(places)? == *self).then_some(()))
         };
         if wait_for("a clean node", 10, same).is_err() {
-            let rest = self.differences(&Snapshot::take(cluster)?);
+            let rest = self.differences(&Snapshot::take_at(places)?);
             bail!(
                 "something was left behind or taken away:\n{}",
                 rest.join("\n")
@@ -98,6 +105,12 @@ impl Snapshot {
             .filter(is_kind)
             .count()
     }
+}
+
+fn places(cluster: Option<&Cluster>) -> Vec<(String, u32)> {
+    let nodes = cluster.map_or(&[][..], Cluster::nodes);
+    let place = |node: &Node| (node.name().to_owned(), node.pid());
+    nodes.iter().map(place).collect()
 }
 
 fn mounts(name: &str, pid: u32, things: &mut BTreeSet<String>) -> Result<()> {

@@ -5,6 +5,7 @@
 //! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the other
 //! in one.
 
+mod autoshift;
 mod bench;
 mod commands;
 mod containers;
@@ -22,8 +23,12 @@ mod kernel;
 mod long;
 mod mistakes;
 mod modules;
+mod mpi;
 mod node;
 mod secure_cluster;
 mod selftest;
 mod sharing;
+mod ssh;
+mod steps;
 mod teardown;
+mod torque;

@@ -15,10 +15,10 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use shifter_core::reference::Digest;
 
+use super::BlobCache;
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
-use super::{BlobCache, hash_file};
 use crate::files;
-use crate::hash::Hasher;
+use crate::hash::{self, Hasher};
 use crate::registry::Descriptor;
 use crate::store::lease;
 use crate::store::{StoreError, is_full};
@@ -37,6 +37,13 @@ pub struct Usage {
     pub parts: usize,
     /// Their bytes.
     pub part_bytes: u64,
+}
+
+impl Usage {
+    /// Returns the bytes of everything in it.
+    pub fn all_bytes(&self) -> u64 {
+        self.bytes.saturating_add(self.part_bytes)
+    }
 }
 
 /// What making a cache smaller did.
@@ -65,6 +72,9 @@ impl BlobCache {
     /// # Errors
     /// [`StoreError::Full`] if what is missing cannot fit whatever goes.
     pub fn reserve(&self, blobs: &[&Descriptor]) -> Result<(), StoreError> {
+        if blobs.is_empty() {
+            return Ok(());
+        }
         let digests = blobs.iter().map(|blob| blob.digest.to_string()).collect();
         let lease = lease::announce(&self.dir, USE_PREFIX, digests)
             .map_err(|error| self.failed("write to", error, 0))?;
@@ -72,21 +82,24 @@ impl BlobCache {
         allow_descriptors(blobs.len());
         // Where the scope is not known yet, any folder's will do: this is about room alone.
         let folders = folder::all(&self.dir).map_err(|error| self.failed("list", error, 0))?;
-        let missing = blobs.iter().map(|blob| missing(&folders, blob));
-        let need = missing.fold(0, u64::saturating_add);
+        let (mut need, mut image) = (0u64, 0u64);
+        for blob in blobs {
+            let (here, missing) = divide(&folders, blob);
+            need = need.saturating_add(missing);
+            image = image.saturating_add(here).saturating_add(missing);
+        }
         // On one disk with the image, which may be as large as its layers: nobody knows before, so
         // this makes room and refuses nothing.
-        let image = match self.is_beside_images {
-            true => blobs
-                .iter()
-                .fold(0u64, |sum, blob| sum.saturating_add(blob.size)),
-            false => 0,
+        let wanted = match self.is_beside_images {
+            true => need.saturating_add(image),
+            false => need,
         };
-        let wanted = need.saturating_add(image);
-        if wanted > self.free()? {
+        let mut free = self.free()?;
+        // A manifest may promise anything: what cannot fit is no reason to remove what others use.
+        if wanted > free && need <= free.saturating_add(self.usage()?.all_bytes()) {
             self.remove_unused(|_| Ok(self.free()? < wanted))?;
+            free = self.free()?;
         }
-        let free = self.free()?;
         if need <= free {
             return Ok(());
         }
@@ -319,20 +332,23 @@ impl BlobCache {
     }
 }
 
-/// Returns how much of a blob is still to be downloaded.
-fn missing(folders: &[(String, OwnedFd)], blob: &Descriptor) -> u64 {
+/// Returns how much of a blob is here, and how much is still to be downloaded. A blob that is here has
+/// the size that it has, whatever a manifest says.
+fn divide(folders: &[(String, OwnedFd)], blob: &Descriptor) -> (u64, u64) {
     let algorithm = blob.digest.algorithm();
     let of_its_kind = folders
         .iter()
         .filter(|(name, _)| name.starts_with(algorithm));
-    let missing = of_its_kind.map(|(_, folder)| {
-        let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
-        match files::size(folder, blob.digest.hex()) {
-            Some(_) => 0,
-            None => blob.size.saturating_sub(part),
+    let divided = of_its_kind.map(|(_, folder)| match files::size(folder, blob.digest.hex()) {
+        Some(size) => (size, 0),
+        None => {
+            let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+            let part = part.min(blob.size);
+            (part, blob.size - part)
         }
     });
-    missing.min().unwrap_or(blob.size)
+    let divided = divided.min_by_key(|(_, missing)| *missing);
+    divided.unwrap_or((0, blob.size))
 }
 
 /// A pull has a descriptor for each of its layers, and the usual limit is 1024.
@@ -349,6 +365,6 @@ fn allow_descriptors(layers: usize) {
 /// True if a file has the digest.
 pub(super) fn is_intact(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::like(digest);
-    hash_file(file, &mut hasher)?;
+    hash::read_file(file, &mut hasher, |_| Ok(()))?;
     Ok(hasher.finish() == digest.to_string())
 }

@@ -40,16 +40,12 @@ fn list(unused: &[Unused]) -> Vec<Image<'_>> {
     images.collect()
 }
 
-fn bytes_in(cache: &BlobCache) -> Result<u64, StoreError> {
-    let usage = cache.usage()?;
-    Ok(usage.bytes + usage.part_bytes)
-}
-
 impl Session {
     /// Collects in each store that the caller may change.
     pub(super) fn collect(&self) -> Result<ExitCode, Failure> {
         let context = "cannot collect";
         let kinds = match (self.options.store, self.is_image_owner()) {
+            (Some(StoreKind::Site), false) => return Err(self.not_owner(context)),
             (Some(kind), _) => vec![kind],
             (None, true) => vec![StoreKind::Site, StoreKind::User],
             (None, false) => vec![StoreKind::User],
@@ -63,11 +59,7 @@ impl Session {
             if !kinds.contains(&store.kind()) || self.cancel.is_cancelled() {
                 continue;
             }
-            let done = match store.kind() {
-                StoreKind::Site if !self.is_image_owner() => return Err(self.not_owner()),
-                _ => self.collect_in(&store),
-            };
-            match done {
+            match self.collect_in(&store) {
                 Ok((collected, freed)) => self.tell_collected(&store, &collected, freed)?,
                 Err(error) => outcome.add(Failure::of_store(context, &error).report()),
             }
@@ -81,13 +73,13 @@ impl Session {
         let dry_run = self.options.dry_run;
         let collected = store.collect(keep, dry_run, &self.cancel)?;
         let cache = BlobCache::of_store(store)?;
-        let before = bytes_in(&cache)?;
+        let before = cache.usage()?.all_bytes();
         if dry_run {
             return Ok((collected, before.saturating_sub(store.cache_limit())));
         }
         cache.sweep()?;
         cache.trim(store.cache_limit())?;
-        let after = bytes_in(&cache)?;
+        let after = cache.usage()?.all_bytes();
         Ok((collected, before.saturating_sub(after)))
     }
 

@@ -104,7 +104,10 @@ impl Session {
                     .and_then(|text| ImageRef::parse(text, &rules).ok());
                 // Read only where somebody asks for them.
                 let labels = match filters.iter().any(|f| matches!(f, Filter::Label(..))) {
-                    true => store.record(&image.id).map_err(fail)?,
+                    true => store.record(&image.id).unwrap_or_else(|problem| {
+                        outcome.add(fail(problem).report());
+                        None
+                    }),
                     false => None,
                 };
                 let labels = labels.map(|known| known.labels).unwrap_or_default();

@@ -5,13 +5,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 
-use sha2::{Digest as _, Sha256};
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
 
 use super::error::{ImportError, Unsupported};
 use super::section::{Section, Verified};
 use crate::cancel::Cancel;
+use crate::hash::Hasher;
 use crate::image_config::ImageConfigError;
 
 const PIECE: usize = 1 << 20;
@@ -61,7 +61,7 @@ pub(super) fn copy(
     cancel: &Cancel,
 ) -> Result<String, ImportError> {
     let mut reader = Verified::new(file.reader(), None, cancel);
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::sha256();
     let mut piece = vec![0; PIECE];
     loop {
         cancel.check()?;
@@ -76,6 +76,5 @@ pub(super) fn copy(
             })?;
         }
     }
-    let digest = hasher.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher.finish_hex())
 }

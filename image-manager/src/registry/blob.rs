@@ -99,7 +99,8 @@ impl Repository<'_> {
     }
 
     /// Fetches a layer that registries do not keep from where its manifest says it is: by https,
-    /// without a login, and never from a private network. Fails with `error` if that is no use.
+    /// without a login, and from a private network only if the registry itself is there. A mirror may
+    /// be, and passes on what anybody wrote. Fails with `error` if that is no use.
     fn foreign(
         &self,
         transfer: &mut Transfer<'_>,
@@ -109,13 +110,13 @@ impl Repository<'_> {
         let http = &self.parts.http;
         let mut last = error;
         for url in &transfer.blob.urls {
-            let (Some(address), Some(base)) = (Address::parse(url), self.base()) else {
+            let Some(address) = Address::parse(url) else {
                 continue;
             };
             let mut tries = Tries::new(http.patience());
             let fetched = self.patiently(&mut tries, |tries| {
                 transfer.run(tries, sink, |want| {
-                    let answer = http.get(&address, Trust::From(&base), want, None)?;
+                    let answer = http.get(&address, Trust::From(self.base()), want, None)?;
                     match answer.status() {
                         200 | 206 | 416 => Ok(answer),
                         status => Err(RegistryError::Refused {

@@ -7,7 +7,7 @@
 //! answer leads to this machine or a private network unless the one who answers is there itself.
 
 use std::io::{self, Read};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use shifter_core::sanitize;
 use ureq::http::Response;
@@ -25,6 +25,8 @@ use super::rules::Rules;
 const REDIRECTS: usize = 5;
 /// Bytes read of a body that explains an error.
 const MESSAGE_LIMIT: u64 = 64 << 10;
+/// Why an address without TLS is not asked.
+const NOT_PLAIN: &str = "plain http is not configured for it";
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug)]
@@ -109,11 +111,7 @@ impl Http {
             Trust::From(named) => named,
         };
         if !self.rules.is_allowed(&address) {
-            return Err(redirect(
-                first,
-                &address,
-                "plain http is not configured for it",
-            ));
+            return Err(forbidden(named, &address, &NOT_PLAIN));
         }
         for step in 0..=REDIRECTS {
             let allowed = match trust {
@@ -194,11 +192,7 @@ impl Http {
             return Err(redirect(from, &target, "https never leads to plain http"));
         }
         if !self.rules.is_allowed(&target) {
-            return Err(redirect(
-                from,
-                &target,
-                "plain http is not configured for it",
-            ));
+            return Err(redirect(from, &target, NOT_PLAIN));
         }
         Ok(target)
     }
@@ -282,9 +276,7 @@ impl Answer {
 
     /// Returns how long the server asks to be left alone.
     pub fn asked_pause(&self) -> Option<Duration> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |time| time.as_secs());
-        retry::asked(self.header("retry-after")?, now)
+        retry::asked(self.header("retry-after")?, crate::store::now())
     }
 
     /// Reads the whole body if it is not larger than `limit`.

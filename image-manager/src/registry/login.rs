@@ -34,17 +34,15 @@ impl Client {
         let registry = registry_name(registry)?;
         let place = self.parts.http.rules().place(&registry, String::new())?;
         let anonymous = Source::new(&self.parts, 0, place.clone());
-        let known = Source::with_login(&self.parts, place, Login::new(user, secret));
-        let asks = Repository::new(&self.parts, vec![anonymous]).with_each(|source, _| {
-            let status = source.probe()?.status();
-            Ok(status == 401)
-        })?;
-        let repository = Repository::new(&self.parts, vec![known]);
-        match repository.with_each(|source, _| source.get("", &Want::Json)) {
-            Ok(_) if asks => Ok(Checked::Accepted),
-            Ok(_) => Ok(Checked::NotAsked),
-            Err(error) => Err(error),
-        }
+        let known = Source::with_login(&self.parts, place.clone(), Login::new(user, secret));
+        let anonymous = Repository::new(&self.parts, place.clone(), vec![anonymous]);
+        let asks = anonymous.with_each(|source, _| Ok(source.probe()?.status() == 401))?;
+        let known = Repository::new(&self.parts, place, vec![known]);
+        known.with_each(|source, _| source.get("", &Want::Json))?;
+        Ok(match asks {
+            true => Checked::Accepted,
+            false => Checked::NotAsked,
+        })
     }
 }
 

@@ -124,10 +124,11 @@ impl Client {
 
     /// Opens the repository that a reference names; nothing is sent yet.
     pub fn repository(&self, reference: &ImageRef) -> Result<Repository<'_>, RegistryError> {
-        let places = self.parts.http.rules().places(reference)?;
-        let sources = places.into_iter().enumerate();
+        let rules = self.parts.http.rules();
+        let own = rules.own_place(reference)?;
+        let sources = rules.places(reference)?.into_iter().enumerate();
         let sources = sources.map(|(number, place)| Source::new(&self.parts, number, place));
-        Ok(Repository::new(&self.parts, sources.collect()))
+        Ok(Repository::new(&self.parts, own, sources.collect()))
     }
 }
 

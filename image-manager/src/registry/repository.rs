@@ -10,6 +10,7 @@ use super::address::Address;
 use super::error::RegistryError;
 use super::resolve::Access;
 use super::retry::Tries;
+use super::rules::Place;
 use super::source::Source;
 use super::{Event, Parts};
 
@@ -19,16 +20,19 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// One repository of one registry.
 pub struct Repository<'a> {
     pub(super) parts: &'a Parts,
+    /// Where its name says that it is.
+    own: Place,
     sources: Vec<Source<'a>>,
     /// The sources by their numbers, the one to ask first at the front.
     order: Mutex<Vec<usize>>,
 }
 
 impl<'a> Repository<'a> {
-    pub(super) fn new(parts: &'a Parts, sources: Vec<Source<'a>>) -> Self {
+    pub(super) fn new(parts: &'a Parts, own: Place, sources: Vec<Source<'a>>) -> Self {
         let order = Mutex::new((0..sources.len()).collect());
         Self {
             parts,
+            own,
             sources,
             order,
         }
@@ -37,8 +41,12 @@ impl<'a> Repository<'a> {
     /// Returns its name with that of the registry: `docker.io/library/debian`. Mirrors give what the
     /// registry has and have no part in it.
     pub fn source(&self) -> String {
-        let registry = self.sources.last();
-        registry.map_or_else(String::new, Source::full_name)
+        format!("{}/{}", self.own.registry, self.own.repository)
+    }
+
+    /// Returns where the registry itself is, mirrors or not.
+    pub(super) fn base(&self) -> &Address {
+        &self.own.base
     }
 
     /// Returns whether a login has been needed so far.
@@ -132,11 +140,6 @@ impl<'a> Repository<'a> {
     fn first(&self) -> Option<&Source<'a>> {
         let number = *self.order().first()?;
         self.sources.get(number)
-    }
-
-    /// Returns where that is.
-    pub(super) fn base(&self) -> Option<Address> {
-        self.first().map(|source| source.base().clone())
     }
 
     /// True if the source that is asked first wanted a login.

@@ -217,12 +217,18 @@ pub(super) struct Place {
 }
 
 impl Rules {
+    /// Returns the place that an image's name says, whether or not that is asked.
+    pub(super) fn own_place(&self, reference: &ImageRef) -> Result<Place, RegistryError> {
+        let registry = reference.registry().unwrap_or(HUB_NAME);
+        self.place(registry, reference.repository().to_owned())
+    }
+
     /// Lists the places to ask for an image, in order.
     pub(super) fn places(&self, reference: &ImageRef) -> Result<Vec<Place>, RegistryError> {
-        let registry = reference.registry().unwrap_or(HUB_NAME);
+        let own = self.own_place(reference)?;
         let repository = reference.repository();
-        self.judge(registry, repository)?;
-        let entry = self.named(registry);
+        self.judge(&own.registry, repository)?;
+        let entry = self.named(&own.registry);
         let mut places = Vec::new();
         for mirror in entry.map_or(&[][..], |entry| &entry.mirrors) {
             let (host, path) = match mirror.split_once('/') {
@@ -232,7 +238,7 @@ impl Rules {
             places.push(self.place(host, path)?);
         }
         if !entry.is_some_and(|entry| entry.mirrors_only) {
-            places.push(self.place(registry, repository.to_owned())?);
+            places.push(own);
         }
         Ok(places)
     }

@@ -78,15 +78,6 @@ impl<'a> Source<'a> {
         &self.place.registry
     }
 
-    /// Returns the names of registry and repository.
-    pub fn full_name(&self) -> String {
-        format!("{}/{}", self.place.registry, self.place.repository)
-    }
-
-    pub fn base(&self) -> &Address {
-        &self.place.base
-    }
-
     /// True if the login was needed.
     pub fn uses_login(&self) -> bool {
         self.auth().uses_login

@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 
 use shifter_core::ids::ImageId;
 
-use super::{Store, StoreError};
+use super::image_lock::{ImageLock, lock_name};
+use super::{Store, StoreError, is_full};
 use crate::cancel::Cancel;
 use crate::files;
 
 const MARK_PREFIX: &str = ".unused-";
-const LOCK_PREFIX: &str = ".lock-";
 /// Files that belong to an image file; without it nothing uses them.
 const COMPANIONS: [&str; 2] = [".meta", ".json"];
 
@@ -70,7 +70,7 @@ impl Store {
                 continue;
             }
             // Somebody is at work on it, and will give it a tag.
-            if names.contains(&format!("{LOCK_PREFIX}{id}")) {
+            if names.contains(&lock_name(&id)) {
                 continue;
             }
             let size = self.image_file(&id).map_or(0, |(_, size)| size);
@@ -85,8 +85,13 @@ impl Store {
                 continue;
             }
             if !dry_run && !names.contains(&mark) {
-                files::create(&self.dir, &mark)
-                    .map_err(StoreError::io("make", &self.path.join(&mark)))?;
+                match files::create(&self.dir, &mark) {
+                    // A full disk must not keep anybody from collecting: its time begins later.
+                    Err(error) if !is_full(&error) => {
+                        return Err(StoreError::io("make", &self.path.join(&mark))(error));
+                    }
+                    _ => {}
+                }
             }
             collected.kept.push(unused);
         }
@@ -108,14 +113,20 @@ impl Store {
             let Some(id) = stem.and_then(|stem| ImageId::parse(stem).ok()) else {
                 continue;
             };
-            let is_used = self.image_file(&id).is_some()
-                || tagged.contains(&id)
-                || names.contains(&format!("{LOCK_PREFIX}{id}"));
+            let has_image = || self.image_file(&id).is_some();
+            let is_used = has_image() || tagged.contains(&id) || names.contains(&lock_name(&id));
             let is_gone = collected.removed.iter().any(|removed| removed.id == id);
             if is_used || is_gone {
                 continue;
             }
             if !dry_run {
+                // A pull may have begun since the store was listed, and its files have these names.
+                let Some(_lock) = ImageLock::try_acquire(self, &id)? else {
+                    continue;
+                };
+                if has_image() {
+                    continue;
+                }
                 self.remove_file(name)?;
             }
             collected.strays.push(name.clone());
@@ -250,6 +261,25 @@ mod tests {
             .unwrap();
         assert_eq!((ids(&done.removed), done.strays.len()), (vec![id('b')], 2));
         assert_eq!(names(&dir), ["notes.json"]);
+    }
+
+    #[test]
+    fn what_a_pull_has_just_written_is_no_stray() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::create_user(home.path()).unwrap();
+        let meta = format!("{}.meta", id('c'));
+        std::fs::write(home.path().join(".shifter").join(&meta), b"").unwrap();
+        // Listed before the pull took its lease.
+        let names = BTreeSet::from([meta.clone()]);
+        let collect = || {
+            let mut collected = Collected::default();
+            let done = store.collect_strays(&names, &BTreeSet::new(), false, &mut collected);
+            done.map(|()| collected.strays)
+        };
+        let pull = store.lock(&id('c'), |_| ()).unwrap();
+        assert_eq!(collect().unwrap(), Vec::<String>::new());
+        drop(pull);
+        assert_eq!(collect().unwrap(), [meta]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl<'a> ImageLock<'a> {
         self.check()?;
         // The processor has nothing else to do while the disk is written.
         let (hash, synced) = std::thread::scope(|scope| {
-            let hash = || record::hash_image(file);
+            let hash = || record::hash_image(file, |_| Ok(()));
             let hashing = std::thread::Builder::new().spawn_scoped(scope, hash);
             let synced = file.sync_all();
             match hashing {
@@ -300,7 +300,8 @@ impl Drop for ImageLock<'_> {
     }
 }
 
-fn lock_name(id: &ImageId) -> String {
+/// Returns the name of the lease on an image.
+pub(super) fn lock_name(id: &ImageId) -> String {
     format!("{LOCK_PREFIX}{id}")
 }
 

@@ -8,7 +8,8 @@
 //!
 //! Nothing is needed of the file system that NFS or Lustre lack: a lease is taken by link(2),
 //! which one process alone succeeds with. A holder on this machine that died is known at once, by
-//! its flock or by its pid; one on another machine when its record does not change any more.
+//! its flock or by its pid; one on another machine, or one that was stopped, when its record does not
+//! change any more.
 //! That is watched with this machine's stopwatch, and the age is measured against a file just
 //! written to the same file system, so no two clocks are compared.
 //!
@@ -411,8 +412,9 @@ impl<'a> Contender<'a> {
 
     /// Judges a holder from what is known of its machine, or from what was seen of its record.
     fn is_dead(&mut self, file: &File, owner: &Owner) -> io::Result<bool> {
-        if let Some(is_dead) = self.identity.is_dead(owner, file)? {
-            return Ok(is_dead);
+        let known = self.identity.is_dead(owner, file)?;
+        if known == Some(true) {
+            return Ok(true);
         }
         let modified = file.metadata()?.modified()?;
         let since = match &self.seen {
@@ -424,8 +426,12 @@ impl<'a> Contender<'a> {
             }
         };
         let watched = since.elapsed();
+        // One of this machine, too, that lives and was stopped: Ctrl-Z must not lock out everybody.
         if watched >= self.timing.stale {
             return Ok(true);
+        }
+        if known.is_some() {
+            return Ok(false);
         }
         let age = self.time()?.duration_since(modified).unwrap_or_default();
         Ok(age >= self.timing.abandoned

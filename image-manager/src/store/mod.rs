@@ -24,9 +24,11 @@ mod record;
 mod verify;
 mod write;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::ids::ImageId;
 use shifter_core::meta::{self, ImageMeta};
@@ -41,7 +43,7 @@ pub use error::{StoreError, megabytes};
 pub use gc::{Collected, Unused};
 pub use image_lock::ImageLock;
 pub use lease::Owner;
-pub use record::{ImageRecord, LayerRecord, hash_image};
+pub use record::{ImageRecord, LayerRecord};
 pub use verify::{Fault, Finding};
 pub use write::Removed;
 
@@ -62,6 +64,12 @@ impl StoreKind {
             StoreKind::User => "user",
         }
     }
+}
+
+/// Returns the time as tags and records have it, in seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
 }
 
 /// Who wants to see images.
@@ -283,10 +291,11 @@ impl Store {
             Ok(image) => images.extend(image),
             Err(problem) => problems.push(problem),
         };
-        let mut tagged = Vec::new();
+        let mut tagged = BTreeSet::new();
         for entry in self.entries(rules)? {
-            tagged.push(entry.id.clone());
-            keep(self.image(&entry.id.clone(), Some(entry), viewer));
+            let id = entry.id.clone();
+            keep(self.image(&id, Some(entry), viewer));
+            tagged.insert(id);
         }
         for id in self.ids()?.into_iter().filter(|id| !tagged.contains(id)) {
             keep(self.image(&id, None, viewer));

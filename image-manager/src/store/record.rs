@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use shifter_core::ids::ImageId;
 
-use crate::hash::Hasher;
+use crate::hash::{self, Hasher};
 
 /// Bytes that a record may have.
 const LIMIT: u64 = 1 << 20;
+/// Bytes that each word of the author's may have; a longer one says nothing.
+const WORD_LIMIT: usize = 256;
 
 /// Where an image came from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,14 +80,11 @@ impl ImageRecord {
     /// nothing.
     pub fn describe(&mut self, config: &[u8]) {
         let found: Described = serde_json::from_slice(config).unwrap_or_default();
+        let is_word = |text: &String| !text.is_empty() && text.len() <= WORD_LIMIT;
         let parts = [Some(found.os), Some(found.architecture), found.variant];
-        let parts: Vec<String> = parts
-            .into_iter()
-            .flatten()
-            .filter(|part| !part.is_empty())
-            .collect();
+        let parts: Vec<String> = parts.into_iter().flatten().filter(is_word).collect();
         self.platform = (!parts.is_empty()).then(|| parts.join("/"));
-        self.created = found.created;
+        self.created = found.created.filter(is_word);
         self.labels = found
             .config
             .and_then(|config| config.labels)
@@ -126,17 +124,14 @@ pub(super) fn file_name(id: &ImageId) -> String {
     format!("{id}.json")
 }
 
-/// Computes what [`ImageRecord::sha256`] says.
-pub fn hash_image(file: &File) -> io::Result<String> {
-    let (mut hasher, mut buffer, mut position) = (Hasher::sha256(), vec![0; 256 << 10], 0);
-    loop {
-        let count = file.read_at(&mut buffer, position)?;
-        if count == 0 {
-            return Ok(hasher.finish_hex());
-        }
-        hasher.update(&buffer[..count]);
-        position += count as u64;
-    }
+/// Computes what [`ImageRecord::sha256`] says; see [`hash::read_file`] for `watch`.
+pub(super) fn hash_image(
+    file: &File,
+    watch: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<String> {
+    let mut hasher = Hasher::sha256();
+    hash::read_file(file, &mut hasher, watch)?;
+    Ok(hasher.finish_hex())
 }
 
 #[cfg(test)]
@@ -178,6 +173,10 @@ mod tests {
             (back(&record).source.as_str(), back(&record).labels.len()),
             ("quay.io/x", 0)
         );
+        let long = "x".repeat(2 << 20);
+        let config = serde_json::json!({"created": long, "os": "linux", "variant": long});
+        record.describe(config.to_string().as_bytes());
+        assert_eq!(back(&record).platform.as_deref(), Some("linux"));
         let later = br#"{"source":"x","a key of tomorrow":1}"#;
         assert_eq!(ImageRecord::parse(later).unwrap().source, "x");
     }

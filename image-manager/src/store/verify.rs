@@ -1,20 +1,17 @@
 //! Comparing a store with what it says of itself: image files with their recorded digests, tags with
 //! images, metadata with its form.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::PathBuf;
 
-use sha2::{Digest as _, Sha256};
 use shifter_core::ids::ImageId;
 use shifter_core::reference::{ImageRef, TypeRules};
 use shifter_core::store::{self as layout, IndexEntry};
 
+use super::record::hash_image;
 use super::{Store, StoreError};
 use crate::cancel::Cancel;
 use crate::files;
-
-const PIECE: usize = 1 << 20;
 
 /// What was found out of one file.
 #[derive(Debug)]
@@ -132,7 +129,7 @@ impl Store {
             Ok(Some(file)) => file,
             // Removed meanwhile, or somebody else's.
             Ok(None) => return Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
             Err(error) => {
                 let fault = Some(StoreError::io("open", &path)(error).into());
                 return Ok(Some(Finding {
@@ -146,16 +143,22 @@ impl Store {
             if self.meta(id)?.is_none() {
                 return Err(Fault::NoMetadata);
             }
-            let recorded = self.recorded_digest(id)?;
-            let found = digest(&file, cancel, watch).map_err(StoreError::io("read", &path))?;
-            match (recorded, found) {
-                // Nothing is known of what was not read to its end.
-                (_, None) => Ok(()),
-                (Some(recorded), Some(found)) if recorded == found => Ok(()),
-                (Some(recorded), Some(found)) => Err(Fault::Changed { recorded, found }),
+            let recorded = self.record(id)?.and_then(|record| record.sha256);
+            let hashed = hash_image(&file, |count| {
+                watch(count);
+                cancel.check().map_err(io::Error::other)
+            });
+            // Nothing is known of what was not read to its end.
+            if cancel.is_cancelled() {
+                return Ok(());
+            }
+            let found = hashed.map_err(StoreError::io("read", &path))?;
+            match recorded {
+                Some(recorded) if recorded == found => Ok(()),
+                Some(recorded) => Err(Fault::Changed { recorded, found }),
                 // Imported squashfs files have their own digest as id.
-                (None, Some(found)) if found == id.as_str() => Ok(()),
-                (None, Some(_)) => Err(Fault::Unrecorded),
+                None if found == id.as_str() => Ok(()),
+                None => Err(Fault::Unrecorded),
             }
         };
         let fault = compare().err();
@@ -187,11 +190,6 @@ impl Store {
         }
     }
 
-    /// Returns the SHA-256 that an image file had when it was published.
-    fn recorded_digest(&self, id: &ImageId) -> Result<Option<String>, StoreError> {
-        Ok(self.record(id)?.and_then(|record| record.sha256))
-    }
-
     /// Reads a file of the index; none if it went meanwhile.
     pub(super) fn index_entry(&self, path: &str) -> Result<Option<IndexEntry>, StoreError> {
         let full = self.path.join(path);
@@ -204,23 +202,5 @@ impl Store {
             path: full,
             source: error.into(),
         })
-    }
-}
-
-/// Reads a file and returns its SHA-256; none if the work is to stop.
-fn digest(file: &File, cancel: &Cancel, watch: &dyn Fn(u64)) -> std::io::Result<Option<String>> {
-    let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE], 0);
-    loop {
-        if cancel.is_cancelled() {
-            return Ok(None);
-        }
-        let count = file.read_at(&mut piece, at)?;
-        if count == 0 {
-            let digest = hasher.finalize();
-            return Ok(Some(digest.iter().map(|b| format!("{b:02x}")).collect()));
-        }
-        hasher.update(&piece[..count]);
-        at += count as u64;
-        watch(count as u64);
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, ImageFormat, Module, NodeCache, registries, site_map};
+use super::{Config, ImageFormat, Module, NodeCache, SharedState, registries, site_map, torque};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -31,7 +31,10 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         caches(config),
         modules(config),
         kernel(config),
+        shared_state(config),
+        ssh(config),
         registries::first_fault(&config.registry),
+        torque::first_fault(&config.torque),
         (config.hooks.timeout_secs == 0).then(|| {
             (
                 key(&["hooks", "timeout_secs"]),
@@ -65,6 +68,7 @@ fn paths(config: &Config) -> Fault {
         (&["prefix"][..], &config.prefix),
         (&["store", "path"], &store.path),
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
+        (&["slurm", "spool_dir"], &config.slurm.spool_dir),
     ];
     paths.extend(
         store
@@ -277,4 +281,54 @@ fn kernel(config: &Config) -> Fault {
     let wrong = config.kernel.preload.iter().find(|name| !is_module(name))?;
     let fault = format!("'{wrong}': a kernel module's name is letters, digits, '_' and '-'");
     Some((key(&["kernel", "preload"]), fault))
+}
+
+fn shared_state(config: &Config) -> Fault {
+    let SharedState {
+        path,
+        owner: _,
+        max_age_secs,
+        wait_secs,
+    } = &config.shared_state;
+    let of_state = |last| key(&["shared_state", last]);
+    path.iter()
+        .find_map(|path| absolute(&["shared_state", "path"], path))
+        .or_else(|| {
+            let fault = "at least a minute must pass, and at most a week".to_owned();
+            let is_meant = (60..=7 * 24 * 3600).contains(max_age_secs);
+            (!is_meant).then(|| (of_state("max_age_secs"), fault))
+        })
+        .or_else(|| {
+            let fault = "the time must be from 1 to 60 s".to_owned();
+            (!(1..=60).contains(wait_secs)).then(|| (of_state("wait_secs"), fault))
+        })
+}
+
+fn ssh(config: &Config) -> Fault {
+    let ssh = &config.ssh;
+    let is_pattern = |text: &str| {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        let well_formed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        !text.is_empty() && name.bytes().all(well_formed)
+    };
+    if let Some(wrong) = ssh.accept_env.iter().find(|text| !is_pattern(text)) {
+        let fault = format!("'{wrong}' is not the name of a variable, or its beginning and '*'");
+        return Some((key(&["ssh", "accept_env"]), fault));
+    }
+    // Ports below 1024 are root's, and the server is not.
+    let range =
+        |name, is_fit: bool, rule: &str| (!is_fit).then(|| (key(&["ssh", name]), rule.to_owned()));
+    range(
+        "port",
+        ssh.port >= 1024,
+        "the port must be from 1024 to 65535",
+    )
+    .or_else(|| {
+        let is_fit = (1..=1000).contains(&ssh.max_connections);
+        range(
+            "max_connections",
+            is_fit,
+            "the number must be from 1 to 1000",
+        )
+    })
 }

@@ -8,6 +8,7 @@ mod registries;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod torque;
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,10 @@ use thiserror::Error;
 
 pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
-    Config, Hooks, ImageFormat, Kernel, Module, NodeCache, Registry, Root, Slurm, Store, UserImages,
+    AutoshiftImages, Config, Hooks, ImageFormat, Kernel, Module, NodeCache, Registry, Root,
+    SharedState, Slurm, Ssh, SshJobs, Store, UserImages,
 };
+pub use self::torque::{BatchSystem, Fanout, FanoutReport, Service, Torque};
 use crate::reference::TypeRules;
 use crate::trusted::{self, TrustError};
 use crate::volmap::{self, Origin, VolumeError, VolumeMap};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::torque::Torque;
 use crate::env::{EnvChanges, SiteEnv};
 use crate::volmap::{self, CacheFs};
 
@@ -39,8 +40,14 @@ pub struct Config {
     pub per_node_cache: BTreeMap<String, NodeCache>,
     /// Kernel modules that a job's set-up loads.
     pub kernel: Kernel,
+    /// What the nodes of a job tell each other.
+    pub shared_state: SharedState,
     /// The Slurm plugin.
     pub slurm: Slurm,
+    /// The hooks of Torque, OpenPBS and ALPS.
+    pub torque: Torque,
+    /// ssh between the nodes of a job.
+    pub ssh: Ssh,
 }
 
 /// The image store.
@@ -135,6 +142,9 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
+    /// long as it takes.
+    pub answer_timeout_secs: u32,
 }
 
 /// A module.
@@ -205,6 +215,20 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// A directory on shared storage in which the nodes of a job tell each other who its user is.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharedState {
+    /// The directory, of the owner's, mode 0700; none: every node looks users up itself.
+    pub path: Option<PathBuf>,
+    /// Numeric uid as which it is used, where the file system denies root.
+    pub owner: u32,
+    /// Seconds after which what is there is no longer believed, and removed.
+    pub max_age_secs: u32,
+    /// Seconds for which a node waits for another one's answer, and at most as many again.
+    pub wait_secs: u32,
+}
+
 /// The Slurm plugin.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -216,6 +240,73 @@ pub struct Slurm {
     pub submit_pull_timeout_secs: u32,
     /// Seconds within which a node's root must be ready.
     pub setup_timeout_secs: u32,
+    /// Whether jobs with an image run inside it without saying so (`--autoshift`).
+    pub autoshift: bool,
+    /// In which images jobs may do that.
+    pub autoshift_images: AutoshiftImages,
+    /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
+    /// `*` after them.
+    pub autoshift_list: Vec<String>,
+    /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
+    /// show it at the same place. `%n` is the node's name, `%h` the host's.
+    pub spool_dir: PathBuf,
+}
+
+/// In which images a job may run without saying so in every command.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoshiftImages {
+    /// In any.
+    #[default]
+    All,
+    /// In those of [`Slurm::autoshift_list`].
+    Listed,
+    /// In none.
+    Off,
+}
+
+impl Slurm {
+    /// True if a job may run inside the image of this reference without saying so.
+    pub fn permits_autoshift(&self, reference: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => reference.starts_with(beginning),
+            None => pattern == reference,
+        };
+        match self.autoshift_images {
+            AutoshiftImages::All => true,
+            AutoshiftImages::Listed => self.autoshift_list.iter().any(fits),
+            AutoshiftImages::Off => false,
+        }
+    }
+}
+
+/// ssh between the nodes of a job, in its container.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ssh {
+    /// Which jobs have it.
+    pub enable: SshJobs,
+    /// TCP port on which each node listens.
+    pub port: u16,
+    /// Variables that a client may set on another node; a `*` at the end stands for any text.
+    pub accept_env: Vec<String>,
+    /// Whether clients may be connected further through a node (`ssh -L`).
+    pub tcp_forwarding: bool,
+    /// Connections that a node may have at once.
+    pub max_connections: u32,
+}
+
+/// Which jobs have ssh between their nodes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum SshJobs {
+    /// None.
+    #[default]
+    Off,
+    /// Those that ask for it.
+    Ask,
+    /// Those that ask for it, and every other that has an image.
+    Always,
 }
 
 impl Default for Config {
@@ -234,7 +325,10 @@ impl Default for Config {
             hooks: Hooks::default(),
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
+            shared_state: SharedState::default(),
             slurm: Slurm::default(),
+            torque: Torque::default(),
+            ssh: Ssh::default(),
         }
     }
 }
@@ -289,6 +383,7 @@ impl Default for Root {
             udi_image: None,
             writable_tmpfs_size_mib: 1024,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            answer_timeout_secs: 60,
         }
     }
 }
@@ -346,12 +441,42 @@ impl Default for Kernel {
     }
 }
 
+impl Default for SharedState {
+    fn default() -> Self {
+        Self {
+            path: None,
+            owner: 0,
+            max_age_secs: 3600,
+            wait_secs: 10,
+        }
+    }
+}
+
 impl Default for Slurm {
     fn default() -> Self {
         Self {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+            autoshift: false,
+            autoshift_images: AutoshiftImages::All,
+            autoshift_list: Vec::new(),
+            spool_dir: "/var/spool/slurmd".into(),
+        }
+    }
+}
+
+impl Default for Ssh {
+    fn default() -> Self {
+        let accepted = [
+            "LANG", "LC_*", "TZ", "OMP_*", "OMPI_*", "PRTE_*", "PMI*", "HYDRA_*", "MPI*", "SLURM_*",
+        ];
+        Self {
+            enable: SshJobs::Off,
+            port: 1204,
+            accept_env: accepted.map(str::to_owned).to_vec(),
+            tcp_forwarding: false,
+            max_connections: 128,
         }
     }
 }

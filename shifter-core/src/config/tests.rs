@@ -6,6 +6,19 @@ fn parse(text: &str) -> Result<Config, String> {
 }
 
 #[test]
+fn autoshift_is_for_the_images_that_the_site_lists() {
+    let permits = |rule: &str, reference: &str| {
+        let text = format!("[slurm]\nautoshift_list = ['docker:lab/*', 'docker:x:1']\n{rule}");
+        let config = Config::parse(&text, Path::new("/x")).unwrap();
+        config.slurm.permits_autoshift(reference)
+    };
+    assert!(permits("", "docker:any:1") && !permits("autoshift_images = 'off'", "docker:x:1"));
+    let listed = |reference| permits("autoshift_images = 'listed'", reference);
+    assert!(listed("docker:lab/a:1") && listed("docker:x:1"));
+    assert!(!listed("docker:x:12") && !listed("docker:labs:1"));
+}
+
+#[test]
 fn empty_file_is_the_default() {
     assert_eq!(parse("").unwrap(), Config::default());
 }
@@ -50,6 +63,21 @@ fn errors_name_line_key_and_text() {
             "user_images",
         ),
         ("x = \n", ":1: ", "x ="),
+        (
+            "[shared_state]\npath = 'state'",
+            ":2: shared_state.path: 'state' is not an absolute path",
+            "path =",
+        ),
+        (
+            "[shared_state]\nmax_age_secs = 59",
+            ":2: shared_state.max_age_secs: ",
+            "",
+        ),
+        (
+            "[shared_state]\nwait_secs = 0",
+            ":2: shared_state.wait_secs: ",
+            "",
+        ),
         (
             "[root]\nsite_mounts = ['/a:/b:perNodeCache=size=1G']",
             ":2: root.site_mounts: '/b': a perNodeCache",

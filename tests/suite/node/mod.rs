@@ -37,6 +37,7 @@ mod secure_signals;
 mod secure_strays;
 mod secure_trace;
 mod secure_volume;
+mod stalls;
 mod tools;
 mod writable;
 
@@ -202,6 +203,14 @@ impl Site {
         let text = fs::read_to_string(CONFIG)?;
         self.product
             .configure_with(&text.replace("[store]", &format!("[store]\n{lines}")))
+    }
+
+    /// Configures the root with this line for its site mounts.
+    pub fn configure_root(&self, line: &str) -> Result<()> {
+        self.product.configure("")?;
+        let text = fs::read_to_string(CONFIG)?;
+        self.product
+            .configure_with(&text.replace("site_mounts = ['/scratch', '/home']", line))
     }
 
     /// Installs the copy that is not setuid.

@@ -48,6 +48,27 @@ fn the_longest_unused_goes_first_and_what_is_needed_stays() {
     assert_eq!(files::names(&cache.dir).unwrap(), ["sha256"]);
 }
 
+/// Whoever writes a manifest can promise any size.
+#[test]
+fn promises_that_cannot_be_kept_clear_no_cache() {
+    let bench = bench();
+    let blobs: Vec<Descriptor> = (1..=3u8).map(|n| descriptor(&[n; 1000])).collect();
+    let cache = bench.cache();
+    let ages: Vec<(&Descriptor, u64)> = blobs.iter().zip([3, 2, 1]).collect();
+    fill(&cache, &ages);
+    let endless = |blob: &Descriptor| Descriptor::new("", blob.digest.clone(), u64::MAX);
+    let table = [
+        ("one that is nowhere", endless(&descriptor(b"x")), false),
+        ("one that is here", endless(&blobs[0]), true),
+    ];
+    for (what, blob, fits) in table {
+        let pull = bench.cache();
+        let reserved = pull.reserve(&[&blob, &blobs[1]]);
+        assert_eq!(reserved.is_ok(), fits, "{what}: {reserved:?}");
+        assert_eq!(cache.usage().unwrap().blobs, 3, "{what}");
+    }
+}
+
 /// A pull that comes between the choice of a victim and its removal.
 #[test]
 fn who_comes_in_the_middle_of_a_removal_keeps_the_blob() {

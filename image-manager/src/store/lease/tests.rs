@@ -101,6 +101,24 @@ fn the_dead_of_this_machine_are_known_at_once() {
     assert_eq!(bench.names(), Vec::<String>::new());
 }
 
+/// Ctrl-Z at one's terminal stops a pull through sudo, too.
+#[test]
+fn who_lives_on_this_machine_and_is_stopped_loses_the_lease_in_time() {
+    let bench = bench();
+    // No heart beats for this one.
+    let stopped = Contender::new(&bench.dir, "lock").unwrap();
+    let ready = stopped.prepare().unwrap();
+    assert!(stopped.place(&ready, "lock").unwrap());
+    let mut next = Contender::new(&bench.dir, "lock").unwrap();
+    next.timing = QUICK;
+    let begin = Instant::now();
+    while let Attempt::Busy(_) = next.attempt().unwrap() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(begin.elapsed() >= QUICK.stale, "{:?}", begin.elapsed());
+    drop(ready);
+}
+
 /// Without flock the pid says it, together with the time at which the process began.
 #[test]
 fn the_dead_are_known_by_their_pids() {

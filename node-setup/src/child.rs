@@ -1,8 +1,8 @@
-//! Runs a program of the suite with a deadline, from within Slurm's processes.
+//! Runs a program of the suite with a deadline, from within a batch system's processes.
 //!
 //! Input and output are files in memory rather than pipes: nothing blocks, no SIGPIPE can end
-//! Slurm's process, and a grandchild that keeps its stderr open keeps nobody waiting. Only the
-//! child's own pid is ever waited for, because Slurm waits for children of its own.
+//! the caller, and a grandchild that keeps its stderr open keeps nobody waiting. Only the child's
+//! own pid is ever waited for, because Slurm waits for children of its own.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -136,30 +136,34 @@ fn occupied_stdio() -> io::Result<Vec<File>> {
     }
 }
 
-fn memory() -> io::Result<File> {
+/// Makes an empty file in memory.
+pub fn memory() -> io::Result<File> {
     Ok(memfd_create(c"shifter", MemfdFlags::CLOEXEC)?.into())
 }
 
-fn shared(file: &File) -> io::Result<Stdio> {
+/// Returns the file as the input or output of a program.
+pub fn shared(file: &File) -> io::Result<Stdio> {
     file.try_clone().map(Stdio::from)
 }
 
-fn filled(bytes: &[u8]) -> io::Result<Stdio> {
+/// Makes a program's input of these bytes.
+pub fn filled(bytes: &[u8]) -> io::Result<Stdio> {
     let mut file = memory()?;
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file.into())
 }
 
-fn written(file: &mut File) -> io::Result<Vec<u8>> {
+/// Returns what was written to a file in memory, at most 256 KiB.
+pub fn written(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(OUTPUT_LIMIT).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Waits for the child; nothing if the time is over first.
-fn wait(child: &mut Child, time: Duration) -> io::Result<Option<ExitStatus>> {
+/// Waits for the child for so long; nothing if the time is over first.
+pub fn wait(child: &mut Child, time: Duration) -> io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + time;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     // A login node's kernel may be older than pidfds: then look often.
