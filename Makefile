@@ -67,11 +67,10 @@ install:
 	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
 	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
+	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
-	install -d $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin
-	install -m 0755 $(STATIC)/shifter-inside $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin/shifter
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \

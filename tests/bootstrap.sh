@@ -18,6 +18,8 @@ test | bench | check)
     )
     # Nodes of a Torque site: how they are reached, and who their users are.
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
+    # Clients of the ssh between nodes, and what starts programs with them.
+    packages+=(mpich openmpi-bin openssh-client pdsh)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)

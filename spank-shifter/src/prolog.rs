@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
         assert!(read.modes.autoshift);
         let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
-        let error = manifest(&facts(&VARS), sample(), &off, alice(), 7).unwrap_err();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), None, 7).unwrap_err();
         assert!(
             error.to_string().contains("'docker:ubuntu:24.04'"),
             "{error}"
