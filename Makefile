@@ -38,6 +38,8 @@ all:
 		-p node-setup --bins
 	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
 		-p udi-image --bins
+	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
+		--target $(HOST) -p torque-hooks --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -71,6 +73,15 @@ install:
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque
+	for name in prologue prologue.parallel cray-shifter-prologue udiRoot-prologue; do \
+		ln -sf ../../../sbin/shifter-prologue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
+	for name in epilogue epilogue.parallel epilogue.precancel cray-shifter-epilogue udiRoot-epilogue; do \
+		ln -sf ../../../sbin/shifter-epilogue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \

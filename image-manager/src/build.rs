@@ -60,6 +60,18 @@ pub struct BuildOptions {
     pub cancel: Cancel,
 }
 
+impl BuildOptions {
+    /// The same for images of another format; a compressor that it has not gives way to the usual one.
+    pub fn in_format(&self, format: squashfs::Format) -> Self {
+        let mut options = self.clone();
+        options.squashfs.format = format;
+        if !format.has(options.squashfs.compression) {
+            options.squashfs.compression = squashfs::Compression::default();
+        }
+        options
+    }
+}
+
 /// What a build did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildReport {

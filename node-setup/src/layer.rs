@@ -166,6 +166,15 @@ impl<'a> Layer<'a> {
             .step("set the owner of", path)
     }
 
+    /// Makes a directory where the image has nothing at all; for a path whose parent the layer has.
+    pub fn dir_if_missing(&mut self, path: &str, mode: u32) -> Result<()> {
+        let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        match stat {
+            Err(Errno::NOENT) if !self.has(path) => self.make_dir(path, Mode::from_raw_mode(mode)),
+            _ => Ok(()),
+        }
+    }
+
     /// What the image has at a path of its top level; nothing for paths below that.
     fn top_level(&self, path: &str) -> Option<Option<FileType>> {
         let name = path.strip_prefix('/').filter(|name| !name.contains('/'))?;

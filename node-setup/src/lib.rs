@@ -4,9 +4,11 @@
 
 pub mod caller;
 pub mod child;
+pub mod deadline;
 pub mod drop;
 pub mod error;
 pub mod etc;
+pub mod filesystem;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;

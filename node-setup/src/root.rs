@@ -21,6 +21,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
+use shifter_core::ids::JobId;
 use shifter_core::layout::RUN_DIR;
 use shifter_core::sanitize;
 use shifter_core::ssh::JobKeys;
@@ -35,7 +36,7 @@ use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::watch::Watch;
+use crate::watch::{Awaited, Watch};
 use crate::{hooks, modules, namespace, rootless, ssh, state, volumes};
 
 /// Entries that the top level of an image may have.
@@ -62,6 +63,8 @@ pub struct RootRequest<'a> {
     pub volumes: &'a VolumeMap,
     /// The modules, already checked.
     pub modules: &'a [String],
+    /// The job that it is the root of.
+    pub job: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
     /// The keys with which the job's nodes reach one another, if they do.
@@ -96,6 +99,8 @@ pub struct Root {
 ///
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
+    let the_image = Awaited::Image(&request.image.reference);
+    request.watch.on(the_image)?;
     let image_mount = request.image.mount(run)?;
     volumes::trigger(request)?;
 
@@ -117,12 +122,15 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     let site_hooks = &request.config.hooks;
+    // Hooks have deadlines of their own.
+    request.watch.on(Awaited::Nothing)?;
     hooks::run(
         Stage::PreMount,
         &site_hooks.pre_mount,
         request,
         layer_mount.as_fd(),
     )?;
+    request.watch.on(the_image)?;
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 
@@ -245,12 +253,17 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.dir("/etc")?;
     layer.dir("/var")?;
     layer.dir_unless_image_has("/var/tmp")?;
+    for (path, mode) in etc::DIRS {
+        layer.dir_if_missing(path, mode)?;
+    }
     let mut files = etc::etc_files(request.user);
-    files.extend(etc::var_files(request.hosts, &config));
+    files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
     }
-    layer.link("/etc/mtab", "/proc/mounts")
+    layer.link("/etc/mtab", "/proc/mounts")?;
+    // Where the C Shifter keeps what it leaves out; nothing is left out here.
+    layer.link("/etc/group.orig", "group")
 }
 
 /// Attaches what the host provides in every container.

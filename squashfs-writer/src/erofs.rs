@@ -22,6 +22,7 @@ mod inode;
 mod superblock;
 
 use super::appender::Appender;
+use super::compress::Compression;
 use super::data::{FileData, Finished, Fragment, RAW};
 use super::tree::{Content, InodeId, Kind, Tree};
 use super::writer::Summary;
@@ -41,10 +42,15 @@ const HOLES: u64 = 64 << 30;
 /// Where the root's inode is; number 0 would be no inode to many programs.
 const FIRST: u64 = 64;
 
+/// Whether erofs has this compressor.
+pub(super) fn has(compression: Compression) -> bool {
+    superblock::algorithm(compression).is_some()
+}
+
 /// Refuses what erofs has no form for.
 pub(super) fn check(options: &Options) -> Result<(), Error> {
     let refuse = |option, reason| Err(Error::Options { option, reason });
-    if superblock::algorithm(options.compression).is_none() {
+    if !has(options.compression) {
         return refuse("compression", "erofs images have zstd, lz4 or none");
     }
     if options.pack_tails {
@@ -496,7 +502,6 @@ fn pad_to<W: Read + Write + Seek>(out: &mut Appender<W>, position: u64) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Compression;
 
     #[test]
     fn compressed_blocks_end_where_their_blocks_end() {

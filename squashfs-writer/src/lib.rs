@@ -142,6 +142,21 @@ pub enum Format {
     Erofs,
 }
 
+impl Format {
+    /// Whether images of this format can be compressed so.
+    pub fn has(self, compression: Compression) -> bool {
+        self == Self::Squashfs || erofs::has(compression)
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Squashfs => "squashfs",
+            Self::Erofs => "erofs",
+        }
+    }
+}
+
 impl std::str::FromStr for Format {
     type Err = Error;
 

@@ -166,7 +166,7 @@ pub enum RegistryError {
     /// The name of the registry is not one.
     #[error("'{0}' is not the address of a registry")]
     Address(String),
-    /// Plain http is not configured for this registry, a proxy is malformed, or the like.
+    /// A variable that should name a proxy does not.
     #[error("{variable} does not name a proxy: '{value}'")]
     Proxy {
         /// The environment variable.
@@ -192,10 +192,15 @@ impl RegistryError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotFound { .. } => ExitCode::Image,
-            Self::TokenServer { .. } => ExitCode::Denied,
-            Self::Denied { .. } | Self::Blocked { .. } => ExitCode::Denied,
-            Self::Twice { .. } => ExitCode::Internal,
             Self::Manifest { source, .. } if source.is_about_the_image() => ExitCode::Image,
+            Self::TokenServer { .. } | Self::Denied { .. } | Self::Blocked { .. } => {
+                ExitCode::Denied
+            }
+            Self::Address(_) => ExitCode::Usage,
+            // What the site or the user has set up.
+            Self::Twice { .. } | Self::File { .. } | Self::Proxy { .. } | Self::Helper { .. } => {
+                ExitCode::Internal
+            }
             Self::Write(_) => ExitCode::Internal,
             _ => ExitCode::Registry,
         }
@@ -246,14 +251,7 @@ impl RegistryError {
             Self::Forbidden { target, .. } => Some(format!(
                 "if that is meant, name the host of '{target}' in registries.toml"
             )),
-            Self::Manifest {
-                source: ManifestError::SchemaOne,
-                ..
-            } => Some("pull it with docker 25 or older, or skopeo, and push it again".into()),
-            Self::Manifest {
-                source: ManifestError::NoPlatform { .. },
-                ..
-            } => Some("choose one of them with '--platform'".into()),
+            Self::Manifest { source, .. } => source.hint().map(str::to_owned),
             Self::Refused { status: 429, .. } => Some(
                 "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),

@@ -120,7 +120,10 @@ impl Store {
         cancel: &Cancel,
         watch: &dyn Fn(u64),
     ) -> Result<Option<Finding>, StoreError> {
-        let name = layout::image_file(id);
+        // Removed meanwhile.
+        let Some((name, _)) = self.image_file(id) else {
+            return Ok(None);
+        };
         let path = self.path.join(&name);
         let file = match files::open(&self.dir, &name) {
             Ok(Some(file)) => file,
@@ -173,7 +176,7 @@ impl Store {
             return Some(Fault::Misplaced);
         }
         let reference = entry.reference.clone();
-        match files::size(&self.dir, &layout::image_file(&entry.id)) {
+        match self.image_file(&entry.id).map(|(_, size)| size) {
             None => Some(Fault::NoImage {
                 reference,
                 id: entry.id.clone(),
