@@ -70,6 +70,7 @@ install:
 	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
 	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
+	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/

@@ -18,6 +18,8 @@ test | bench | check)
     )
     # How the nodes of a site are reached, and a directory server that knows their users.
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
+    # Clients of the ssh between nodes.
+    packages+=(openssh-client)
     # MPI programs under Slurm; its plugin for PMIx opens what only the -dev package has.
     packages+=(libmpich-dev libopenmpi-dev libpmix-dev mpich openmpi-bin)
     # Another kernel than this machine's, in a virtual machine.

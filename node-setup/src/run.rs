@@ -502,6 +502,7 @@ impl Way<'_> {
             hosts: &hosts,
             ssh: None,
             writable: request.writable.clone(),
+            ssh: None,
             is_pinned: false,
             spool: None,
             watch: deadline,

@@ -40,14 +40,15 @@ fn run(words: Vec<String>) -> Result<()> {
     let usage = |text: &str| Error::Usage(format!("{text}; try 'startSshd --help'"));
     let (mut path, mut uid, mut job) = (PathBuf::from(DEFAULT_PATH), None, None);
     for word in words {
-        if let Some(value) = word.strip_prefix("--config=") {
-            path = value.into();
-        } else if let Some(value) = word.strip_prefix("--expect-uid=") {
-            uid = Some(value.parse().map_err(|_| usage("UID is a number"))?);
-        } else if word.starts_with('-') || job.is_some() {
-            return Err(usage(&format!("unknown option '{word}'")));
-        } else {
-            job = Some(JobId::parse(&word).map_err(|error| usage(&error.to_string()))?);
+        match word.split_once('=') {
+            Some(("--config", value)) => path = value.into(),
+            Some(("--expect-uid", value)) => {
+                uid = Some(value.parse().map_err(|_| usage("UID is a number"))?);
+            }
+            None if job.is_none() && !word.starts_with('-') => {
+                job = Some(JobId::parse(&word).map_err(|error| usage(&error.to_string()))?);
+            }
+            _ => return Err(usage(&format!("unknown option '{word}'"))),
         }
     }
     let (Some(uid), Some(job)) = (uid, job) else {

@@ -7,7 +7,7 @@ use udi_image::client::{self, FAILED};
 use udi_image::options::Options;
 
 fn main() {
-    // Not a return: a thread may wait for input that never comes.
+    // Not a return, for the same thread.
     std::process::exit(i32::from(run()));
 }
 
@@ -26,7 +26,12 @@ fn run() -> u8 {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(client::run(&options)),
+        Ok(runtime) => {
+            let result = runtime.block_on(client::run(&options));
+            // A thread may wait for input that never comes.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => return complain(&error.to_string()),
     };
     match result {
