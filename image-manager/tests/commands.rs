@@ -423,7 +423,7 @@ fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
     assert_eq!((run.code, run.stdout), (1, site.id(&two) + "\n"));
     let run = site.run(&["inspect", "--format={{.id}}", &one, &two]);
     let ids = format!("{}\n{}\n", site.id(&one), site.id(&two));
-    assert_eq!((run.code, run.stdout), (1, ids));
+    assert_eq!((run.code, run.stdout), (1, ids.clone()));
 
     // A store that others can write to is not used, and the site's is.
     let own = site.home().join(".shifter");
@@ -431,6 +431,8 @@ fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
     fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
     site.ok(&["lookup", &one]);
     site.fails(&["lookup", "docker:none:1"], 6, "lets others write");
+    let run = site.run(&["images", "-q"]);
+    assert_eq!((run.code, run.stdout), (6, ids));
 }
 
 #[test]
