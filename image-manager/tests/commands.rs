@@ -95,6 +95,8 @@ fn the_worst_of_several_images_decides() {
     let run = site.run(&["pull", &missing, "127.0.0.1:1/x", &good]);
     assert_eq!(run.code, 7, "{run:?}");
     assert!(run.stderr.contains("manifest unknown"), "{run:?}");
+    let reason = "cannot reach 'https://127.0.0.1:1/v2/x/manifests/latest': Connection refused\n";
+    assert!(run.stderr.contains(reason), "{run:?}");
     assert_eq!(site.read(&good, "etc/motd"), "good");
     // A mistake in one is found before anything is done.
     let other = registry.push("other:1", &small("other"));
