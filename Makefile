@@ -74,7 +74,6 @@ install:
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
-	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque

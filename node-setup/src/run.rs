@@ -502,7 +502,6 @@ impl Way<'_> {
             hosts: &hosts,
             ssh: None,
             writable: request.writable.clone(),
-            ssh: None,
             is_pinned: false,
             spool: None,
             watch: deadline,
