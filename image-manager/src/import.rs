@@ -405,9 +405,14 @@ impl Archive {
         options: &BuildOptions,
     ) -> Result<(), ImportError> {
         let cancel = &options.cancel;
+        let options = &lock.form(options)?;
         let mut out = lock.begin()?;
+        let mut meta = meta.clone();
         let made = match image {
-            Image::Layers { config, layers, .. } => build(config, layers, &mut out, options),
+            Image::Layers { config, layers, .. } => {
+                meta.format = options.squashfs.format.as_str().to_owned();
+                build(config, layers, &mut out, options)
+            }
             Image::Squashfs(file) => match squashfs::copy(file, Some(&mut out), cancel) {
                 Ok(digest) if digest == id.as_str() => Ok(()),
                 Ok(_) => Err(ImportError::Changed),
@@ -427,7 +432,7 @@ impl Archive {
             return Err(ImportError::Changed);
         }
         cancel.check()?;
-        Ok(lock.publish(&out, meta, record)?)
+        Ok(lock.publish(&out, &meta, record)?)
     }
 
     fn input_bytes(&self, image: &Image) -> u64 {

@@ -219,10 +219,14 @@ fn make(
     if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
         return Err(PullError::Store(lock.full(bytes)));
     }
-    layers.build(&mut out).map_err(|error| match error {
-        PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
-        error => error,
-    })?;
+    let options = lock.form(layers.request.options)?;
+    meta.format = options.squashfs.format.as_str().to_owned();
+    layers
+        .build(&mut out, &options)
+        .map_err(|error| match error {
+            PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
+            error => error,
+        })?;
     let described = layers.layers.iter().zip(layers.diff_ids);
     record.layers = described
         .map(|(layer, diff_id)| LayerRecord {

@@ -112,6 +112,7 @@ fn make(
         modules: &manifest.modules,
         job: Some(&manifest.job),
         hosts: &manifest.hosts,
+        ssh: manifest.ssh.as_ref(),
         writable: None,
         is_pinned: true,
         spool: plan.spool,

@@ -18,7 +18,7 @@ use shifter_core::sanitize;
 use crate::error::{Context, Error, Result};
 use crate::options::RunOptions;
 use crate::watch::{Awaited, Watch};
-use crate::{modules, patience, sys};
+use crate::{modules, patience, ssh, sys};
 
 /// Searched when the environment has no PATH, as by the C library.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -78,7 +78,9 @@ pub fn environment(
         site: &container.config.env,
         always: &always,
     };
-    Ok(env::compose(caller, &sources))
+    let mut composed = env::compose(caller, &sources);
+    ssh::complete_environment(&mut composed);
+    Ok(composed)
 }
 
 /// Reads the caller's environment.

@@ -500,6 +500,7 @@ impl Way<'_> {
             modules: &modules,
             job: None,
             hosts: &hosts,
+            ssh: None,
             writable: request.writable.clone(),
             is_pinned: false,
             spool: None,

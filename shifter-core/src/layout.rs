@@ -76,6 +76,10 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Starts a job's ssh server.
+    StartSshd,
+    /// Makes a job's keys.
+    SshKeys,
     /// Says who a job's user is.
     Identity,
     /// Judges a node: `shifter doctor`.
@@ -94,6 +98,8 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::StartSshd => "sbin/startSshd",
+            Program::SshKeys => "lib/shifter/shifter-ssh-keys",
             Program::Identity => "lib/shifter/shifter-identity",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",

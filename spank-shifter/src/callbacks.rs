@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::shift::Shift;
 use crate::submit::{Request, SubmitError, Tools};
 use crate::tasks::{self, NodeState, Step};
-use crate::{epilog, report, steps};
+use crate::{epilog, report, ssh, steps};
 
 /// Submit side: the options so far.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
@@ -50,6 +50,7 @@ pub fn call(callback: Callback, context: Context, spank: &Spank, args: Vec<Strin
         (Callback::InitPostOpt, Context::Remote) => ready_step(spank, &settings),
         (Callback::TaskInitPrivileged, Context::Remote) => admit_task(spank),
         (Callback::TaskInit, Context::Remote) => settle_task(spank),
+        (Callback::TaskPostFork, Context::Remote) => serve_ssh(spank, &settings),
         (Callback::Exit, Context::Remote) => end_step(&settings),
         (Callback::JobProlog, _) => prologue(spank, &settings),
         (Callback::JobEpilog, _) => epilogue(spank, &settings),
@@ -293,6 +294,29 @@ fn tell(lines: &[String]) -> i32 {
         log(Level::User, line);
     }
     FAILED
+}
+
+/// Never fails: the job has its container, and says itself what it misses.
+fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
+    if spank.step() != Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
+    let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
+        return OK;
+    };
+    if !layout::job_dir(&job).exists() {
+        return OK;
+    }
+    match ssh::start(&job, uid, settings, ffi::isolated) {
+        Ok(None) => {}
+        Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
+        Err(error) => {
+            for line in report::lines(&error, None) {
+                log(Level::Error, &line);
+            }
+        }
+    }
+    OK
 }
 
 /// Never fails, for nothing could be done about it: the epilog comes after it.

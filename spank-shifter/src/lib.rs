@@ -33,6 +33,7 @@ mod prolog;
 mod report;
 mod settings;
 mod shift;
+mod ssh;
 mod steps;
 mod submit;
 mod tasks;

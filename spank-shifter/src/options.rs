@@ -37,6 +37,7 @@ enum Target {
     Volume,
     Module,
     Autoshift,
+    Sshd,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -63,7 +64,7 @@ pub enum HasValue {
 }
 
 /// The options.
-pub const SPECS: [Spec; 5] = [
+pub const SPECS: [Spec; 6] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -99,6 +100,13 @@ pub const SPECS: [Spec; 5] = [
         usage: c"run script and tasks inside the image as they are",
         target: Target::Autoshift,
     },
+    Spec {
+        name: c"sshd",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"let the job's containers reach one another by ssh",
+        target: Target::Sshd,
+    },
 ];
 
 /// Everything given, in the order given.
@@ -112,6 +120,8 @@ pub struct RawOptions {
     pub modules: Vec<String>,
     /// The last `--autoshift`.
     pub autoshift: Option<bool>,
+    /// The last `--sshd`.
+    pub sshd: Option<bool>,
     bytes: usize,
 }
 
@@ -123,6 +133,7 @@ impl RawOptions {
             volumes: Vec::new(),
             modules: Vec::new(),
             autoshift: None,
+            sshd: None,
             bytes: 0,
         }
     }
@@ -149,6 +160,7 @@ impl RawOptions {
             Target::Volume => self.volumes.push(text),
             Target::Module => self.modules.push(text),
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
+            Target::Sshd => self.sshd = Some(switch(value, name)?),
         }
         Ok(())
     }

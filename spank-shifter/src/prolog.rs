@@ -15,6 +15,7 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::ssh::JobKeys;
 use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
@@ -23,6 +24,7 @@ use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
+use crate::ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -107,6 +109,14 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The job asks for ssh at a site without.
+    #[error("this site offers no ssh between the nodes of a job")]
+    NoSsh,
+    /// The job asks for ssh, and its nodes have no way to learn the same keys.
+    #[error(
+        "no ssh between several nodes: this site has no shared state that brings them the keys"
+    )]
+    NoSharedKeys,
     /// The site does not let jobs run inside this image without saying so.
     #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
     Autoshift(String),
@@ -181,7 +191,7 @@ pub fn run(
         facts.job.as_str(),
     ]);
     let known = || identity::ask(&facts, &config, settings, tools);
-    let input = match describe_for(&facts, pins, &config, known)? {
+    let input = match describe_for(&facts, pins, &config, known, tools.ready)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -240,8 +250,9 @@ pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
+    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
-    describe_for(facts, pins, config, || None)
+    describe_for(facts, pins, config, || None, ready)
 }
 
 /// Writes the manifest; looks the user up if `known` does not say who it is.
@@ -250,6 +261,7 @@ fn describe_for(
     pins: Result<Pins, PinError>,
     config: &Config,
     known: impl FnOnce() -> Option<Identity>,
+    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
@@ -264,7 +276,13 @@ fn describe_for(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    Ok(manifest(facts, pins, config, user, now))
+    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
+    let nodes = nodes.map_or(0, |hosts| hosts.len());
+    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
+    Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
 fn manifest(
@@ -272,6 +290,7 @@ fn manifest(
     pins: Pins,
     config: &Config,
     user: Identity,
+    ssh: Option<JobKeys>,
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
@@ -303,7 +322,7 @@ fn manifest(
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
         modes: pins.modes,
-        ssh_public_key: None,
+        ssh,
     };
     Ok(manifest.to_bytes()?)
 }
@@ -365,7 +384,15 @@ mod tests {
 
     #[test]
     fn manifest_says_what_slurm_says() {
-        let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&VARS),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
         assert_eq!(
@@ -386,7 +413,7 @@ mod tests {
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
         assert!(read.modes.autoshift);
         let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
-        let error = manifest(&facts(&VARS), sample(), &off, alice(), 7).unwrap_err();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), None, 7).unwrap_err();
         assert!(
             error.to_string().contains("'docker:ubuntu:24.04'"),
             "{error}"
@@ -406,7 +433,15 @@ mod tests {
             ("SLURM_JOB_NODELIST", "n1"),
             ("SLURM_JOB_CPUS_PER_NODE", "4"),
         ];
-        let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&vars),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
@@ -425,7 +460,14 @@ mod tests {
                 .map(|(n, v)| (n, if n == name { value } else { v }))
                 .into_iter()
                 .collect();
-            let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
+            let result = manifest(
+                &facts(&vars),
+                sample(),
+                &Config::default(),
+                alice(),
+                None,
+                7,
+            );
             assert!(result.is_err(), "{name}={value}");
         }
     }

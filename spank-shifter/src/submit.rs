@@ -9,7 +9,7 @@ mod tests;
 use std::process::Command;
 
 use serde::Deserialize;
-use shifter_core::config::{Config, ConfigError};
+use shifter_core::config::{Config, ConfigError, SshJobs};
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
 use shifter_core::layout::Program;
@@ -30,8 +30,8 @@ pub enum SubmitError {
     /// The site's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Volumes, modules or autoshift without an image.
-    #[error("cannot use --volume, --module or --autoshift without --image")]
+    /// Volumes, modules or switches without an image.
+    #[error("cannot use --volume, --module, --autoshift or --sshd without --image")]
     NoImage,
     /// The image reference is malformed.
     #[error("cannot understand image '{}'", sanitize::text(.text))]
@@ -53,6 +53,12 @@ pub enum SubmitError {
     /// The site does not let jobs run inside this image without saying so.
     #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
     NoAutoshift(String),
+    /// The site has no ssh between the nodes of a job.
+    #[error("cannot use --sshd: this site does not allow it")]
+    NoSsh,
+    /// The job was started without.
+    #[error("cannot use --sshd for a step: its job was started without")]
+    NoSshInJob,
     /// The image manager did not answer.
     #[error("cannot look up image '{}'", sanitize::text(.image))]
     Lookup {
@@ -129,6 +135,7 @@ pub struct Request {
     modules: Vec<String>,
     names_modules: bool,
     autoshift: Option<bool>,
+    sshd: Option<bool>,
 }
 
 impl Request {
@@ -147,6 +154,7 @@ impl Request {
             modules,
             names_modules,
             autoshift: raw.autoshift,
+            sshd: raw.sshd,
         })
     }
 
@@ -165,6 +173,10 @@ impl Request {
         let image = self.image.as_ref().ok_or(SubmitError::NoImage)?;
         let request = image.canonical();
         let permits = tools.config.slurm.permits_autoshift(&request);
+        let ssh = self.sshd.unwrap_or(false);
+        if ssh && tools.config.ssh.enable == SshJobs::Off {
+            return Err(SubmitError::NoSsh);
+        }
         let autoshift = match self.autoshift {
             Some(true) if !permits => return Err(SubmitError::NoAutoshift(request)),
             Some(asked) => asked,
@@ -177,6 +189,7 @@ impl Request {
             volumes: self.volumes,
             modes: Modes {
                 autoshift,
+                ssh,
                 ..Modes::default()
             },
         })
@@ -194,6 +207,9 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
+        if self.sshd == Some(true) && !job.modes.ssh {
+            return Err(SubmitError::NoSshInJob);
+        }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }

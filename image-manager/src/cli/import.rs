@@ -58,7 +58,7 @@ impl Session {
             return Err(failed(ImportError::Several { count, names }));
         }
         let mut outcome = Outcome::default();
-        let options = self.build_options();
+        let options = self.build_options(store.kind());
         for (number, own) in names.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 break;

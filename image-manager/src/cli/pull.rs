@@ -94,8 +94,8 @@ impl Session {
     }
 
     /// How this site wants its images.
-    pub(super) fn build_options(&self) -> BuildOptions {
-        image_options::of_site(&self.config.store)
+    pub(super) fn build_options(&self, kind: StoreKind) -> BuildOptions {
+        image_options::of_site(&self.config.store, kind)
     }
 
     fn pull_one(
@@ -116,7 +116,7 @@ impl Session {
             reference,
             wanted,
             audience,
-            options: &self.build_options(),
+            options: &self.build_options(store.kind()),
             cancel: &self.cancel,
             watch: &|event| progress.show(&event),
         });

@@ -71,6 +71,8 @@ pub struct Store {
     pub user_cache_size_limit: String,
     /// Whether and how images that users own are run.
     pub user_images: UserImages,
+    /// File system of new images in the site store.
+    pub format: ImageFormat,
     /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
     pub compression: String,
     /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
@@ -81,6 +83,17 @@ pub struct Store {
     /// Trees of the host that users run by a name of at most 31 bytes (`local:NAME`), as with
     /// CHOS.
     pub trees: BTreeMap<String, PathBuf>,
+}
+
+/// File systems of images.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// What every kernel and every tool reads.
+    #[default]
+    Squashfs,
+    /// What recent kernels read with less work.
+    Erofs,
 }
 
 /// What may be done with images that users own.
@@ -342,6 +355,7 @@ impl Default for Store {
             cache_size_limit: "32g".into(),
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
+            format: ImageFormat::default(),
             compression: "zstd:1".into(),
             block_size: "64k".into(),
             local_dirs: Vec::new(),
