@@ -148,11 +148,10 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let caller = Caller::identify()?;
     let result = start_command(options, words, start, &callers, &caller);
     if rustix::process::geteuid().is_root() {
-        // What is left is to say why, and nobody may ever read it: its user can end it then.
-        let _ = callers.restore();
+        // What is left is to say why, and nobody may ever read it: its user can kill it then.
+        // Signals stay blocked, or one of a limit's that was met would end it before.
         let _ = become_user(&caller);
     }
-    let _ = callers.restore_signals();
     result
 }
 
