@@ -513,9 +513,11 @@ impl Way<'_> {
                 Footing::User => rootless::explain(error),
                 _ => error,
             })?;
-        for warning in root.warnings {
-            out::complain(NAME, &warning);
+        for warning in &root.warnings {
+            out::complain(NAME, warning);
         }
+        // The command's execve closes them.
+        std::mem::forget((root.mount, image.source));
         Ok(Entry::Entered(Box::new(Entered {
             id: image.id,
             reference: image.reference,
