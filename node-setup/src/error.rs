@@ -40,6 +40,9 @@ pub enum Error {
          started under no_new_privs, a tracer or from a nosuid mount"
     )]
     NotSetuid,
+    /// A job's ssh server cannot be started on this node.
+    #[error("no ssh server on this node: {0}")]
+    Ssh(String),
     /// The machine lacks what a container without privilege needs.
     #[error("cannot make a container without privilege: {0}")]
     Rootless(String),
@@ -231,6 +234,7 @@ impl Error {
             | Error::Account { .. }
             | Error::Name { .. }
             | Error::Removed(_)
+            | Error::Ssh(_)
             | Error::Leftover { .. } => ExitCode::Internal,
             Error::Command { code, .. } => *code,
         }

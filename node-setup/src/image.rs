@@ -28,7 +28,7 @@ use crate::loopdev::{self, LoopDevice};
 use crate::mnt;
 use crate::state::RunDir;
 use crate::watch::{Awaited, Watch};
-use crate::{host_image, superblock};
+use crate::{filesystem, host_image, superblock};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -148,11 +148,9 @@ impl Store {
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
-        if meta.format != "squashfs" {
-            return Err(bad("only squashfs images are mounted"));
-        }
+        filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
         let (file, _) = self
-            .regular(&store::image_file(id), name)?
+            .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;
         let source = match self.reader {
             None => Source::SiteFile(file),
@@ -352,25 +350,17 @@ impl Image {
     /// the node where the caller has it open.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
         match &self.source {
-            Source::SiteFile(file) => self.mount_device(&site_device(file, run)?),
-            Source::UserFile(file) => self.mount_device(&loopdev::attach(file, None)?),
+            Source::SiteFile(file) => {
+                let attach = || site_device(file, run);
+                filesystem::mount(&self.meta.format, &self.reference, file, attach)
+            }
+            Source::UserFile(file) => {
+                let attach = || loopdev::attach(file, None);
+                filesystem::mount(filesystem::SQUASHFS, &self.reference, file, attach)
+            }
             Source::Tree(dir) => host_image::clone_tree(dir, false),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
         }
-    }
-
-    fn mount_device(&self, device: &LoopDevice) -> Result<OwnedFd> {
-        let options = [("source", Some(&*device.path())), ("ro", None)];
-        let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
-        mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
-            // The store's own file was found well: what the kernel refuses is its content.
-            // ENODEV is a kernel without squashfs.
-            Error::Step { source, .. } if !no_such(&source) => Error::BadImage {
-                image: self.reference.clone(),
-                reason: format!("the kernel cannot mount it: {source}"),
-            },
-            other => other,
-        })
     }
 }
 

@@ -15,10 +15,10 @@ use shifter_core::exit::ExitCode;
 use shifter_core::meta::ImageMeta;
 use shifter_core::sanitize;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::options::RunOptions;
 use crate::watch::{Awaited, Watch};
-use crate::{modules, patience, sys};
+use crate::{modules, patience, ssh, sys};
 
 /// Searched when the environment has no PATH, as by the C library.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -78,7 +78,9 @@ pub fn environment(
         site: &container.config.env,
         always: &always,
     };
-    Ok(env::compose(caller, &sources))
+    let mut composed = env::compose(caller, &sources);
+    ssh::complete_environment(&mut composed);
+    Ok(composed)
 }
 
 /// Reads the caller's environment.
@@ -88,7 +90,8 @@ pub fn own_environment() -> Vec<Pair> {
         .collect()
 }
 
-fn env_file(path: &OsString) -> Result<Vec<Pair>> {
+/// Reads a file of variables.
+pub fn env_file(path: &OsString) -> Result<Vec<Pair>> {
     let shown = sanitize::bytes(path.as_bytes());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let bad =
@@ -163,6 +166,16 @@ pub fn enter_directory(
                 "cannot enter '{dir}' in the container: {reason}: starting in '/'"
             )))
         }
+    }
+}
+
+/// Goes to the root where the working directory lies outside of the container, as one does that was
+/// entered by way of an inherited descriptor.
+pub fn leave_outside() -> Result<()> {
+    if is_inside() {
+        Ok(())
+    } else {
+        chdir("/").step("change to", "/")
     }
 }
 

@@ -45,6 +45,13 @@ impl LoopDevice {
     }
 }
 
+/// True if this node has loop devices at all.
+pub fn exist() -> bool {
+    let absent = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
+    let opened = rustix::fs::open(CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    opened.err().is_none_or(|error| !absent.contains(&error))
+}
+
 /// Returns the device that already has `file`, or attaches one. `hints` is the open
 /// `/run/shifter/images`; without it the file gets a device of its own.
 pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {

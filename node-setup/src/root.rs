@@ -24,6 +24,7 @@ use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
 use shifter_core::layout::RUN_DIR;
 use shifter_core::sanitize;
+use shifter_core::ssh::JobKeys;
 use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
@@ -36,7 +37,7 @@ use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
 use crate::watch::{Awaited, Watch};
-use crate::{hooks, modules, namespace, rootless, state, volumes};
+use crate::{hooks, modules, namespace, rootless, ssh, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -66,10 +67,14 @@ pub struct RootRequest<'a> {
     pub job: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
+    /// The keys with which the job's nodes reach one another, if they do.
+    pub ssh: Option<&'a JobKeys>,
     /// Whether and where the user may write over the image.
     pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
     pub is_pinned: bool,
+    /// Directory of the batch system that the container shows, if it exists.
+    pub spool: Option<&'a str>,
     /// Who is told what is waited for.
     pub watch: &'a dyn Watch,
 }
@@ -136,6 +141,9 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         layer.adopt()?;
     }
     give_files(request, &mut layer)?;
+    if let Some(keys) = request.ssh {
+        ssh::give_files(keys, request, &image, &mut layer)?;
+    }
     for name in HOST_DIRS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
         if !entries.iter().any(is_dir) {

@@ -252,7 +252,8 @@ fn words_of_job(
         return Ok(Vec::new());
     };
     process::become_root()?;
-    let prepared = Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid);
+    let prepared = Prepared::find(&job, caller::step_of_process(&job))?
+        .filter(|prepared| prepared.manifest.user.uid == caller.uid);
     let Some(Prepared { manifest, .. }) = prepared else {
         return Ok(Vec::new());
     };
@@ -422,7 +423,8 @@ impl Way<'_> {
         let uid = self.caller.uid;
         let job = caller::job_of_process(uid, is_in_a_job);
         let prepared = match job {
-            Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == uid),
+            Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
+                .filter(|prepared| prepared.manifest.user.uid == uid),
             None => None,
         };
         match prepared {
@@ -497,8 +499,10 @@ impl Way<'_> {
             modules: &modules,
             job: None,
             hosts: &hosts,
+            ssh: None,
             writable: request.writable.clone(),
             is_pinned: false,
+            spool: None,
             watch: deadline,
         };
         // Where templates of caches are kept; before the namespace is unshared.

@@ -71,9 +71,9 @@ impl Planned {
         Ok(Self::of_site(target, mount))
     }
 
-    /// The same with another directory laid over it.
-    pub fn laid_over(target: &str, upper: &OwnedFd, lower: &OwnedFd) -> Result<Self> {
-        Ok(Self::of_site(target, mnt::overlay(upper, lower)?))
+    /// Directories of the site's, the first one laid over the others.
+    pub fn laid_over(target: &str, dirs: &[&OwnedFd]) -> Result<Self> {
+        Ok(Self::of_site(target, mnt::overlay(dirs)?))
     }
 
     /// A device node.
@@ -94,6 +94,22 @@ impl Planned {
     }
 }
 
+/// Clones the batch system's own directory, where it exists: what is in it for a job is made after
+/// the root. Its permissions are those of the host.
+fn spool(request: &RootRequest<'_>) -> Result<Option<Planned>> {
+    let Some(path) = request.spool else {
+        return Ok(None);
+    };
+    let source = match mnt::open_host(path) {
+        Ok(source) => source,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).step("open", path),
+    };
+    let mount = mnt::clone(&source, true)?;
+    mnt::restrict(&mount, SAFE, Propagation::Private)?;
+    Ok(Some(Planned::of_site(path, mount)))
+}
+
 /// Opens every source and makes sure that every target can be mounted on; `brought` is what
 /// modules bring, from which no volume can be taken.
 ///
@@ -106,6 +122,7 @@ pub fn plan(
     brought: Vec<Planned>,
 ) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
+    mounts.extend(spool(request)?);
     if !request.volumes.is_empty() {
         let site = SiteView::of(request)?;
         for volume in request.volumes.entries() {

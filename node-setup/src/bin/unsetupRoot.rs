@@ -6,14 +6,17 @@ use std::process::ExitCode;
 use node_setup::error::{Error, Result};
 use node_setup::{job, out, process};
 use shifter_core::ids::JobId;
+use shifter_core::layout::is_step_root;
 
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
 Usage: unsetupRoot JOB
+       unsetupRoot JOB STEPROOT
 
 Remove the container roots of a job from this node and end the processes that are
-still in them. It is no error if the job has none; calling it again is harmless.
+still in them; STEPROOT, 'step-NUMBER', removes that of a step alone. It is no error
+if there are none; calling it again is harmless.
 ";
 
 fn main() -> ExitCode {
@@ -34,11 +37,12 @@ fn run(words: &[String]) -> Result<()> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
     let _callers = process::take_over()?;
-    let [job] = words else {
-        return Err(Error::Usage(
+    let parse = |job: &str| JobId::parse(job).map_err(|error| Error::Usage(error.to_string()));
+    match words {
+        [job] => job::tear_down(&parse(job)?),
+        [job, root] if is_step_root(root) => job::tear_down_step(&parse(job)?, root),
+        _ => Err(Error::Usage(
             "one job id is needed; try 'unsetupRoot --help'".into(),
-        ));
-    };
-    let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
-    job::tear_down(&job)
+        )),
+    }
 }
