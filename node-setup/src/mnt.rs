@@ -44,9 +44,10 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
-/// Lays a directory over another one, for reading only; it is attached nowhere yet.
-pub fn overlay(upper: &OwnedFd, lower: &OwnedFd) -> Result<OwnedFd> {
-    let lower = layers([upper, lower]);
+/// Lays directories over one another, the first one on top, for reading only; it is attached nowhere
+/// yet.
+pub fn overlay(dirs: &[&OwnedFd]) -> Result<OwnedFd> {
+    let lower = layers(dirs);
     make("overlay", &overlay_options(&lower), SAFE_RO)
 }
 
@@ -57,7 +58,7 @@ pub fn writable_overlay(
     lower: [&OwnedFd; 2],
     is_users: bool,
 ) -> Result<OwnedFd> {
-    let lower = layers(lower);
+    let lower = layers(&lower);
     let [upper, work] = [upper, work].map(magic);
     let mut options = overlay_options(&lower).to_vec();
     options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
@@ -78,8 +79,9 @@ fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
     ]
 }
 
-fn layers(dirs: [&OwnedFd; 2]) -> String {
-    dirs.map(magic).join(":")
+fn layers(dirs: &[&OwnedFd]) -> String {
+    let dirs: Vec<String> = dirs.iter().map(|dir| magic(dir)).collect();
+    dirs.join(":")
 }
 
 /// Names an open directory for an option of a file system.

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use node_setup::error::{Context, Error, Result};
-use node_setup::{job, out, process};
+use node_setup::job::{self, Plan};
+use node_setup::{out, process};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
+use shifter_core::layout::{JOB_ROOT, is_step_root};
 use shifter_core::manifest::{JobManifest, ManifestError, SIZE_LIMIT};
 use shifter_core::trusted;
 
@@ -18,6 +20,7 @@ const NAME: &str = "setupRoot";
 
 const HELP: &str = "\
 Usage: setupRoot [--config=FILE] [--verbose] [--record-failure]
+                 [--root=NAME] [--spool-dir=DIR]
                  --manifest=FILE|- --expect-uid=UID --expect-job=JOB
        setupRoot --refuse=MESSAGE --expect-uid=UID --expect-job=JOB
 
@@ -26,6 +29,8 @@ says; '-' reads the manifest from standard input. UID and JOB are what the batch
 system itself says; a manifest that disagrees is refused.
 
   --record-failure  keep a mistake of the user's for the job's tasks to report
+  --root=NAME       build a step's own root, 'step-NUMBER', beside the job's
+  --spool-dir=DIR   show the batch system's own directory, if it exists
   --refuse=MESSAGE  keep MESSAGE as such a mistake, and build nothing
 ";
 
@@ -34,6 +39,8 @@ struct Options {
     config: Option<PathBuf>,
     manifest: Option<PathBuf>,
     refuse: Option<String>,
+    root: Option<String>,
+    spool: Option<String>,
     uid: Option<u32>,
     job: Option<JobId>,
     record: bool,
@@ -98,7 +105,11 @@ fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
         let what = "containers run for users, not for root or group root".into();
         return Err(Error::Denied { what, hint: None });
     }
-    for warning in job::set_up(&config, &manifest)? {
+    let plan = Plan {
+        name: options.root.as_deref().unwrap_or(JOB_ROOT),
+        spool: options.spool.as_deref(),
+    };
+    for warning in job::set_up(&config, &manifest, plan)? {
         out::complain(NAME, &warning);
     }
     if options.verbose {
@@ -137,6 +148,9 @@ fn parse(words: Vec<String>) -> Result<Options> {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (word, None),
         };
+        if ["--record-failure", "--verbose"].contains(&&*name) && inline.is_some() {
+            return Err(usage(&format!("option '{name}' takes no value")));
+        }
         if name == "--record-failure" {
             options.record = true;
             continue;
@@ -151,6 +165,13 @@ fn parse(words: Vec<String>) -> Result<Options> {
             "--config" => options.config = Some(value.into()),
             "--manifest" => options.manifest = Some(value.into()),
             "--refuse" => options.refuse = Some(value),
+            "--root" if is_step_root(&value) => options.root = Some(value),
+            "--root" => {
+                return Err(usage(&format!(
+                    "'{value}' is not the name of a step's root"
+                )));
+            }
+            "--spool-dir" => options.spool = Some(value),
             "--expect-uid" => {
                 let uid = value
                     .parse()

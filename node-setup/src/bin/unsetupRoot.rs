@@ -6,14 +6,17 @@ use std::process::ExitCode;
 use node_setup::error::{Error, Result};
 use node_setup::{job, out, process};
 use shifter_core::ids::JobId;
+use shifter_core::layout::is_step_root;
 
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
 Usage: unsetupRoot [--uid=UID] JOB
+       unsetupRoot JOB STEPROOT
 
 Remove the container roots of a job from this node and end the processes that are
-still in them. It is no error if the job has none; calling it again is harmless.
+still in them; STEPROOT, 'step-NUMBER', removes that of a step alone. It is no error
+if there are none; calling it again is harmless.
 
   --uid=UID  the job's user: also ends what runs in containers that this user made
              in the job, where the batch system puts jobs into no cgroup
@@ -37,19 +40,19 @@ fn run(words: &[String]) -> Result<()> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
     let _callers = process::take_over()?;
-    let (uid, job) = match words {
-        [job] => (None, job),
+    let parse = |job: &str| JobId::parse(job).map_err(|error| Error::Usage(error.to_string()));
+    match words {
+        [job] => job::tear_down(&parse(job)?, None),
+        [job, root] if is_step_root(root) => job::tear_down_step(&parse(job)?, root),
         [option, job] => {
             let uid = match option.split_once('=') {
                 Some(("--uid", uid)) => uid.parse().ok(),
                 _ => None,
             };
-            (Some(uid.ok_or_else(usage)?), job)
+            job::tear_down(&parse(job)?, Some(uid.ok_or_else(usage)?))
         }
-        _ => return Err(usage()),
-    };
-    let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
-    job::tear_down(&job, uid)
+        _ => Err(usage()),
+    }
 }
 
 fn usage() -> Error {
