@@ -66,6 +66,17 @@ pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
         .or_else(|| is_plausible.then(job_of_ancestor).flatten())
 }
 
+/// Returns the job that a process of Torque or PBS says it is in: these put jobs into no cgroup.
+///
+/// Whoever believes it compares the user of that job with the process's own: somebody can join
+/// another job of the same user so, and nothing else. Slurm's ids have no dot, so none of its jobs
+/// is ever named here.
+pub fn claimed_job(environment: &[(Vec<u8>, Vec<u8>)]) -> Option<JobId> {
+    let (_, value) = environment.iter().find(|(name, _)| name == b"PBS_JOBID")?;
+    let job = JobId::parse(std::str::from_utf8(value).ok()?).ok()?;
+    job.as_str().contains('.').then_some(job)
+}
+
 /// Returns the number of the job's step that contains the process, where it has one; the batch
 /// script and the extern step have none.
 pub fn step_of_process(job: &JobId) -> Option<u32> {
@@ -197,6 +208,19 @@ mod tests {
         ] {
             assert_eq!(job(forged), None, "{forged}");
         }
+    }
+
+    #[test]
+    fn torques_jobs_are_named_by_the_environment() {
+        let claimed = |value: &str| {
+            let environment = [(b"PBS_JOBID".to_vec(), value.as_bytes().to_vec())];
+            claimed_job(&environment).map(String::from)
+        };
+        assert_eq!(claimed("1[2].server").as_deref(), Some("1[2].server"));
+        for other in ["17", "", "../x.y", ".17", "a b.c"] {
+            assert_eq!(claimed(other), None, "{other}");
+        }
+        assert_eq!(claimed_job(&[]), None);
     }
 
     #[test]

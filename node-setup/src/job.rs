@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -12,6 +13,7 @@ use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
 
 use crate::error::{Context, Error, Result};
+use crate::host_view::{self, HostView};
 use crate::prepared::{MANIFEST, TICKET};
 use crate::record::Phases;
 use crate::root::{self, RootRequest};
@@ -36,6 +38,9 @@ struct Journal {
     uid: u32,
     namespace: u64,
     device: (u32, u32),
+    /// Where it is seen in the host's namespace, if it is.
+    #[serde(default)]
+    place: Option<PathBuf>,
 }
 
 /// Which of a job's roots is set up, and what only the batch system knows of it.
@@ -119,9 +124,16 @@ fn make(
         // A step's own set-up reports to the step itself.
         watch: if is_jobs { &blame } else { &Nobody },
     };
+    // One place is for one root: a step's own is joined, and no launcher changes root to it.
+    let place = if is_jobs {
+        host_view::place(config)?
+    } else {
+        None
+    };
     let root = root::build(&request, Some(run))?;
     phases.end("root_ms");
     let own = namespace::own()?;
+    let view = HostView::copy(place)?;
     namespace::enter(host)?;
     let dir = job.root(plan.name)?;
     let bytes = manifest.to_bytes()?;
@@ -131,7 +143,10 @@ fn make(
         state::write_file(&dir, MANIFEST, &bytes)?;
         state::write_file(&dir, HOLDER, process::parent()?.as_bytes())?;
     }
-    pin(&dir, &own, &root, uid)?;
+    pin(&dir, &own, &root, uid, view.as_ref())?;
+    if let Some(view) = &view {
+        view.attach(run)?;
+    }
     // Last: it is what lets tasks in.
     state::write_file(&dir, TICKET, &image.meta_bytes)?;
     phases.end("pin_ms");
@@ -191,11 +206,13 @@ impl Watch for Blame<'_> {
     }
 }
 
-/// Removes everything of a job, from whatever state it is in; a job that has nothing is fine.
+/// Removes everything of a job, from whatever state it is in; a job that has nothing is fine. `uid`
+/// is its user, where the caller knows: batch systems without cgroups leave processes that only so
+/// can be told.
 ///
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
-pub fn tear_down(job: &JobId, phases: &mut Phases) -> Result<()> {
+pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<()> {
     let Some(run) = RunDir::open_existing()? else {
         return Ok(());
     };
@@ -205,15 +222,18 @@ pub fn tear_down(job: &JobId, phases: &mut Phases) -> Result<()> {
         let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
         match dir
             .roots()
-            .and_then(|roots| demolish(&dir, &roots, Some(job)))
+            .and_then(|roots| demolish(&dir, &roots, Some(Ended { job, uid })))
         {
-            Ok(complaint) => failures.extend(complaint),
+            Ok(complaint) => {
+                failures.extend(complaint);
+                failures.extend(dir.remove().err().map(|error| error.chain()));
+            }
+            // The journal stays for the next attempt.
             Err(error) => failures.push(error.chain()),
         }
-        failures.extend(dir.remove().err().map(|error| error.chain()));
     } else {
         // A job without an image may have had private containers.
-        match end_strays(&[], Some(job)) {
+        match end_strays(&[], Some(Ended { job, uid })) {
             Ok(complaint) => failures.extend(complaint),
             Err(error) => failures.push(error.chain()),
         }
@@ -289,12 +309,19 @@ fn forget(job: &JobDir, name: &str) -> Result<Option<String>> {
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.
-fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
+fn pin(
+    dir: &OwnedFd,
+    own: &OwnedFd,
+    root: &root::Root,
+    uid: u32,
+    view: Option<&HostView>,
+) -> Result<()> {
     let namespace = rustix::fs::fstat(own).step("examine", "namespace")?.st_ino;
     let journal = Journal {
         uid,
         namespace,
         device: mnt::device_of(&root.mount)?,
+        place: view.map(|view| view.place().to_owned()),
     };
     let bytes = serde_json::to_vec(&journal).map_err(std::io::Error::from);
     state::write_file(dir, "journal", &bytes.step("write", "journal")?)?;
@@ -303,10 +330,17 @@ fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> 
     mnt::attach_at(&mount, dir, b"mnt")
 }
 
-/// Ends what is left in these roots of the job and forgets them, and in the private containers of `ended`
-/// as well; returns a complaint about processes that live on. In an order in which death at any
-/// point leaves the rest to be found again.
-fn demolish(job: &JobDir, roots: &[String], ended: Option<&JobId>) -> Result<Option<String>> {
+/// A job that is over.
+#[derive(Clone, Copy)]
+struct Ended<'a> {
+    job: &'a JobId,
+    uid: Option<u32>,
+}
+
+/// Ends what is left in these roots of the job and forgets them, and in the private containers of
+/// `ended` as well; returns a complaint about processes that live on. In an order in which death at
+/// any point leaves the rest to be found again.
+fn demolish(job: &JobDir, roots: &[String], ended: Option<Ended<'_>>) -> Result<Option<String>> {
     let mut marks = Vec::new();
     let mut pins = Vec::new();
     for name in roots {
@@ -328,15 +362,23 @@ fn demolish(job: &JobDir, roots: &[String], ended: Option<&JobId>) -> Result<Opt
                 uid,
                 namespace,
                 device,
+                place,
             } = journal;
             marks.push(Marks {
                 uid,
                 namespace,
                 device,
+                place,
             });
         }
     }
     let complaint = end_strays(&marks, ended)?;
+    for mark in &marks {
+        // While the pin is there the device is nobody else's.
+        if let Some(place) = &mark.place {
+            host_view::detach(place, mark.device)?;
+        }
+    }
     for name in roots {
         let dir = job.root(name)?;
         unpin(&dir)?;
@@ -348,11 +390,15 @@ fn demolish(job: &JobDir, roots: &[String], ended: Option<&JobId>) -> Result<Opt
 }
 
 /// Ends processes; returns a complaint about those that live on.
-fn end_strays(marks: &[Marks], job: Option<&JobId>) -> Result<Option<String>> {
-    if marks.is_empty() && job.is_none() {
+fn end_strays(marks: &[Marks], ended: Option<Ended<'_>>) -> Result<Option<String>> {
+    if marks.is_empty() && ended.is_none() {
         return Ok(None);
     }
-    let alive = strays::end_all(&Wanted { marks, job })?;
+    let job = ended.map(|ended| ended.job);
+    // Who had a root is known by it.
+    let known = marks.first().map(|mark| mark.uid);
+    let uid = ended.and_then(|ended| ended.uid.or(known));
+    let alive = strays::end_all(&Wanted { marks, job, uid })?;
     Ok((!alive.is_empty()).then(|| format!("processes {alive:?} do not end")))
 }
 

@@ -12,6 +12,7 @@ pub mod filesystem;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;
+pub mod host_view;
 pub mod image;
 pub mod inside;
 pub mod job;

@@ -20,6 +20,7 @@ use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::env::Pair;
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
+use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
@@ -181,6 +182,12 @@ fn start_command(
     let request = Request::judge(options, &environment, &config)?;
 
     let is_in_a_job = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
+    let job = match footing {
+        // To join a job's root is root's.
+        Footing::User => None,
+        _ => caller::job_of_process(caller.uid, is_in_a_job)
+            .or_else(|| caller::claimed_job(&environment)),
+    };
     let deadline = Deadline::after(config.root.answer_timeout_secs, NAME, caller);
     let way = Way {
         config: &config,
@@ -188,7 +195,7 @@ fn start_command(
         footing,
         deadline: &deadline,
     };
-    let entered = match way.enter(&request, is_in_a_job)? {
+    let entered = match way.enter(&request, job)? {
         Entry::Entered(entered) => entered,
         Entry::OnlyRootless(more) => {
             deadline.lift();
@@ -415,13 +422,8 @@ struct Way<'a> {
 
 impl Way<'_> {
     /// Joins the job's root if there is one that matches, else builds a private one.
-    fn enter(&self, request: &Request, is_in_a_job: bool) -> Result<Entry> {
-        if self.footing == Footing::User {
-            // To join a job's root is root's.
-            return self.build(request, None);
-        }
+    fn enter(&self, request: &Request, job: Option<JobId>) -> Result<Entry> {
         let uid = self.caller.uid;
-        let job = caller::job_of_process(uid, is_in_a_job);
         let prepared = match job {
             Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
                 .filter(|prepared| prepared.manifest.user.uid == uid),

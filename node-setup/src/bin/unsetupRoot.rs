@@ -16,12 +16,15 @@ use shifter_core::trusted;
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
-Usage: unsetupRoot [--config=FILE] JOB
+Usage: unsetupRoot [--config=FILE] [--uid=UID] JOB
        unsetupRoot [--config=FILE] JOB STEPROOT
 
 Remove the container roots of a job from this node and end the processes that are
 still in them; STEPROOT, 'step-NUMBER', removes that of a step alone. It is no error
 if there are none; calling it again is harmless.
+
+  --uid=UID  the job's user: also ends what runs in containers that this user made
+             in the job, where the batch system puts jobs into no cgroup
 ";
 
 fn main() -> ExitCode {
@@ -42,29 +45,18 @@ fn run(words: &[String]) -> Result<()> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
     let _callers = process::take_over()?;
-    let (config, words) = match words {
-        [first, rest @ ..] => match first.split_once('=') {
-            Some(("--config", path)) => (Path::new(path), rest),
-            _ => (Path::new(DEFAULT_PATH), words),
-        },
-        [] => (Path::new(DEFAULT_PATH), words),
-    };
-    let parse = |job: &str| JobId::parse(job).map_err(|error| Error::Usage(error.to_string()));
-    let (job, root) = match words {
-        [job] => (parse(job)?, JOB_ROOT),
-        [job, root] if is_step_root(root) => (parse(job)?, root.as_str()),
-        _ => {
-            return Err(Error::Usage(
-                "one job id is needed; try 'unsetupRoot --help'".into(),
-            ));
-        }
-    };
+    let Call {
+        config,
+        uid,
+        job,
+        root,
+    } = Call::parse(words)?;
     let had_something = layout::job_dir(&job).exists();
     let manifest = trusted::read(&layout::manifest_file(&job), SIZE_LIMIT).ok();
     let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
     let mut phases = Phases::begin();
     let result = if root == JOB_ROOT {
-        job::tear_down(&job, &mut phases)
+        job::tear_down(&job, uid, &mut phases)
     } else {
         job::tear_down_step(&job, root)
     };
@@ -74,6 +66,43 @@ fn run(words: &[String]) -> Result<()> {
         keep(&record, config);
     }
     result
+}
+
+/// What is asked for.
+struct Call<'a> {
+    config: &'a Path,
+    uid: Option<u32>,
+    job: JobId,
+    root: &'a str,
+}
+
+impl<'a> Call<'a> {
+    fn parse(mut words: &'a [String]) -> Result<Self> {
+        let usage = || Error::Usage("one job id is needed; try 'unsetupRoot --help'".into());
+        let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
+        while let [first, rest @ ..] = words
+            && let Some((option, value)) = first.split_once('=')
+        {
+            match option {
+                "--config" => config = Path::new(value),
+                "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
+                _ => return Err(usage()),
+            }
+            words = rest;
+        }
+        let (job, root) = match words {
+            [job] => (job, JOB_ROOT),
+            [job, root] if is_step_root(root) && uid.is_none() => (job, root.as_str()),
+            _ => return Err(usage()),
+        };
+        let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
+        Ok(Self {
+            config,
+            uid,
+            job,
+            root,
+        })
+    }
 }
 
 /// Keeps what came of the teardown for those who look after the node; a configuration that broke
