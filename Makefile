@@ -62,7 +62,9 @@ install:
 	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
-	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(STATIC)/shifter-node-service \
+		$(STATIC)/shifter-node-clean $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0755 $(STATIC)/shifter-submit-filter $(STATIC)/shiftrun $(DESTDIR)$(PREFIX)/bin/
 	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque
 	for name in prologue prologue.parallel cray-shifter-prologue udiRoot-prologue; do \
@@ -71,10 +73,10 @@ install:
 	for name in epilogue epilogue.parallel epilogue.precancel cray-shifter-epilogue udiRoot-epilogue; do \
 		ln -sf ../../../sbin/shifter-epilogue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
 	done
-	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
+	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules $(SHARE)/torque \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
-		modules/mpich.toml modules/gpu.toml; do \
+		modules/mpich.toml modules/gpu.toml torque/execjob.py torque/nscd.conf torque/roots.conf; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \

@@ -66,6 +66,17 @@ pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
         .or_else(|| is_plausible.then(job_of_ancestor).flatten())
 }
 
+/// Returns the job that a process of Torque or PBS says it is in: these put jobs into no cgroup.
+///
+/// Whoever believes it compares the user of that job with the process's own: somebody can join
+/// another job of the same user so, and nothing else. Slurm's ids have no dot, so none of its jobs
+/// is ever named here.
+pub fn claimed_job(environment: &[(Vec<u8>, Vec<u8>)]) -> Option<JobId> {
+    let (_, value) = environment.iter().find(|(name, _)| name == b"PBS_JOBID")?;
+    let job = JobId::parse(std::str::from_utf8(value).ok()?).ok()?;
+    job.as_str().contains('.').then_some(job)
+}
+
 /// Finds Slurm's job in the text of /proc/self/cgroup.
 ///
 /// v1: `5:freezer:/slurm_n1/uid_2001/job_17/step_0/task_0`, also `/slurm/uid_…`;
@@ -180,6 +191,19 @@ mod tests {
         ] {
             assert_eq!(job(forged), None, "{forged}");
         }
+    }
+
+    #[test]
+    fn torques_jobs_are_named_by_the_environment() {
+        let claimed = |value: &str| {
+            let environment = [(b"PBS_JOBID".to_vec(), value.as_bytes().to_vec())];
+            claimed_job(&environment).map(String::from)
+        };
+        assert_eq!(claimed("1[2].server").as_deref(), Some("1[2].server"));
+        for other in ["17", "", "../x.y", ".17", "a b.c"] {
+            assert_eq!(claimed(other), None, "{other}");
+        }
+        assert_eq!(claimed_job(&[]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -13,6 +14,7 @@ use shifter_core::manifest::JobManifest;
 use shifter_core::sanitize;
 
 use crate::error::{Context, Error, Result};
+use crate::host_view::{self, HostView};
 use crate::prepared::TICKET;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
@@ -33,6 +35,9 @@ struct Journal {
     uid: u32,
     namespace: u64,
     device: (u32, u32),
+    /// Where it is seen in the host's namespace, if it is.
+    #[serde(default)]
+    place: Option<PathBuf>,
 }
 
 /// Builds the root of a job and pins it. Returns what was asked for and not done.
@@ -87,12 +92,17 @@ fn make(
             is_noted: Cell::new(false),
         },
     };
+    let place = host_view::place(config)?;
     let root = root::build(&request, Some(run))?;
     let own = namespace::own()?;
+    let view = HostView::copy(place)?;
     namespace::enter(host)?;
     state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
     let dir = job.root(JOB_ROOT)?;
-    pin(&dir, &own, &root, uid)?;
+    pin(&dir, &own, &root, uid, view.as_ref())?;
+    if let Some(view) = &view {
+        view.attach(run)?;
+    }
     // Last: it is what lets tasks in.
     state::write_file(&dir, TICKET, &image.meta_bytes)?;
     if job.is_buried()? {
@@ -140,11 +150,13 @@ impl Watch for Blame<'_> {
     }
 }
 
-/// Removes everything of a job, from whatever state it is in; a job that has nothing is fine.
+/// Removes everything of a job, from whatever state it is in; a job that has nothing is fine. `uid`
+/// is its user, where the caller knows: batch systems without cgroups leave processes that only so
+/// can be told.
 ///
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
-pub fn tear_down(job: &JobId) -> Result<()> {
+pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
     let Some(run) = RunDir::open_existing()? else {
         return Ok(());
     };
@@ -152,14 +164,17 @@ pub fn tear_down(job: &JobId) -> Result<()> {
     if JobDir::exists(&run, job)? {
         let _tombstone = JobDir::bury(&run, job)?;
         let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-        match demolish(&dir, Some(job)) {
-            Ok(complaint) => failures.extend(complaint),
+        match demolish(&dir, Some(Ended { job, uid })) {
+            Ok(complaint) => {
+                failures.extend(complaint);
+                failures.extend(dir.remove().err().map(|error| error.chain()));
+            }
+            // The journal stays for the next attempt.
             Err(error) => failures.push(error.chain()),
         }
-        failures.extend(dir.remove().err().map(|error| error.chain()));
     } else {
         // A job without an image may have had private containers.
-        match end_strays(&[], Some(job)) {
+        match end_strays(&[], Some(Ended { job, uid })) {
             Ok(complaint) => failures.extend(complaint),
             Err(error) => failures.push(error.chain()),
         }
@@ -180,12 +195,19 @@ pub fn tear_down(job: &JobId) -> Result<()> {
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.
-fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> {
+fn pin(
+    dir: &OwnedFd,
+    own: &OwnedFd,
+    root: &root::Root,
+    uid: u32,
+    view: Option<&HostView>,
+) -> Result<()> {
     let namespace = rustix::fs::fstat(own).step("examine", "namespace")?.st_ino;
     let journal = Journal {
         uid,
         namespace,
         device: mnt::device_of(&root.mount)?,
+        place: view.map(|view| view.place().to_owned()),
     };
     let bytes = serde_json::to_vec(&journal).map_err(std::io::Error::from);
     state::write_file(dir, "journal", &bytes.step("write", "journal")?)?;
@@ -194,10 +216,17 @@ fn pin(dir: &OwnedFd, own: &OwnedFd, root: &root::Root, uid: u32) -> Result<()> 
     mnt::attach_at(&mount, dir, b"mnt")
 }
 
+/// A job that is over.
+#[derive(Clone, Copy)]
+struct Ended<'a> {
+    job: &'a JobId,
+    uid: Option<u32>,
+}
+
 /// Ends what is left in the job's roots and forgets them, and in the private containers of `ended`
 /// as well; returns a complaint about processes that live on. In an order in which death at any
 /// point leaves the rest to be found again.
-fn demolish(job: &JobDir, ended: Option<&JobId>) -> Result<Option<String>> {
+fn demolish(job: &JobDir, ended: Option<Ended<'_>>) -> Result<Option<String>> {
     let mut marks = Vec::new();
     let mut pins = Vec::new();
     for name in job.roots()? {
@@ -219,15 +248,23 @@ fn demolish(job: &JobDir, ended: Option<&JobId>) -> Result<Option<String>> {
                 uid,
                 namespace,
                 device,
+                place,
             } = journal;
             marks.push(Marks {
                 uid,
                 namespace,
                 device,
+                place,
             });
         }
     }
     let complaint = end_strays(&marks, ended)?;
+    for mark in &marks {
+        // While the pin is there the device is nobody else's.
+        if let Some(place) = &mark.place {
+            host_view::detach(place, mark.device)?;
+        }
+    }
     for name in job.roots()? {
         let dir = job.root(&name)?;
         unpin(&dir)?;
@@ -239,11 +276,15 @@ fn demolish(job: &JobDir, ended: Option<&JobId>) -> Result<Option<String>> {
 }
 
 /// Ends processes; returns a complaint about those that live on.
-fn end_strays(marks: &[Marks], job: Option<&JobId>) -> Result<Option<String>> {
-    if marks.is_empty() && job.is_none() {
+fn end_strays(marks: &[Marks], ended: Option<Ended<'_>>) -> Result<Option<String>> {
+    if marks.is_empty() && ended.is_none() {
         return Ok(None);
     }
-    let alive = strays::end_all(&Wanted { marks, job })?;
+    let job = ended.map(|ended| ended.job);
+    // Who had a root is known by it.
+    let known = marks.first().map(|mark| mark.uid);
+    let uid = ended.and_then(|ended| ended.uid.or(known));
+    let alive = strays::end_all(&Wanted { marks, job, uid })?;
     Ok((!alive.is_empty()).then(|| format!("processes {alive:?} do not end")))
 }
 

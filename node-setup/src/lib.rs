@@ -10,6 +10,7 @@ pub mod etc;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;
+pub mod host_view;
 pub mod image;
 pub mod job;
 pub mod kmod;

@@ -19,6 +19,7 @@ use std::time::Instant;
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
+use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
@@ -160,7 +161,13 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let request = Request::judge(options, &environment, &config)?;
 
     let is_in_a_job = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
-    let entered = match enter(&config, &caller, &request, footing, is_in_a_job)? {
+    let job = match footing {
+        // To join a job's root is root's.
+        Footing::User => None,
+        _ => caller::job_of_process(caller.uid, is_in_a_job)
+            .or_else(|| caller::claimed_job(&environment)),
+    };
+    let entered = match enter(&config, &caller, &request, footing, job)? {
         Entry::Entered(entered) => entered,
         Entry::OnlyRootless(more) => return rootless::restart(&callers, &caller, words, more),
     };
@@ -352,13 +359,8 @@ fn enter(
     caller: &Caller,
     request: &Request,
     footing: Footing,
-    is_in_a_job: bool,
+    job: Option<JobId>,
 ) -> Result<Entry> {
-    if footing == Footing::User {
-        // To join a job's root is root's.
-        return build(config, caller, request, None, footing);
-    }
-    let job = caller::job_of_process(caller.uid, is_in_a_job);
     let prepared = match job {
         Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
         None => None,

@@ -99,6 +99,11 @@ impl RunDir {
         number.ok_or_else(malformed).step("read", "namespace")
     }
 
+    /// The tree itself.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
     /// Opens a directory directly below the tree and makes it where it is missing.
     pub fn subdir(&self, name: &str) -> Result<OwnedFd> {
         make_dir(&self.dir, name)

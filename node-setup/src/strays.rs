@@ -2,13 +2,15 @@
 //!
 //! A process is a container's by its mount namespace, or, where it has made itself a namespace
 //! of its own since, by the device of the root's overlay in its mountinfo; never by its name.
-//! Containers that the job's user has made for single commands are in no journal: of those the
-//! kernel says by their cgroup whose job they are.
+//! Where a root is seen in the host's namespace, it is the root directory that tells. Containers that
+//! the job's user has made for single commands are in no journal: of those the kernel says by their
+//! cgroup whose job they are, or, with batch systems that make none, the environment they were
+//! started with, for processes of the job's own user.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -16,6 +18,7 @@ use shifter_core::ids::JobId;
 
 use crate::caller;
 use crate::error::{Context, Result};
+use crate::host_view;
 use crate::mnt::ROOT_SOURCE;
 use crate::state;
 
@@ -25,10 +28,12 @@ pub struct Wanted<'a> {
     pub marks: &'a [Marks],
     /// And those of private containers that belong to this job.
     pub job: Option<&'a JobId>,
+    /// The job's user, where it is known: for the containers that no cgroup tells of.
+    pub uid: Option<u32>,
 }
 
 /// What marks the processes of one root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// The job's user; an administrator who looks into the root is left alone.
     pub uid: u32,
@@ -36,6 +41,8 @@ pub struct Marks {
     pub namespace: u64,
     /// Device of the root's overlay.
     pub device: (u32, u32),
+    /// Where the root is seen in the host's namespace, if it is.
+    pub place: Option<PathBuf>,
 }
 
 /// Time between asking a process to end and ending it.
@@ -121,7 +128,7 @@ fn is_wanted(process: &Path, own: u64, wanted: &Wanted<'_>) -> bool {
     let Ok(namespace) = rustix::fs::stat(process.join("ns/mnt")).map(|stat| stat.st_ino) else {
         return false; // A zombie, or gone.
     };
-    if namespace == own {
+    if namespace == own && wanted.marks.iter().all(|mark| mark.place.is_none()) {
         return false;
     }
     let read = |name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
@@ -130,13 +137,32 @@ fn is_wanted(process: &Path, own: u64, wanted: &Wanted<'_>) -> bool {
         return false;
     };
     let mut marks = wanted.marks.iter().filter(|mark| mark.uid == uid);
+    if namespace == own {
+        // The host's: who changed root to where a root is seen. Only root could have done that.
+        let root = fs::read_link(process.join("root")).unwrap_or_default();
+        return marks.any(|mark| {
+            let place = mark.place.as_deref();
+            place.is_some_and(|place| host_view::is_within(&root, place))
+        });
+    }
     let is_marked =
         |mark: &Marks| mark.namespace == namespace || shows_device(&read("mountinfo"), mark.device);
     marks.any(is_marked)
         || wanted.job.is_some_and(|job| {
-            caller::job_in_cgroups(&read("cgroup"), uid).as_ref() == Some(job)
-                && shows_a_root(&read("mountinfo"))
+            let is_jobs = caller::job_in_cgroups(&read("cgroup"), uid).as_ref() == Some(job)
+                || (wanted.uid == Some(uid) && claims_job(process, job));
+            is_jobs && shows_a_root(&read("mountinfo"))
         })
+}
+
+/// True if the process was started with the environment of this job of Torque's or PBS's.
+fn claims_job(process: &Path, job: &JobId) -> bool {
+    let bytes = fs::read(process.join("environ")).unwrap_or_default();
+    let pairs = bytes.split(|byte| *byte == 0).filter_map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        Some((pair[..at].to_vec(), pair[at + 1..].to_vec()))
+    });
+    caller::claimed_job(&pairs.collect::<Vec<_>>()).as_ref() == Some(job)
 }
 
 /// Finds the real uid in the text of /proc/PID/status.

@@ -7,6 +7,7 @@
 //!   <cluster>/<job>.<restart>/             a job's state, complete from the moment it has this name
 //!     passwd group manifest ...            each a line with a stamp, then the contents (0600)
 //!   <cluster>/.claim-<job>.<restart>-<n>   who wants to write; the n-th took over from a silent one
+//!   <cluster>/.reports-<word>/             what nodes report to the launch node of a fan-out
 //!   <cluster>/.new-<word>  .old-<word>     being written, being removed; nobody reads these
 //! ```
 //!
@@ -25,6 +26,7 @@ mod dirs;
 mod election;
 mod error;
 mod owner;
+mod reports;
 mod stamp;
 mod state;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! It goes by what the prologue has written down, and asks nobody. It may be called twice, and
 //! without any prologue.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,13 @@ use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, Program};
 use shifter_core::trusted;
+use thiserror::Error;
 
-use crate::call::Call;
 use crate::hook::{self, Work};
 use crate::outside::{OutsideError, fixed_environment};
 use crate::say::{self, Weight};
-use crate::site;
+use crate::services::{self, ServiceError};
+use crate::site::{self, Site};
 use crate::state::StateDir;
 
 /// Where the suite is if the configuration does not say.
@@ -37,7 +39,7 @@ pub fn run(work: &Work) -> u8 {
             let line = format!("job {job}: {line}");
             say::log(Weight::Error, &line);
             say::tell(&line);
-            let config = config(&work.call);
+            let config = config(work.call.config.as_deref());
             let noted =
                 StateDir::open(&config.torque.state_dir).and_then(|dir| dir.note_failure(&line));
             if let Err(error) = noted {
@@ -49,8 +51,8 @@ pub fn run(work: &Work) -> u8 {
 }
 
 /// A configuration that broke while the job ran must not keep its remains on the nodes.
-fn config(call: &Call) -> Config {
-    let mut config = hook::config(call);
+pub fn config(path: Option<&Path>) -> Config {
+    let mut config = hook::config(path);
     if let (Err(_), Some(prefix)) = (&config, PREFIX) {
         config = Ok(Config {
             prefix: prefix.into(),
@@ -64,7 +66,12 @@ fn clean_up(work: &Work) -> Result<String, String> {
     let time = Duration::from_secs(work.seconds.into());
     let deadline = Instant::now() + time;
     let call = &work.call;
-    let config = config(call);
+    let config = config(call.config.as_deref());
+    let site = Site {
+        config: &config,
+        config_path: call.config.as_deref(),
+        job: &call.job,
+    };
     let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
     let _tombstone = dir.bury(&call.job).map_err(|error| error.chain())?;
     let job = dir
@@ -72,11 +79,12 @@ fn clean_up(work: &Work) -> Result<String, String> {
         .map_err(|error| format!("the prologue is still at work: {}", error.chain()))?;
     let record = job.record().map_err(|error| error.chain())?;
     let result = match &record {
-        Some(record) => site::tear_down(&config, call, &job, record, deadline),
+        Some(record) => site::tear_down(&site, &job, record, deadline),
         None => Ok("nothing was set up".into()),
     };
     // Also where the record knows nothing of it: this node's own.
-    let own = tear_down_here(&config, &call.job, left_until(deadline));
+    let uid = record.as_ref().map(|record| record.uid);
+    let own = tear_down_here(&config, &call.job, uid, left_until(deadline));
     let removed = job.remove().map_err(|error| error.chain());
     let line = result?;
     own.map_err(|error| shifter_core::chain::line(&error))?;
@@ -91,8 +99,8 @@ fn left_until(deadline: Instant) -> u32 {
 /// Does the work of a `.parallel` hook: what is on this node of the job goes, before the job
 /// because it is of an earlier run, after it because the job is over.
 pub fn run_parallel(work: &Work) -> u8 {
-    let config = config(&work.call);
-    match tear_down_here(&config, &work.call.job, work.seconds) {
+    let config = config(work.call.config.as_deref());
+    match tear_down_here(&config, &work.call.job, None, work.seconds) {
         Ok(()) => 0,
         Err(error) => {
             let why = shifter_core::chain::line(&error);
@@ -102,13 +110,47 @@ pub fn run_parallel(work: &Work) -> u8 {
     }
 }
 
-/// Removes what there is of a job on this very node.
-pub fn tear_down_here(config: &Config, job: &JobId, seconds: u32) -> Result<(), OutsideError> {
-    if !layout::job_dir(job).exists() {
+/// Removes what there is of a job on this very node; `uid` is its user, where that is known.
+pub fn tear_down_here(
+    config: &Config,
+    job: &JobId,
+    uid: Option<u32>,
+    seconds: u32,
+) -> Result<(), HereError> {
+    // One that fails must not keep the other from its work.
+    let stopped = services::stop(job);
+    remove_root(config, job, uid, seconds)?;
+    Ok(stopped?)
+}
+
+/// Says what is left on this node.
+#[derive(Debug, Error)]
+pub enum HereError {
+    /// The root, or a process in it.
+    #[error(transparent)]
+    Root(#[from] OutsideError),
+    /// A service.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+}
+
+fn remove_root(
+    config: &Config,
+    job: &JobId,
+    uid: Option<u32>,
+    seconds: u32,
+) -> Result<(), OutsideError> {
+    // Without a root there may be containers for single commands.
+    let has_any = match uid {
+        Some(_) => Path::new(layout::RUN_DIR).exists(),
+        None => layout::job_dir(job).exists(),
+    };
+    if !has_any {
         return Ok(());
     }
     let program = trusted::audit(&Program::UnsetupRoot.path(&config.prefix), &[0])?;
     let mut command = Command::new(program);
+    command.args(uid.map(|uid| format!("--uid={uid}")));
     command.arg(job.as_str());
     let terms = Terms {
         seconds,

@@ -64,11 +64,10 @@ pub fn start<W: DeserializeOwned>() -> Start<W> {
     let words: Vec<String> = std::env::args_os()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let first = words.get(1).map(String::as_str).unwrap_or_default();
-    if let Some(ids) = first.strip_prefix(AS_USER) {
-        return Start::Failed(become_user(ids, &words[2..]));
+    if let Some(why) = become_other(words.get(1..).unwrap_or_default()) {
+        return Start::Failed(why);
     }
-    if first != WORKER {
+    if words.get(1).is_none_or(|word| word != WORKER) {
         return Start::Hook(words);
     }
     // The mom kills sessions. Failing means that it is a leader already, started by hand.
@@ -79,6 +78,14 @@ pub fn start<W: DeserializeOwned>() -> Start<W> {
         Ok(work) => Start::Worker(work),
         Err(error) => Start::Failed(format!("cannot read what is to be done: {error}")),
     }
+}
+
+/// With [`AS_USER`] as the first word, becomes that user and another program; returns only why it
+/// could not.
+pub fn become_other(words: &[String]) -> Option<String> {
+    let (first, rest) = words.split_first()?;
+    let ids = first.strip_prefix(AS_USER)?;
+    Some(become_user(ids, rest))
 }
 
 /// Becomes the user for good and then the program; returns why it could not.

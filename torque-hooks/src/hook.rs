@@ -148,7 +148,7 @@ fn hook(words: &[String], fallback: Role) -> u8 {
         }
     };
     let mom = Mom::from_env(|name| std::env::var_os(name)?.into_string().ok());
-    let config = config(&call);
+    let config = config(call.config.as_deref());
     let torque = match &config {
         Ok(config) => config.torque.clone(),
         // Jobs of others must not suffer; ours are told apart by the usual name.
@@ -172,10 +172,9 @@ fn hook(words: &[String], fallback: Role) -> u8 {
     finish(&work.call, &torque, ending, started)
 }
 
-/// Reads the configuration.
-pub fn config(call: &Call) -> Result<Config, ConfigError> {
-    let path = call.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    Config::open_trusted(path)
+/// Reads the configuration, from where it usually is if no path is given.
+pub fn config(path: Option<&Path>) -> Result<Config, ConfigError> {
+    Config::open_trusted(path.unwrap_or(Path::new(DEFAULT_PATH)))
 }
 
 fn read_facts(role: Role, config: Option<PathBuf>) -> Result<(Call, Facts), String> {

@@ -12,6 +12,7 @@
 
 pub mod apstat;
 pub mod call;
+pub mod clean;
 pub mod epilogue;
 pub mod facts;
 pub mod fanout;
@@ -28,8 +29,12 @@ pub mod report;
 pub mod request;
 pub mod resolve;
 pub mod say;
+pub mod service_cli;
+pub mod services;
 pub mod shared;
+pub mod shiftrun;
 pub mod site;
 pub mod state;
+pub mod submit;
 pub mod variables;
 pub mod words;

@@ -8,19 +8,21 @@ use std::path::Path;
 use std::process::{Command, ExitCode as Code};
 
 use node_setup::child::{self, ChildError, Terms};
-use node_setup::kmod;
 use shifter_core::chain;
-use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::config::{Config, DEFAULT_PATH, Service};
 use shifter_core::exit::ExitCode;
 use shifter_core::layout::Program;
 use shifter_core::trusted;
 
 use crate::epilogue::tear_down_here;
 use crate::fanout::gather;
+use crate::fanout::template::Report;
 use crate::guard;
 use crate::host;
 use crate::outside::fixed_environment;
 use crate::say;
+use crate::services::{self, ServiceError};
+use crate::shared;
 use crate::words::{Order, Verb};
 
 /// A failure in the words that go back.
@@ -40,6 +42,10 @@ pub fn main() -> Code {
         .skip(1)
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
+    if let Some(why) = guard::become_other(&words) {
+        say::tell(&why);
+        return ExitCode::Internal.into();
+    }
     let result = guard::take_hold()
         .map_err(|error| error.chain())
         .and_then(|()| match rustix::process::geteuid().is_root() {
@@ -63,7 +69,7 @@ fn obey(order: &Order) -> Code {
         (Verb::Teardown, Err(_)) => tear_down(order, &Config::default()),
         (Verb::Teardown, Ok(config)) => tear_down(order, config),
         (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
-        (Verb::Services, Ok(config)) => services(config),
+        (Verb::Services, Ok(config)) => start_services(order, config),
         (Verb::Setup, Ok(config)) => set_up(order, config),
     };
     let names = host::own_names(None);
@@ -73,19 +79,37 @@ fn obey(order: &Order) -> Code {
     };
     let line = gather::line(&order.nonce, &names, answer);
     // Who cannot be told takes the node for one that has not answered.
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    match (order.report, &config) {
+        (Report::Files, Ok(config)) => {
+            if let Err(error) = shared::leave(config, order, &names, result.is_ok(), &line) {
+                say::tell(&chain::line(&error));
+            }
+        }
+        _ => {
+            let _ = writeln!(std::io::stdout().lock(), "{line}");
+        }
+    }
     match result {
         Ok(()) => ExitCode::Success.into(),
         Err(Failure(code, _)) => code.into(),
     }
 }
 
-fn services(config: &Config) -> Result<()> {
-    kmod::preload(&config.kernel).map_err(|error| Failure(error.exit_code(), error.chain()))
+/// Starts the services; with nscd go the caches that the launch node shares, where it does.
+fn start_services(order: &Order, config: &Config) -> Result<()> {
+    let wants_caches = order.manifest.is_none() && config.torque.services.contains(&Service::Nscd);
+    let caches = match wants_caches {
+        true => shared::caches(config, order).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    services::start(config, &order.job, &caches).map_err(|error| match &error {
+        ServiceError::Node(node) => Failure(node.exit_code(), node.chain()),
+        _ => Failure::of(ExitCode::Internal, &error),
+    })
 }
 
 fn set_up(order: &Order, config: &Config) -> Result<()> {
-    services(config)?;
+    start_services(order, config)?;
     let internal =
         |error: &(dyn std::error::Error + 'static)| Failure::of(ExitCode::Internal, error);
     let program = trusted::audit(&Program::SetupRoot.path(&config.prefix), &[0])
@@ -104,7 +128,7 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
     let manifest = match &order.manifest {
         Some(path) => trusted::read(path, shifter_core::manifest::SIZE_LIMIT)
             .map_err(|error| internal(&error))?,
-        None => crate::shared::manifest(config, order).map_err(|error| internal(&error))?,
+        None => shared::manifest(config, order).map_err(|error| internal(&error))?,
     };
     let terms = Terms {
         seconds: order.timeout_secs,
@@ -116,7 +140,7 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
     let finished = child::run(fixed_environment(command), &manifest, terms);
     let failure = match finished {
         Ok(finished) if finished.status.success() => {
-            if order.manifest.is_some() || crate::shared::is_wanted(config, order) {
+            if order.manifest.is_some() || shared::is_wanted(config, order) {
                 return Ok(());
             }
             Failure(ExitCode::Internal, "the job is being removed".into())
@@ -146,6 +170,6 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
 }
 
 fn tear_down(order: &Order, config: &Config) -> Result<()> {
-    tear_down_here(config, &order.job, order.timeout_secs)
+    tear_down_here(config, &order.job, Some(order.uid), order.timeout_secs)
         .map_err(|error| Failure::of(ExitCode::Internal, &error))
 }

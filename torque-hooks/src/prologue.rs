@@ -28,6 +28,7 @@ use crate::report::Report;
 use crate::request::{Image, Mistake, Request};
 use crate::resolve::{self, ResolveError};
 use crate::say::{self, Weight};
+use crate::site::{RunError, Site};
 use crate::state::{self, Job, Record, StateDir};
 use crate::words::Verb;
 use crate::{apstat, gres, host, site};
@@ -98,9 +99,9 @@ pub enum Refusal {
     /// The job's files cannot be put where the nodes can read them.
     #[error("cannot tell the nodes of the job")]
     Share(#[from] site::ShareError),
-    /// Nothing could be run.
+    /// The nodes could not be asked.
     #[error(transparent)]
-    Fanout(#[from] FanoutError),
+    Run(#[from] RunError),
     /// Some nodes are not ready.
     #[error("{}", .0.line)]
     NotReady(Report),
@@ -124,13 +125,9 @@ impl Refusal {
             | Self::Removed(_) => true,
             Self::Resolve(error) => error.is_users_mistake(),
             Self::NotReady(report) => report.is_users_mistake,
-            Self::Fanout(FanoutError::NoTool(_) | FanoutError::Template(_)) => true,
-            Self::Share(error) => error.is_permanent(),
-            Self::State(_)
-            | Self::Ask(_)
-            | Self::Account(_)
-            | Self::NodeFile { .. }
-            | Self::Fanout(FanoutError::Run { .. }) => false,
+            Self::Run(RunError::Fanout(error)) => !matches!(error, FanoutError::Run { .. }),
+            Self::Share(error) | Self::Run(RunError::Share(error)) => error.is_permanent(),
+            Self::State(_) | Self::Ask(_) | Self::Account(_) | Self::NodeFile { .. } => false,
         }
     }
 
@@ -142,10 +139,10 @@ impl Refusal {
                 "the site has to run: qmgr -c 'set server operators += root@{}'",
                 host::own_name()
             )),
-            Self::Fanout(FanoutError::NoTool(_)) => {
+            Self::Run(RunError::Fanout(FanoutError::NoTool(_))) => {
                 Some("the site has to set torque.fanout".to_owned())
             }
-            Self::Share(error) => error.hint(),
+            Self::Share(error) | Self::Run(RunError::Share(error)) => error.hint(),
             _ => None,
         }
     }
@@ -154,7 +151,7 @@ impl Refusal {
 /// Does the work of a prologue and returns its exit code.
 pub fn run(work: &Work) -> u8 {
     let job = &work.call.job;
-    let config = match hook::config(&work.call) {
+    let config = match hook::config(work.call.config.as_deref()) {
         Ok(config) => config,
         Err(error) => return refuse(None, job, &error.into()),
     };
@@ -193,6 +190,11 @@ fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
 fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
     let call = &work.call;
+    let site = Site {
+        config,
+        config_path: call.config.as_deref(),
+        job: &call.job,
+    };
     let dir = StateDir::open(&config.torque.state_dir).map_err(Refusal::State)?;
     let job = dir.lock(&call.job, LOCK_PATIENCE).map_err(Refusal::State)?;
     let is_wanted =
@@ -207,10 +209,10 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     }
     // An earlier prologue died, and no epilogue came.
     if let Some(old) = job.record().map_err(Refusal::State)? {
-        undo(config, call, &job, &old, deadline);
+        undo(&site, &job, &old, deadline);
     }
     let _ = dir.sweep();
-    let result = try_prepare(work, config, &job, &is_wanted, deadline);
+    let result = try_prepare(work, &site, &job, &is_wanted, deadline);
     let refusal = match result {
         Ok(Done::Ready(line)) if is_wanted() => {
             dir.forget_retries(&call.job).map_err(Refusal::State)?;
@@ -226,7 +228,7 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
         Err(refusal) => refusal,
     };
     if let Some(record) = job.record().map_err(Refusal::State)? {
-        undo(config, call, &job, &record, deadline);
+        undo(&site, &job, &record, deadline);
     }
     if let Err(error) = job.remove() {
         say::log(
@@ -247,12 +249,12 @@ enum Done {
 
 fn try_prepare(
     work: &Work,
-    config: &Config,
+    site: &Site<'_>,
     job: &Job,
     is_wanted: &dyn Fn() -> bool,
     deadline: Instant,
 ) -> Result<Done, Refusal> {
-    let call = &work.call;
+    let (call, config) = (&work.call, site.config);
     let listed = listed(work, config)?;
     if !work.is_ours {
         let value = listed.gres.as_deref().unwrap_or_default();
@@ -327,7 +329,7 @@ fn try_prepare(
         deadline: deadline - left / UNDO_SHARE,
     };
     let mut wanted = || is_wanted();
-    let outcome = site::run(config, call, job, &order, &mut wanted)?;
+    let outcome = site::run(site, job, &order, &mut wanted)?;
     let names = nodes.names();
     let report = Report::new(&names, &outcome.states, "ready", outcome.words.as_deref());
     if report.failed.is_empty() {
@@ -478,9 +480,9 @@ fn manifest(
 }
 
 /// Undoes on all nodes what a record says; what cannot be undone is noted and left to the nodes.
-fn undo(config: &Config, call: &crate::call::Call, job: &Job, record: &Record, deadline: Instant) {
-    let line = site::tear_down(config, call, job, record, deadline);
+fn undo(site: &Site<'_>, job: &Job, record: &Record, deadline: Instant) {
+    let line = site::tear_down(site, job, record, deadline);
     if let Err(line) = line {
-        say::log(Weight::Warning, &format!("job {}: {line}", call.job));
+        say::log(Weight::Warning, &format!("job {}: {line}", site.job));
     }
 }

@@ -3,11 +3,16 @@
 //! The launch node writes it once and removes it; nodes read it, and ask nobody.
 
 use shared_state::{Contents, Error, Key, MANIFEST, SharedState};
-use shifter_core::config::Config;
+use shifter_core::config::{Config, Service};
 use shifter_core::identity::Identity;
 use shifter_core::ids::{IdError, JobId};
+use shifter_core::manifest::JobManifest;
 use thiserror::Error;
 
+use crate::fanout::gather::Gathering;
+use crate::fanout::template::Report;
+use crate::nodes::NODE_LIMIT;
+use crate::services::{self, CACHES};
 use crate::state::Record;
 use crate::words::Order;
 
@@ -77,6 +82,11 @@ pub fn share(
     if let Some(manifest) = manifest {
         contents.set(MANIFEST, manifest)?;
     }
+    if config.torque.services.contains(&Service::Nscd) {
+        for (name, bytes) in services::own_caches() {
+            contents.set(name, bytes)?;
+        }
+    }
     state.write(&key_of(record, job)?, &contents)?;
     // What cannot be swept now is swept by the next.
     let _ = state.sweep();
@@ -86,6 +96,37 @@ pub fn share(
 /// Removes what the nodes share for the job.
 pub fn unshare(config: &Config, record: &Record, job: &JobId) -> Result<(), ShareError> {
     Ok(open(config)?.remove(&key_of(record, job)?)?)
+}
+
+/// A database of nscd's, and its name in the shared state.
+pub type Cache = (String, Vec<u8>);
+
+fn caches_in(contents: Option<Contents>) -> Vec<Cache> {
+    let Some(contents) = contents else {
+        return Vec::new();
+    };
+    let names = CACHES.map(|(name, _)| name);
+    let found = names.map(|name| Some((name.to_owned(), contents.get(name)?.to_vec())));
+    found.into_iter().flatten().collect()
+}
+
+/// Reads the databases of nscd that the launch node shares, on another node of the job.
+pub fn caches(config: &Config, order: &Order) -> Result<Vec<Cache>, ShareError> {
+    Ok(caches_in(
+        open(config)?.read(&key_of_order(config, order)?)?,
+    ))
+}
+
+/// The same for the job of a manifest.
+pub fn caches_of(config: &Config, manifest: &JobManifest) -> Result<Vec<Cache>, ShareError> {
+    let key = Key {
+        cluster: JobId::parse(&manifest.cluster)?,
+        job: manifest.job.clone(),
+        restart: manifest.restart,
+        uid: manifest.user.uid,
+        gid: manifest.user.gid,
+    };
+    Ok(caches_in(open(config)?.read(&key)?))
 }
 
 /// Reads a job's manifest on a node.
@@ -102,4 +143,61 @@ pub fn manifest(config: &Config, order: &Order) -> Result<Vec<u8>, ShareError> {
 /// undo anything.
 pub fn is_wanted(config: &Config, order: &Order) -> bool {
     manifest(config, order).is_ok()
+}
+
+/// Files in which the nodes of one fan-out report.
+pub struct Reports {
+    state: SharedState,
+    key: Key,
+    word: String,
+}
+
+impl Reports {
+    /// Makes a place for them, if nodes report so.
+    pub fn make(
+        config: &Config,
+        record: &Record,
+        job: &JobId,
+        how: Report,
+        word: &str,
+    ) -> Result<Option<Self>, ShareError> {
+        if how == Report::Lines {
+            return Ok(None);
+        }
+        let (state, key) = (open(config)?, key_of(record, job)?);
+        state.make_reports(&key, word)?;
+        let word = word.to_owned();
+        Ok(Some(Self { state, key, word }))
+    }
+
+    /// Takes what there is: one look at the directory, and at the files of those that failed.
+    pub fn collect(&self, gathering: &mut Gathering) -> Result<(), ShareError> {
+        for name in self.state.reports(&self.key, &self.word, 2 * NODE_LIMIT)? {
+            gathering.take_file(&name, || {
+                let text = self.state.read_report(&self.key, &self.word, &name);
+                text.ok().flatten().unwrap_or_default()
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes them; what cannot be removed is swept one day.
+    pub fn remove(self) {
+        let _ = self.state.remove_reports(&self.key, &self.word);
+    }
+}
+
+/// Leaves a node's answer where its launch node looks for it.
+pub fn leave(
+    config: &Config,
+    order: &Order,
+    names: &[String],
+    is_ok: bool,
+    line: &str,
+) -> Result<(), ShareError> {
+    let end = if is_ok { "ok" } else { "fail" };
+    let name = format!("{}:{}:{end}", order.nonce, names.join(":"));
+    let text = if is_ok { "" } else { line };
+    let key = key_of_order(config, order)?;
+    Ok(open(config)?.leave_report(&key, &order.nonce, &name, text)?)
 }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use shifter_core::config::Config;
+use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 use shifter_core::sanitize;
+use thiserror::Error;
 
-use crate::call::Call;
 use crate::fanout::template::{Report as How, Template};
 use crate::fanout::{self, FanoutError, Outcome, Plan};
 use crate::host;
 use crate::nodes::is_one_of;
 use crate::report::Report;
-use crate::shared;
+use crate::shared::{self, Reports};
 use crate::state::{Job, Record};
 use crate::words::{self, Verb};
 
@@ -24,6 +25,28 @@ const NODE_MARGIN_SECS: u64 = 3;
 
 /// Seconds that a node has at least.
 const NODE_SECS: u64 = 5;
+
+/// A job at a site.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// The site's configuration.
+    pub config: &'a Config,
+    /// Where it was read from, if that is not where it usually is.
+    pub config_path: Option<&'a Path>,
+    /// The job.
+    pub job: &'a JobId,
+}
+
+/// Says why the nodes could not be asked.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Nothing could be run.
+    #[error(transparent)]
+    Fanout(#[from] FanoutError),
+    /// Their answers could not be had.
+    #[error("cannot have the nodes' answers")]
+    Share(#[from] ShareError),
+}
 
 /// What the nodes of a record are to do.
 pub struct Order<'a> {
@@ -46,13 +69,12 @@ pub fn has_services(config: &Config) -> bool {
 
 /// Has all nodes of a record do something.
 pub fn run(
-    config: &Config,
-    call: &Call,
+    site: &Site<'_>,
     job: &Job,
     order: &Order<'_>,
     is_wanted: &mut dyn FnMut() -> bool,
-) -> Result<Outcome, FanoutError> {
-    let record = order.record;
+) -> Result<Outcome, RunError> {
+    let (config, record) = (site.config, order.record);
     let template = Template::of(&config.torque);
     let how = template
         .as_ref()
@@ -65,7 +87,7 @@ pub fn run(
     let nonce = nonce();
     let common = words::Order {
         verb: order.verb,
-        job: call.job.clone(),
+        job: site.job.clone(),
         restart: record.restart,
         uid: record.uid,
         gid: record.gid,
@@ -73,7 +95,7 @@ pub fn run(
         report: how,
         nonce: nonce.clone(),
         manifest: None,
-        config: call.config.clone(),
+        config: site.config_path.map(PathBuf::from),
     };
     let program = Program::Node.path(&config.prefix);
     let program = program.to_string_lossy().into_owned();
@@ -92,6 +114,9 @@ pub fn run(
     let mut own_command = vec![program];
     own_command.extend(own.words());
     let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
+    let is_alone = names.len() == usize::from(order.own.is_some());
+    let how = if is_alone { How::Lines } else { how };
+    let reports = Reports::make(config, record, site.job, how, &nonce)?;
     let plan = Plan {
         template: template.as_ref(),
         names: &names,
@@ -102,7 +127,17 @@ pub fn run(
         width: config.torque.fanout_width,
         deadline: order.deadline,
     };
-    fanout::run(&plan, is_wanted, &mut |_| {})
+    let mut trouble = None;
+    let outcome = fanout::run(&plan, is_wanted, &mut |gathering| {
+        trouble = reports.as_ref().and_then(|r| r.collect(gathering).err());
+    });
+    if let Some(reports) = reports {
+        reports.remove();
+    }
+    match trouble {
+        Some(error) => Err(error.into()),
+        None => Ok(outcome?),
+    }
 }
 
 /// Puts where all nodes read it what they need for the job.
@@ -114,8 +149,7 @@ pub use crate::shared::share;
 /// # Errors
 /// A line for the log, of what was not removed.
 pub fn tear_down(
-    config: &Config,
-    call: &Call,
+    site: &Site<'_>,
     job: &Job,
     record: &Record,
     deadline: Instant,
@@ -123,7 +157,7 @@ pub fn tear_down(
     let mut failures = Vec::new();
     // First: whoever has not begun yet finds nothing to begin with.
     if record.is_shared
-        && let Err(error) = shared::unshare(config, record, &call.job)
+        && let Err(error) = shared::unshare(site.config, record, site.job)
     {
         failures.push(shifter_core::chain::line(&error));
     }
@@ -143,7 +177,7 @@ pub fn tear_down(
         deadline: deadline.max(Instant::now() + Duration::from_secs(NODE_SECS)),
     };
     let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
-    let line = match run(config, call, job, &order, &mut || true) {
+    let line = match run(site, job, &order, &mut || true) {
         Ok(Outcome { states, words, .. }) => {
             let report = Report::new(&names, &states, "clean", words.as_deref());
             if !report.failed.is_empty() {

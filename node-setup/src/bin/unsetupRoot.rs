@@ -10,10 +10,13 @@ use shifter_core::ids::JobId;
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
-Usage: unsetupRoot JOB
+Usage: unsetupRoot [--uid=UID] JOB
 
 Remove the container roots of a job from this node and end the processes that are
 still in them. It is no error if the job has none; calling it again is harmless.
+
+  --uid=UID  the job's user: also ends what runs in containers that this user made
+             in the job, where the batch system puts jobs into no cgroup
 ";
 
 fn main() -> ExitCode {
@@ -34,11 +37,21 @@ fn run(words: &[String]) -> Result<()> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
     let _callers = process::take_over()?;
-    let [job] = words else {
-        return Err(Error::Usage(
-            "one job id is needed; try 'unsetupRoot --help'".into(),
-        ));
+    let (uid, job) = match words {
+        [job] => (None, job),
+        [option, job] => {
+            let uid = match option.split_once('=') {
+                Some(("--uid", uid)) => uid.parse().ok(),
+                _ => None,
+            };
+            (Some(uid.ok_or_else(usage)?), job)
+        }
+        _ => return Err(usage()),
     };
     let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
-    job::tear_down(&job)
+    job::tear_down(&job, uid)
+}
+
+fn usage() -> Error {
+    Error::Usage("one job id is needed; try 'unsetupRoot --help'".into())
 }

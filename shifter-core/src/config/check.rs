@@ -68,6 +68,7 @@ fn paths(config: &Config) -> Fault {
         (&["prefix"][..], &config.prefix),
         (&["store", "path"], &store.path),
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
+        (&["root", "udi_mount"], &root.udi_mount),
     ];
     paths.extend(
         store

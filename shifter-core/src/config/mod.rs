@@ -17,7 +17,7 @@ use thiserror::Error;
 pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
     Config, Hooks, Kernel, Module, NodeCache, Registry, Root, SharedState, Slurm, Ssh, SshJobs,
-    Store, UserImages,
+    Store, UserImages, Visibility,
 };
 pub use self::torque::{BatchSystem, Fanout, FanoutReport, Service, Torque};
 use crate::reference::TypeRules;

@@ -129,6 +129,21 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Where a job's root can be seen.
+    pub visibility: Visibility,
+    /// Where the host sees it, if it does.
+    pub udi_mount: PathBuf,
+}
+
+/// Where a job's root can be seen.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    /// In a namespace of its own, which its processes join.
+    #[default]
+    Namespace,
+    /// In the host's too, at one place, for those who change root.
+    Host,
 }
 
 /// A module.
@@ -328,6 +343,8 @@ impl Default for Root {
             udi_image: None,
             writable_tmpfs_size_mib: 1024,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            visibility: Visibility::default(),
+            udi_mount: "/var/udiMount".into(),
         }
     }
 }

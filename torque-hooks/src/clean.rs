@@ -1,0 +1,111 @@
+//! `shifter-node-clean`: what a machine that died has left, removed when it boots.
+//!
+//! On a node nothing survives: its state is in memory. A launch node's notes do, and so do the
+//! roots of its jobs on other nodes. For every job that was noted during an earlier boot this does
+//! what the epilogue would have done; jobs of this boot are left alone.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use shifter_core::exit::ExitCode;
+use shifter_core::ids::JobId;
+
+use crate::say::{self, Weight};
+use crate::site::{self, Site};
+use crate::state::{StateDir, boot_id};
+use crate::{epilogue, guard};
+
+const HELP: &str = "\
+Usage: shifter-node-clean [--config=FILE]
+
+Remove what the jobs of an earlier boot of this machine have left, here and on
+their other nodes. To be run at boot, before pbs_mom.
+";
+
+/// How long a job that somebody works on is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs the program.
+pub fn main() -> std::process::ExitCode {
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return node_setup::out::answer(HELP).into();
+    }
+    let mut path: Option<PathBuf> = None;
+    for word in &words {
+        match word.split_once('=') {
+            Some(("--config", file)) => path = Some(file.into()),
+            _ => {
+                say::tell("it takes no argument; try 'shifter-node-clean --help'");
+                return ExitCode::Usage.into();
+            }
+        }
+    }
+    let held = guard::take_hold().and_then(|()| node_setup::process::check_is_root());
+    if let Err(error) = held {
+        say::tell(&error.chain());
+        return error.exit_code().into();
+    }
+    let failures = match StateDir::open(&epilogue::config(path.as_deref()).torque.state_dir) {
+        Ok(dir) => clean(&dir, path.as_deref()),
+        Err(error) => vec![error.chain()],
+    };
+    for failure in &failures {
+        say::log(Weight::Error, failure);
+        say::tell(failure);
+    }
+    match failures.is_empty() {
+        true => ExitCode::Success.into(),
+        false => ExitCode::Internal.into(),
+    }
+}
+
+/// Does for every job of an earlier boot what its epilogue would have; returns what failed.
+fn clean(dir: &StateDir, path: Option<&Path>) -> Vec<String> {
+    let mut failures = Vec::new();
+    match dir.jobs() {
+        Ok(jobs) => {
+            for job in jobs {
+                if let Err(why) = clean_job(dir, path, &job) {
+                    failures.push(format!("job {job}: {why}"));
+                }
+            }
+        }
+        Err(error) => failures.push(error.chain()),
+    }
+    failures
+}
+
+fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), String> {
+    let config = epilogue::config(path);
+    // Who holds the lock is of this boot.
+    let Ok(locked) = dir.lock(job, PATIENCE) else {
+        return Ok(());
+    };
+    let record = locked.record().map_err(|error| error.chain())?;
+    if record
+        .as_ref()
+        .is_some_and(|record| record.boot == boot_id())
+    {
+        return Ok(());
+    }
+    let site = Site {
+        config: &config,
+        config_path: path,
+        job,
+    };
+    let seconds = config.torque.deadline_secs;
+    let deadline = Instant::now() + Duration::from_secs(seconds.into());
+    let result = match &record {
+        Some(record) => site::tear_down(&site, &locked, record, deadline).map(drop),
+        None => Ok(()),
+    };
+    let uid = record.as_ref().map(|record| record.uid);
+    let own = epilogue::tear_down_here(&config, job, uid, seconds);
+    locked.remove().map_err(|error| error.chain())?;
+    result?;
+    own.map_err(|error| shifter_core::chain::line(&error))
+}
