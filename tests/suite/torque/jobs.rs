@@ -7,7 +7,7 @@ use shifter_tests::mom::{Hook, Manner, Verdict};
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::{Alice, Bob};
 
-use super::{PDSH, SHARED, Site, configure};
+use super::{PDSH, SHARED, STATE, Site, configure};
 
 #[test]
 fn privileged_torque_job_has_its_container_on_every_node_by_every_tool() -> Result<()> {
@@ -251,5 +251,31 @@ fn privileged_torque_processes_left_on_any_node_end_with_the_job() -> Result<()>
     let left = site.nodes.node("t2")?.shell("pgrep -xa sleep").ok()?;
     ensure!(left.contains(" 303") && left.contains(" 304"), "{left}");
     site.nodes.node("t2")?.shell("pkill -x sleep; true").ok()?;
+    site.ensure_clean()
+}
+
+#[test]
+fn privileged_torque_jobs_of_a_launch_node_that_died_are_removed_at_its_boot() -> Result<()> {
+    let site = Site::start(2)?;
+    let job = TorqueJob::new("3.server", Alice, &["t1", "t2"]).variable("UDI", "tiny");
+    site.begin(&job)?.expect(0)?;
+    let clean = || {
+        let node = site.nodes.node("t1")?;
+        node.call(["/opt/shifter/sbin/shifter-node-clean"]).ok()
+    };
+    clean()?;
+    site.ensure_ready(&job, true)?;
+    // What a reboot leaves of the job on this node, and on the others.
+    let record = site
+        .nodes
+        .node("t1")?
+        .path(&format!("{STATE}/jobs/{}/record", job.id));
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let text = fs::read_to_string(&record)?;
+    let earlier = text.replace(boot.trim(), "11111111-2222-3333-4444-555555555555");
+    ensure!(earlier != text, "{text}");
+    fs::write(&record, earlier)?;
+    clean()?;
+    site.ensure_ready(&job, false)?;
     site.ensure_clean()
 }

@@ -19,9 +19,11 @@ use crate::node::{image_id, store_image};
 mod alps;
 mod driver;
 mod failures;
+mod filter;
 mod jobs;
 mod ldap;
 mod secure;
+mod services;
 
 /// What most tests fan out with: real pdsh over real ssh.
 const PDSH: &str = "['/usr/bin/pdsh', '-R', 'exec', '-f', '{width}', '-w', '^{nodefile}', \
