@@ -65,6 +65,7 @@ install:
 	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(PLAIN)/shifter-config $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -m 0700 $(STATIC)/shifter-identity $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc

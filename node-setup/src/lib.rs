@@ -16,6 +16,7 @@ pub mod image;
 pub mod inside;
 pub mod job;
 pub mod kmod;
+pub mod known;
 pub mod launch;
 pub mod layer;
 pub mod lookup;

@@ -80,6 +80,8 @@ pub enum Program {
     StartSshd,
     /// Makes a job's keys.
     SshKeys,
+    /// Says who a job's user is.
+    Identity,
     /// Judges a node: `shifter doctor`.
     Doctor,
     /// Lists containers: `shifter ps`.
@@ -98,6 +100,7 @@ impl Program {
             Program::UnsetupRoot => "sbin/unsetupRoot",
             Program::StartSshd => "sbin/startSshd",
             Program::SshKeys => "lib/shifter/shifter-ssh-keys",
+            Program::Identity => "lib/shifter/shifter-identity",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
             Program::Node => "lib/shifter/shifter-node",

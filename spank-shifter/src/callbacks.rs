@@ -341,16 +341,11 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(pins) = Pins::from_env(variable).transpose() else {
         return OK;
     };
-    let (Some(job), Some(uid), Some(gid)) = (job_id(spank), spank.uid(), spank.gid()) else {
+    let Some(facts) = facts(spank) else {
         return refuse(&["shifter: Slurm does not say whose job this is".to_owned()]);
     };
-    let facts = Facts {
-        job: job.clone(),
-        uid,
-        gid,
-        slurm: Slurm::from_env(own_env),
-    };
-    match prolog::run(facts, pins, settings, ffi::isolated) {
+    let (job, uid) = (facts.job.clone(), facts.uid);
+    match prolog::run(facts, pins, settings, TOOLS) {
         Ok(Outcome::Ready(message)) => {
             log(
                 Level::Info,
@@ -377,10 +372,15 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
 
 fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(job) = job_id(spank) else { return OK };
+    if own_env(&format!("SPANK_{}", pins::IMAGE)).is_some()
+        && let Some(facts) = facts(spank)
+    {
+        epilog::forget(&facts, settings, TOOLS);
+    }
     if !layout::job_dir(&job).exists() {
         return OK;
     }
-    match epilog::run(&job, settings, ffi::isolated) {
+    match epilog::run(&job, settings, TOOLS) {
         Ok(()) => OK,
         Err(error) => {
             log(
@@ -390,6 +390,22 @@ fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
             refuse(&report::lines(&error, None))
         }
     }
+}
+
+/// What prolog and epilog need of Slurm's.
+const TOOLS: prolog::Tools = prolog::Tools {
+    ready: ffi::isolated,
+    complain: |line| log(Level::Error, line),
+};
+
+/// What Slurm itself says of the job of a prolog or epilog.
+fn facts(spank: &Spank) -> Option<Facts> {
+    Some(Facts {
+        job: job_id(spank)?,
+        uid: spank.uid()?,
+        gid: spank.gid()?,
+        slurm: Slurm::from_env(own_env),
+    })
 }
 
 fn refuse(lines: &[String]) -> i32 {

@@ -26,6 +26,7 @@ compile_error!("fault-injection is for tests and never for what is installed");
 
 mod context;
 mod epilog;
+mod identity;
 mod options;
 mod pins;
 mod prolog;

@@ -20,10 +20,11 @@ use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
+use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
-use crate::ssh;
+use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -71,6 +72,32 @@ impl Slurm {
     }
 }
 
+impl Slurm {
+    /// Returns the cluster's name, or the site's for it where Slurm has none.
+    pub fn cluster_or<'a>(&'a self, config: &'a Config) -> &'a str {
+        if self.cluster.is_empty() {
+            &config.system
+        } else {
+            &self.cluster
+        }
+    }
+
+    /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
+    pub fn rank(&self) -> Option<usize> {
+        let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
+        hosts
+            .iter()
+            .position(|host| Some(&host.name) == self.node.as_ref())
+    }
+}
+
+impl Slurm {
+    /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
+    pub fn count(&self) -> usize {
+        hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
+    }
+}
+
 /// How a prolog ended on a node that is in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -89,17 +116,15 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// The job asks for ssh at a site without.
     #[error("this site offers no ssh between the nodes of a job")]
     NoSsh,
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
-    #[error(
-        "no ssh between several nodes: this site has no shared state that brings them the keys"
-    )]
+    #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
-    /// The site does not let jobs run inside this image without saying so.
-    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
-    Autoshift(String),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -141,12 +166,21 @@ impl NodeError {
     }
 }
 
+/// What the border to Slurm lends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// Lets a program inherit nothing of Slurm's.
+    pub ready: fn(Command) -> Command,
+    /// Tells the administrator of trouble that does not stop the job.
+    pub complain: fn(&str),
+}
+
 /// Prepares the node for a job that asked for an image.
 pub fn run(
     facts: Facts,
     pins: Result<Pins, PinError>,
     settings: &Settings,
-    ready: fn(Command) -> Command,
+    tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
@@ -161,7 +195,10 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config, ready)? {
+    let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
+    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
+    let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -176,7 +213,7 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run(ready(fixed_environment(command)), &input, terms) {
+    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
         Ok(finished) => outcome(&finished),
         Err(error) => match (&error, noted_failure(&facts.job)) {
             (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
@@ -215,28 +252,41 @@ pub fn fixed_environment(mut command: Command) -> Command {
     command
 }
 
-/// Looks the user up and writes the manifest.
+/// Looks the user up on this node and writes the manifest.
 pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    ready: fn(Command) -> Command,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    describe_for(facts, pins, config, || None, |_, _| Ok(Ok(None)))
+}
+
+/// Writes the manifest; looks the user up if `known` does not say who it is, and asks `keys` for the
+/// job's, which the other nodes may have brought.
+fn describe_for(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+    known: impl FnOnce() -> Option<identity::Answer>,
+    keys: impl FnOnce(&Identity, Option<JobKeys>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError>,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let (user, shared) = match known() {
+        Some(answer) => (answer.user, answer.ssh),
+        None => (node_setup::lookup::identity(facts.uid)?, None),
+    };
+    let user = with_job_group(user, facts.gid);
+    let ssh = match keys(&user, shared)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
-    let nodes = nodes.map_or(0, |hosts| hosts.len());
-    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
-        Ok(ssh) => ssh,
-        Err(mistake) => return Ok(Err(mistake)),
-    };
     Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
@@ -249,11 +299,10 @@ fn manifest(
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        cluster,
         nodes,
         cpus,
         restart,
-        node: _,
+        ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
@@ -261,11 +310,7 @@ fn manifest(
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() {
-            config.system.clone()
-        } else {
-            cluster.clone()
-        },
+        cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,

@@ -13,6 +13,7 @@ mod erofs;
 mod failures;
 mod faults;
 mod figures;
+mod identity;
 mod images;
 mod images_equal;
 mod images_limits;

@@ -462,7 +462,7 @@ fn manifest(
         hosts: nodes.hosts.clone(),
         created: state::now_secs(),
         modes: Modes::default(),
-        ssh_public_key: None,
+        ssh: None,
     })
 }
 

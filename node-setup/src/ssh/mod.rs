@@ -13,6 +13,7 @@
 //! server reads them as the user: nothing in them is a secret from the user.
 
 mod cgroup;
+pub mod keys;
 pub mod start;
 
 use std::ffi::OsStr;
