@@ -36,10 +36,10 @@ SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
 all:
 	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
 		-p node-setup --bins
-	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
-		-p udi-image --bins
 	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
 		--target $(HOST) -p torque-hooks --bins
+	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
+		-p udi-image --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -85,7 +85,7 @@ install:
 	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf job_submit.lua sudoers.d/shifter \
 		modules/mpich.toml modules/gpu.toml modules/slurm.toml; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done

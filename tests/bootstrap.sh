@@ -16,7 +16,7 @@ test | bench | check)
         autofs bindfs btrfs-progs busybox-static e2fsprogs erofs-utils file gdb groff-base libcap2-bin
         libmpich12 procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
-    # Nodes of a Torque site: how they are reached, and who their users are.
+    # How the nodes of a site are reached, and a directory server that knows their users.
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
     # Clients of the ssh between nodes.
     packages+=(openssh-client)

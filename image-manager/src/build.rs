@@ -127,6 +127,9 @@ pub fn build_image(
         mut writer, files, ..
     } = image;
     let empty = writer.start_file().finish()?;
+    // The tree takes their place.
+    writer.end_sharing();
+    drop(sources);
     let (tree, entries) = merged.into_tree(|source, size| match size {
         0 => Ok(empty),
         // `add_missing` leaves none out, or fails.

@@ -95,6 +95,8 @@ fn the_worst_of_several_images_decides() {
     let run = site.run(&["pull", &missing, "127.0.0.1:1/x", &good]);
     assert_eq!(run.code, 7, "{run:?}");
     assert!(run.stderr.contains("manifest unknown"), "{run:?}");
+    let reason = "cannot reach 'https://127.0.0.1:1/v2/x/manifests/latest': Connection refused\n";
+    assert!(run.stderr.contains(reason), "{run:?}");
     assert_eq!(site.read(&good, "etc/motd"), "good");
     // A mistake in one is found before anything is done.
     let other = registry.push("other:1", &small("other"));
@@ -423,7 +425,7 @@ fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
     assert_eq!((run.code, run.stdout), (1, site.id(&two) + "\n"));
     let run = site.run(&["inspect", "--format={{.id}}", &one, &two]);
     let ids = format!("{}\n{}\n", site.id(&one), site.id(&two));
-    assert_eq!((run.code, run.stdout), (1, ids));
+    assert_eq!((run.code, run.stdout), (1, ids.clone()));
 
     // A store that others can write to is not used, and the site's is.
     let own = site.home().join(".shifter");
@@ -431,6 +433,8 @@ fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
     fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
     site.ok(&["lookup", &one]);
     site.fails(&["lookup", "docker:none:1"], 6, "lets others write");
+    let run = site.run(&["images", "-q"]);
+    assert_eq!((run.code, run.stdout), (6, ids));
 }
 
 #[test]

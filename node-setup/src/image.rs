@@ -140,16 +140,16 @@ impl Store {
             image: name.to_owned(),
             reason: reason.into(),
         };
-        let meta_file = self
+        let (meta_file, size) = self
             .regular(&store::meta_file(id), name)?
             .ok_or_else(missing)?;
-        let meta_bytes = read_all(meta_file, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
+        let meta_bytes = read_all(meta_file, size, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
         let meta = ImageMeta::parse(&meta_bytes).map_err(|error| bad(&error.to_string()))?;
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
         filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
-        let file = self
+        let (file, _) = self
             .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;
         let source = match self.reader {
@@ -176,16 +176,17 @@ impl Store {
             reason,
         };
         let path = store::index_path(reference).map_err(|error| bad(error.to_string()))?;
-        let file = self
+        let (file, size) = self
             .regular(&path, &name)?
             .ok_or_else(|| Error::NoImage(name.clone()))?;
-        let bytes = read_all(file, store::ENTRY_LIMIT).unwrap_or_default();
+        let bytes = read_all(file, size, store::ENTRY_LIMIT).unwrap_or_default();
         let entry = IndexEntry::parse(&bytes, reference).map_err(|e| bad(e.to_string()))?;
         Ok(entry.id)
     }
 
-    /// Opens a regular file of the store that only the store's owners can have written.
-    fn regular(&self, path: &str, image: &str) -> Result<Option<OwnedFd>> {
+    /// Opens a regular file of the store that only the store's owners can have written; returns it
+    /// with its size.
+    fn regular(&self, path: &str, image: &str) -> Result<Option<(OwnedFd, u64)>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let open = || rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve);
@@ -200,7 +201,7 @@ impl Store {
         };
         let stat = rustix::fs::fstat(&fd).step("examine", path)?;
         match untrusted(&stat, &self.owners) {
-            None => Ok(Some(fd)),
+            None => Ok(Some((fd, u64::try_from(stat.st_size).unwrap_or_default()))),
             Some(reason) => Err(Error::BadImage {
                 image: image.to_owned(),
                 reason: reason.to_owned(),
@@ -388,10 +389,10 @@ fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
     }
 }
 
-fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
+fn read_all(fd: OwnedFd, size: u64, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(8 << 10);
     File::from(fd)
-        .take(limit + 1)
+        .take(trusted::expected(size, limit))
         .read_to_end(&mut bytes)
         .ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)

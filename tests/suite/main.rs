@@ -27,6 +27,7 @@ mod modules;
 mod mpi;
 mod node;
 mod secure_cluster;
+mod seen;
 mod selftest;
 mod sharing;
 mod ssh;

@@ -59,9 +59,13 @@ impl Session {
         wishes.quiet |= wishes.json;
         wishes.json = false;
         let progress = Progress::new(&format!("{kind} store"), wishes);
-        progress.phase(Phase::Reading);
+        progress.phase(Phase::Comparing);
+        let all = store.image_bytes(only).map_err(fail)?;
         let bytes = Cell::new(0);
-        let watch = |count| bytes.set(bytes.get() + count);
+        let watch = |count| {
+            bytes.set(bytes.get() + count);
+            progress.compared(bytes.get(), all);
+        };
         let rules = self.config.type_rules();
         let findings = store.verify(only, &rules, &self.cancel, &watch);
         progress.clear();

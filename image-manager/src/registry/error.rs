@@ -4,6 +4,7 @@
 //! escaped before it is stored here.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -216,8 +217,8 @@ impl RegistryError {
         match self {
             Self::Stalled { .. } | Self::BrokeOff { .. } => true,
             Self::Unreachable { source, .. } => source
-                .downcast_ref::<ureq::Error>()
-                .is_some_and(is_passing_fault),
+                .downcast_ref::<Fault>()
+                .is_some_and(|Fault(error)| is_passing_fault(error)),
             Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             _ => false,
         }
@@ -260,6 +261,21 @@ impl RegistryError {
         }
     }
 }
+
+/// Why a server cannot be reached: what the system says of it, as it says it.
+#[derive(Debug)]
+pub(super) struct Fault(pub ureq::Error);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            ureq::Error::Io(error) => error.fmt(f),
+            other => other.fmt(f),
+        }
+    }
+}
+
+impl Error for Fault {}
 
 /// True for a fault of the network rather than of what was asked for: not for a certificate that
 /// does not fit, a name that does not exist, or an answer that is not HTTP.

@@ -15,7 +15,7 @@ use ureq::{Body, Timeout};
 
 use super::address::Address;
 use super::connect::Connections;
-use super::error::RegistryError;
+use super::error::{Fault, RegistryError};
 use super::guard::{self, Allowed, Forbidden};
 use super::manifest;
 use super::proxy::Proxies;
@@ -237,7 +237,7 @@ impl Http {
             error => {
                 return RegistryError::Unreachable {
                     address,
-                    source: Box::new(error),
+                    source: Box::new(Fault(error)),
                 };
             }
         };

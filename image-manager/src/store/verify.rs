@@ -113,6 +113,16 @@ impl Store {
         Ok(findings)
     }
 
+    /// Counts what [`Store::verify`] will read of images.
+    pub fn image_bytes(&self, only: Option<&[ImageId]>) -> Result<u64, StoreError> {
+        let ids = self.ids()?;
+        let wanted = ids
+            .iter()
+            .filter(|id| only.is_none_or(|only| only.contains(id)));
+        let sizes = wanted.filter_map(|id| self.image_file(id));
+        Ok(sizes.map(|(_, size)| size).sum())
+    }
+
     /// Compares one image; none if the caller may not read it.
     fn verify_image(
         &self,

@@ -42,6 +42,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What the nodes of a job tell each other.
     pub shared_state: SharedState,
+    /// Numbers for those who watch the nodes.
+    pub metrics: Metrics,
     /// The Slurm plugin.
     pub slurm: Slurm,
     /// The hooks of Torque, OpenPBS and ALPS.
@@ -215,6 +217,15 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// Numbers for those who watch the nodes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Directory, root's alone, in which set-ups and teardowns are counted for node_exporter's
+    /// textfile collector.
+    pub textfile: Option<PathBuf>,
+}
+
 /// A directory on shared storage in which the nodes of a job tell each other who its user is.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -326,6 +337,7 @@ impl Default for Config {
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
             shared_state: SharedState::default(),
+            metrics: Metrics::default(),
             slurm: Slurm::default(),
             torque: Torque::default(),
             ssh: Ssh::default(),
