@@ -24,7 +24,7 @@ use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
-use crate::ssh;
+use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -91,6 +91,13 @@ impl Slurm {
     }
 }
 
+impl Slurm {
+    /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
+    pub fn count(&self) -> usize {
+        hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
+    }
+}
+
 /// How a prolog ended on a node that is in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -109,17 +116,15 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// The job asks for ssh at a site without.
     #[error("this site offers no ssh between the nodes of a job")]
     NoSsh,
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
-    #[error(
-        "no ssh between several nodes: this site has no shared state that brings them the keys"
-    )]
+    #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
-    /// The site does not let jobs run inside this image without saying so.
-    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
-    Autoshift(String),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -190,8 +195,10 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let known = || identity::ask(&facts, &config, settings, tools);
-    let input = match describe_for(&facts, pins, &config, known, tools.ready)? {
+    let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
+    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
+    let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -250,38 +257,36 @@ pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
-    describe_for(facts, pins, config, || None, ready)
+    describe_for(facts, pins, config, || None, |_, _| Ok(Ok(None)))
 }
 
-/// Writes the manifest; looks the user up if `known` does not say who it is.
+/// Writes the manifest; looks the user up if `known` does not say who it is, and asks `keys` for the
+/// job's, which the other nodes may have brought.
 fn describe_for(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    known: impl FnOnce() -> Option<Identity>,
-    ready: fn(Command) -> Command,
+    known: impl FnOnce() -> Option<identity::Answer>,
+    keys: impl FnOnce(&Identity, Option<JobKeys>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError>,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = match known() {
-        Some(user) => user,
-        None => node_setup::lookup::identity(facts.uid)?,
+    let (user, shared) = match known() {
+        Some(answer) => (answer.user, answer.ssh),
+        None => (node_setup::lookup::identity(facts.uid)?, None),
     };
     let user = with_job_group(user, facts.gid);
+    let ssh = match keys(&user, shared)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
-    let nodes = nodes.map_or(0, |hosts| hosts.len());
-    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
-        Ok(ssh) => ssh,
-        Err(mistake) => return Ok(Err(mistake)),
-    };
     Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
