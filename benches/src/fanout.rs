@@ -147,11 +147,7 @@ fn restore() -> Result<()> {
 /// Names the nodes; `floor` builds a container on those that begin with `full`.
 fn names(size: usize) -> Vec<String> {
     let name = |number: usize| {
-        let kind = if number % SAMPLE == 1 {
-            "full"
-        } else {
-            "sim"
-        };
+        let kind = if number % SAMPLE == 1 { "full" } else { "sim" };
         format!("{kind}{number:05}")
     };
     (0..size).map(name).collect()
