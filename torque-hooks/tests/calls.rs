@@ -19,7 +19,7 @@ const WORDS: [&str; 8] = [
     "/var/spool/torque/mom_priv/jobs/3.server.SC",
 ];
 
-fn call(program: &str, name: &str, words: &[&str]) -> Output {
+fn call(program: &str, name: &str, words: &[&str]) -> std::io::Result<Output> {
     let mut command = Command::new(program);
     command.arg0(name).args(words).stdin(Stdio::null());
     let mom = [
@@ -27,7 +27,7 @@ fn call(program: &str, name: &str, words: &[&str]) -> Output {
         ("PBS_MSHOST", "n2"),
         ("PBS_NODENUM", "0"),
     ];
-    command.env_clear().envs(mom).output().unwrap()
+    command.env_clear().envs(mom).output()
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn jobs_of_others_are_left_alone() {
         (EPILOGUE, "epilogue.parallel"),
     ];
     for (program, name) in hooks {
-        let output = call(program, name, &WORDS);
+        let output = call(program, name, &WORDS).unwrap();
         assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
         assert!(
             output.stdout.is_empty() && output.stderr.is_empty(),
@@ -55,7 +55,7 @@ fn users_hooks_do_nothing() {
         "epilogue.user",
         "prologue.user.parallel",
     ] {
-        let output = call(EPILOGUE, name, &["$(reboot)", "; id", "\n"]);
+        let output = call(EPILOGUE, name, &["$(reboot)", "; id", "\n"]).unwrap();
         assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
     }
 }
@@ -69,7 +69,7 @@ fn a_call_that_no_mom_makes_ends_with_one_and_never_takes_a_node_out_of_service(
         ("epilogue.parallel", 0),
     ];
     for (name, code) in table {
-        let output = call(PROLOGUE, name, &["1;$(touch /tmp/evaluated)", "root"]);
+        let output = call(PROLOGUE, name, &["1;$(touch /tmp/evaluated)", "root"]).unwrap();
         assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("is not a job id"), "{said}");
