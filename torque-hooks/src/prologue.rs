@@ -303,6 +303,7 @@ fn try_prepare(
         cluster: config.system.clone(),
         restart: listed.start_count.unwrap_or(0),
         hosts: nodes.hosts.clone(),
+        own: nodes.own.map(|own| nodes.hosts[own].name.clone()),
         has_root: manifest.is_some(),
         is_shared,
         boot: state::boot_id(),
