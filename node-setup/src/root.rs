@@ -93,7 +93,8 @@ pub struct Root {
 ///
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
-    let image_mount = request.image.mount(run)?;
+    let early = (!request.image.is_host()).then(|| request.image.mount(run));
+    let early = early.transpose()?;
     volumes::trigger(request)?;
 
     if request.is_pinned {
@@ -103,6 +104,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
     // Before the first mount: nothing made here may reach the host (shared is systemd's default).
     sys::enslave_mounts().step("restrict", "the host's mounts")?;
+
+    let image_mount = match early {
+        Some(mount) => mount,
+        None => request.image.mount(run)?,
+    };
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [("mode", Some("0755")), ("size", Some(&*size))];
@@ -239,10 +245,18 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.dir("/etc")?;
     layer.dir("/var")?;
     layer.dir_unless_image_has("/var/tmp")?;
-    let mut files = etc::etc_files(request.user);
+    // Of the host everybody's accounts are known already.
+    let is_host = request.image.is_host();
+    let mut files = match is_host {
+        true => Vec::new(),
+        false => etc::etc_files(request.user),
+    };
     files.extend(etc::var_files(request.hosts, &config));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
+    }
+    if is_host {
+        return Ok(());
     }
     layer.link("/etc/mtab", "/proc/mounts")
 }

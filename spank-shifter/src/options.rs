@@ -37,6 +37,7 @@ enum Target {
     Volume,
     Module,
     Autoshift,
+    Ccm,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -56,6 +57,8 @@ pub struct Spec {
 /// Whether an option has a value, numbered as getopt_long(3) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HasValue {
+    /// Never.
+    No = 0,
     /// Always.
     Yes = 1,
     /// Only after a '='.
@@ -63,7 +66,7 @@ pub enum HasValue {
 }
 
 /// The options.
-pub const SPECS: [Spec; 5] = [
+pub const SPECS: [Spec; 6] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -99,6 +102,13 @@ pub const SPECS: [Spec; 5] = [
         usage: c"run script and tasks inside the image as they are",
         target: Target::Autoshift,
     },
+    Spec {
+        name: c"ccm",
+        value: c"",
+        has_value: HasValue::No,
+        usage: c"the host's own environment as a container, on whole nodes",
+        target: Target::Ccm,
+    },
 ];
 
 /// Everything given, in the order given.
@@ -112,6 +122,8 @@ pub struct RawOptions {
     pub modules: Vec<String>,
     /// The last `--autoshift`.
     pub autoshift: Option<bool>,
+    /// True if there is a `--ccm`.
+    pub ccm: bool,
     bytes: usize,
 }
 
@@ -123,6 +135,7 @@ impl RawOptions {
             volumes: Vec::new(),
             modules: Vec::new(),
             autoshift: None,
+            ccm: false,
             bytes: 0,
         }
     }
@@ -149,6 +162,7 @@ impl RawOptions {
             Target::Volume => self.volumes.push(text),
             Target::Module => self.modules.push(text),
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
+            Target::Ccm => self.ccm = true,
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
 //! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
+//! SHIFTER_CCM           1                            the host's own environment; the id is no image's
 //! ```
 //!
 //! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
@@ -29,9 +30,10 @@ const REQUEST: &str = "SHIFTER_IMAGEREQUEST";
 const VOLUME: &str = "SHIFTER_VOLUME";
 const MODULE: &str = "SHIFTER_MODULE";
 const AUTOSHIFT: &str = "SHIFTER_AUTOSHIFT";
+const CCM: &str = "SHIFTER_CCM";
 
 /// All of them.
-pub const NAMES: [&str; 6] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT];
+pub const NAMES: [&str; 7] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM];
 
 /// Returns the name under which srun tells a step of its own what in a job it was given: Slurm keeps
 /// variables of such names whatever `--export` says.
@@ -98,6 +100,20 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// Pins the host's own environment: an id that no image has, and no module.
+    pub fn of_host() -> Option<Self> {
+        Some(Self {
+            id: ImageId::of_tree("ccm")?,
+            request: "local:/".into(),
+            volumes: VolumeMap::default(),
+            modules: vec![NO_MODULE.to_owned()],
+            modes: Modes {
+                ccm: true,
+                ..Modes::default()
+            },
+        })
+    }
+
     /// Returns every variable with its value; those without one are to be removed.
     pub fn to_env(&self) -> [(&'static str, Option<String>); NAMES.len()] {
         let some = |text: String| (!text.is_empty()).then_some(text);
@@ -108,6 +124,7 @@ impl Pins {
             (VOLUME, some(self.volumes.signature())),
             (MODULE, some(self.modules.join(","))),
             (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
+            (CCM, self.modes.ccm.then(|| "1".to_owned())),
         ]
     }
 
@@ -139,7 +156,7 @@ impl Pins {
         };
         let modes = Modes {
             autoshift: switch(AUTOSHIFT)?,
-            ..Modes::default()
+            ccm: switch(CCM)?,
         };
         let modules = value(MODULE)?;
         Ok(Some(Self {
@@ -258,6 +275,7 @@ pub mod tests {
             (MODULE, "-x"),
             (MODULE, "$(reboot)"),
             (AUTOSHIFT, "0"),
+            (CCM, "yes"),
         ];
         for (name, value) in table {
             let mut env = written(&sample());

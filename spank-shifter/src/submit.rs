@@ -53,6 +53,15 @@ pub enum SubmitError {
     /// The site does not let jobs run inside this image without saying so.
     #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
     NoAutoshift(String),
+    /// The site does not give out the host's own environment.
+    #[error("cannot use --ccm: this site does not allow it")]
+    NoCcm,
+    /// The host's own environment and something that is put into an image.
+    #[error("cannot use --ccm together with --image, --volume, --module or --autoshift")]
+    CcmAndImage,
+    /// A step cannot change what its job is.
+    #[error("cannot use --ccm for a step: it is for whole jobs")]
+    CcmStep,
     /// The image manager did not answer.
     #[error("cannot look up image '{}'", sanitize::text(.image))]
     Lookup {
@@ -129,11 +138,15 @@ pub struct Request {
     modules: Vec<String>,
     names_modules: bool,
     autoshift: Option<bool>,
+    ccm: bool,
 }
 
 impl Request {
     /// Checks the options against the site's rules.
     pub fn check(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
+        if raw.ccm {
+            return Self::check_ccm(raw, config);
+        }
         let image = raw.image.as_deref().map(|text| check_image(text, config));
         let image = image.transpose()?;
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
@@ -147,6 +160,25 @@ impl Request {
             modules,
             names_modules,
             autoshift: raw.autoshift,
+            ccm: false,
+        })
+    }
+
+    fn check_ccm(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
+        let has_image = raw.image.is_some() || raw.autoshift.is_some();
+        if has_image || !raw.volumes.is_empty() || !raw.modules.is_empty() {
+            return Err(SubmitError::CcmAndImage);
+        }
+        if !config.slurm.ccm {
+            return Err(SubmitError::NoCcm);
+        }
+        Ok(Self {
+            image: None,
+            volumes: VolumeMap::default(),
+            modules: Vec::new(),
+            names_modules: false,
+            autoshift: None,
+            ccm: true,
         })
     }
 
@@ -162,6 +194,9 @@ impl Request {
 
     /// Pins what a new job asks for.
     pub fn for_job(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        if self.ccm {
+            return Pins::of_host().ok_or(SubmitError::NoCcm);
+        }
         let image = self.image.as_ref().ok_or(SubmitError::NoImage)?;
         let request = image.canonical();
         let permits = tools.config.slurm.permits_autoshift(&request);
@@ -184,9 +219,13 @@ impl Request {
 
     /// Pins what a step in a job asks for; what it does not name it takes from the job.
     pub fn for_step(mut self, job: Option<Pins>, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        if self.ccm && !job.as_ref().is_some_and(|job| job.modes.ccm) {
+            return Err(SubmitError::CcmStep);
+        }
         let Some(job) = job else {
             return self.for_job(tools);
         };
+        let job_id = job.id.clone();
         let is_jobs = |image: &ImageRef| {
             image.canonical() == job.request || image.image_id() == Some(&job.id)
         };
@@ -197,6 +236,7 @@ impl Request {
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }
+        let is_jobs = id == job_id;
         Ok(Pins {
             id,
             request,
@@ -212,7 +252,7 @@ impl Request {
             },
             modes: Modes {
                 autoshift: self.autoshift.unwrap_or(job.modes.autoshift),
-                ..job.modes
+                ccm: job.modes.ccm && is_jobs,
             },
         })
     }
