@@ -36,6 +36,10 @@ SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
 all:
 	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
 		-p node-setup --bins
+	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
+		--target $(HOST) -p torque-hooks --bins
+	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
+		-p udi-image --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -49,19 +53,36 @@ SUBSTITUTE = sed -E \
 	-e 's,/usr/(s?bin/(shifter|setupRoot|unsetupRoot)|(lib|share)/shifter),$(PREFIX)/\1,g' \
 	-e 's,^\# prefix = "/usr",prefix = "$(PREFIX)",'
 SHARE = $(DESTDIR)$(PREFIX)/share/shifter
+# What every container has at /opt/udiImage.
+UDI = $(DESTDIR)$(PREFIX)/lib/shifter/udiImage
 MAN = $(DESTDIR)$(PREFIX)/share/man
 COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
-	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(STATIC)/startSshd \
+		$(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(PLAIN)/shifter-config $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -m 0700 $(STATIC)/shifter-identity $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
+	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
+	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
+	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
+	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
+	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
-	install -d $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin
-	install -m 0755 $(STATIC)/shifter-inside $(DESTDIR)$(PREFIX)/lib/shifter/udiImage/bin/shifter
+	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque
+	for name in prologue prologue.parallel cray-shifter-prologue udiRoot-prologue; do \
+		ln -sf ../../../sbin/shifter-prologue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
+	for name in epilogue epilogue.parallel epilogue.precancel cray-shifter-epilogue udiRoot-epilogue; do \
+		ln -sf ../../../sbin/shifter-epilogue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
+	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
 	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \

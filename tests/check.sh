@@ -30,11 +30,12 @@ arrows() {
     done <<'END'
 shifter-core
 shared-state shifter-core
-node-setup shifter-core
+node-setup shifter-core shared-state
 spank-shifter shifter-core node-setup
 squashfs-writer
 image-manager shifter-core squashfs-writer
 site-tools shifter-core
+torque-hooks shifter-core shared-state node-setup
 udi-image
 shifter-tests shifter-core
 shifter-benches shifter-tests
@@ -45,7 +46,7 @@ END
 # Everything linked into privileged code and into Slurm's processes is listed and reviewed.
 deps_allow() {
     local crate list status=0
-    for crate in node-setup spank-shifter; do
+    for crate in node-setup spank-shifter torque-hooks; do
         list=$crate/deps.allow
         diff -u --label "$list" --label "cargo tree" \
             <(sed -e 's/#.*//' -e '/^ *$/d' -e 's/ *$//' "$list" | sort -u) \

@@ -146,7 +146,7 @@ fn is_roots_program(pid: u32) -> bool {
 }
 
 /// Finds the parent in the text of /proc/PID/stat, whose second field may hold anything.
-fn parent(stat: &str) -> Option<u32> {
+pub fn parent(stat: &str) -> Option<u32> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }

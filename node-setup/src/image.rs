@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -26,7 +27,8 @@ use crate::fsuser::as_user;
 use crate::loopdev::{self, LoopDevice};
 use crate::mnt;
 use crate::state::RunDir;
-use crate::{host_image, superblock};
+use crate::watch::{Awaited, Watch};
+use crate::{filesystem, host_image, superblock};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -148,11 +150,9 @@ impl Store {
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
-        if meta.format != "squashfs" {
-            return Err(bad("only squashfs images are mounted"));
-        }
+        filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
         let file = self
-            .regular(&store::image_file(id), name)?
+            .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;
         let source = match self.reader {
             None => Source::SiteFile(file),
@@ -219,6 +219,7 @@ pub fn open_for_user(
     caller: &Caller,
     home: &str,
     is_rootless: bool,
+    watch: &dyn Watch,
 ) -> Result<Found> {
     if let Some(tree) = reference.image_id().and_then(ImageId::tree) {
         return host_image::named_tree(config, &tree).map(Found::of);
@@ -226,6 +227,9 @@ pub fn open_for_user(
     let name = reference.canonical();
     let policy = config.store.user_images;
     let is_left = policy == UserImages::Fuse && !is_rootless;
+    if let ImageType::Local | ImageType::File = reference.image_type() {
+        watch.on(Awaited::ImageAt(Path::new(reference.repository())))?;
+    }
     match reference.image_type() {
         ImageType::Local => return host_image::tree(config, reference, caller).map(Found::of),
         ImageType::File if policy == UserImages::No => {
@@ -243,6 +247,7 @@ pub fn open_for_user(
         let id = store.resolve(reference)?;
         store.image(&id, &name, caller.uid, &caller.gids())
     };
+    watch.on(Awaited::Store(&config.store.path))?;
     let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
         // A machine that never had a site store; one that is not mounted leaves its mount point.
@@ -259,6 +264,7 @@ pub fn open_for_user(
         other => return other.map(Found::of),
     };
     let path = format!("{home}/.shifter");
+    watch.on(Awaited::UsersStore(Path::new(&path)))?;
     let store = match Store::of_user(caller, &path)? {
         Ok(Some(store)) => store,
         Ok(None) => return Err(missing),
@@ -350,26 +356,18 @@ impl Image {
     /// the node where the caller has it open.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
         match &self.source {
-            Source::SiteFile(file) => self.mount_device(&site_device(file, run)?),
-            Source::UserFile(file) => self.mount_device(&loopdev::attach(file, None)?),
+            Source::SiteFile(file) => {
+                let attach = || site_device(file, run);
+                filesystem::mount(&self.meta.format, &self.reference, file, attach)
+            }
+            Source::UserFile(file) => {
+                let attach = || loopdev::attach(file, None);
+                filesystem::mount(filesystem::SQUASHFS, &self.reference, file, attach)
+            }
             Source::Tree(dir) => host_image::clone_tree(dir, false),
             Source::Host => host_image::clone_host(),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
         }
-    }
-
-    fn mount_device(&self, device: &LoopDevice) -> Result<OwnedFd> {
-        let options = [("source", Some(&*device.path())), ("ro", None)];
-        let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
-        mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
-            // The store's own file was found well: what the kernel refuses is its content.
-            // ENODEV is a kernel without squashfs.
-            Error::Step { source, .. } if !no_such(&source) => Error::BadImage {
-                image: self.reference.clone(),
-                reason: format!("the kernel cannot mount it: {source}"),
-            },
-            other => other,
-        })
     }
 }
 

@@ -10,7 +10,6 @@ use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
-use shifter_core::sanitize;
 
 use crate::error::{Context, Error, Result};
 use crate::prepared::{MANIFEST, TICKET};
@@ -105,7 +104,9 @@ fn make(
         user: &manifest.user,
         volumes: &volumes,
         modules: &manifest.modules,
+        job: Some(&manifest.job),
         hosts: &manifest.hosts,
+        ssh: manifest.ssh.as_ref(),
         writable: None,
         is_pinned: true,
         spool: plan.spool,
@@ -172,16 +173,12 @@ struct Blame<'a> {
 impl Watch for Blame<'_> {
     fn on(&self, awaited: Awaited<'_>) -> Result<()> {
         match awaited {
-            Awaited::Volume(volume) => {
-                let source = sanitize::text(&volume.from);
-                let message = format!("no answer from the source of a volume: '{source}'");
+            Awaited::Volume(_) | Awaited::Source(..) => {
                 self.is_noted.set(true);
-                note_failure(self.job, message)
+                note_failure(self.job, format!("no answer from {awaited}"))
             }
-            Awaited::Site if self.is_noted.replace(false) => {
-                state::remove_file(self.job.dir(), FAILURE)
-            }
-            Awaited::Site => Ok(()),
+            _ if self.is_noted.replace(false) => state::remove_file(self.job.dir(), FAILURE),
+            _ => Ok(()),
         }
     }
 }

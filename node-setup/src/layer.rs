@@ -152,6 +152,32 @@ impl<'a> Layer<'a> {
         }
     }
 
+    /// Makes a directory where the image has nothing at all; for a path whose parent the layer has.
+    pub fn dir_if_missing(&mut self, path: &str, mode: u32) -> Result<()> {
+        let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        match stat {
+            Err(Errno::NOENT) if !self.has(path) => self.make_dir(path, Mode::from_raw_mode(mode)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a directory in one that the layer has, whatever the image's is like, and gives it
+    /// mode, owner and group.
+    pub fn own_dir(&mut self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        self.make_dir(path, mode)?;
+        rustix::fs::chmodat(&self.dir, below(path), mode, AtFlags::empty())
+            .step("set the mode of", path)?;
+        self.give(path, uid, gid)
+    }
+
+    /// Gives a file or directory of the layer to a user and a group.
+    pub fn give(&self, path: &str, uid: u32, gid: u32) -> Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(&self.dir, below(path), uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .step("set the owner of", path)
+    }
+
     /// What the image has at a path of its top level; nothing for paths below that.
     fn top_level(&self, path: &str) -> Option<Option<FileType>> {
         let name = path.strip_prefix('/').filter(|name| !name.contains('/'))?;

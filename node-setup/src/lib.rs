@@ -4,9 +4,11 @@
 
 pub mod caller;
 pub mod child;
+pub mod deadline;
 pub mod drop;
 pub mod error;
 pub mod etc;
+pub mod filesystem;
 pub mod fsuser;
 pub mod hooks;
 pub mod host_image;
@@ -14,6 +16,7 @@ pub mod image;
 pub mod inside;
 pub mod job;
 pub mod kmod;
+pub mod known;
 pub mod launch;
 pub mod layer;
 pub mod lookup;
@@ -33,6 +36,7 @@ pub mod rootless;
 pub mod run;
 pub mod scratch;
 pub mod squashfuse;
+pub mod ssh;
 pub mod state;
 pub mod strays;
 pub mod superblock;

@@ -33,7 +33,7 @@ pub fn identity(uid: u32) -> Result<Identity> {
 /// runs with, or its own where nothing is said.
 ///
 /// # Errors
-/// [`Error::Name`] if nobody knows one of the names; otherwise as [`identity`].
+/// [`Error::Name`] if nobody knows one of the names; otherwise as [`identity()`].
 pub fn identity_of_name(name: &str, group: Option<&str>) -> Result<Identity> {
     let line = line_of("passwd", "user", name)?;
     let uid = line.split(':').nth(2).and_then(|uid| uid.parse().ok());

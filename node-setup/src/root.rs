@@ -21,8 +21,10 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
+use shifter_core::ids::JobId;
 use shifter_core::layout::RUN_DIR;
 use shifter_core::sanitize;
+use shifter_core::ssh::JobKeys;
 use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
@@ -34,8 +36,8 @@ use crate::mnt::{self, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::watch::Watch;
-use crate::{hooks, modules, namespace, rootless, state, volumes};
+use crate::watch::{Awaited, Watch};
+use crate::{hooks, modules, namespace, rootless, ssh, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -61,8 +63,12 @@ pub struct RootRequest<'a> {
     pub volumes: &'a VolumeMap,
     /// The modules, already checked.
     pub modules: &'a [String],
+    /// The job that it is the root of.
+    pub job: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
+    /// The keys with which the job's nodes reach one another, if they do.
+    pub ssh: Option<&'a JobKeys>,
     /// Whether and where the user may write over the image.
     pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
@@ -93,6 +99,8 @@ pub struct Root {
 ///
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
+    let the_image = Awaited::Image(&request.image.reference);
+    request.watch.on(the_image)?;
     let early = (!request.image.is_host()).then(|| request.image.mount(run));
     let early = early.transpose()?;
     volumes::trigger(request)?;
@@ -120,12 +128,15 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     let site_hooks = &request.config.hooks;
+    // Hooks have deadlines of their own.
+    request.watch.on(Awaited::Nothing)?;
     hooks::run(
         Stage::PreMount,
         &site_hooks.pre_mount,
         request,
         layer_mount.as_fd(),
     )?;
+    request.watch.on(the_image)?;
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 
@@ -136,6 +147,9 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         layer.adopt()?;
     }
     give_files(request, &mut layer)?;
+    if let Some(keys) = request.ssh {
+        ssh::give_files(keys, request, &image, &mut layer)?;
+    }
     for name in HOST_DIRS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
         if !entries.iter().any(is_dir) {
@@ -245,20 +259,25 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.dir("/etc")?;
     layer.dir("/var")?;
     layer.dir_unless_image_has("/var/tmp")?;
+    for (path, mode) in etc::DIRS {
+        layer.dir_if_missing(path, mode)?;
+    }
     // Of the host everybody's accounts are known already.
     let is_host = request.image.is_host();
     let mut files = match is_host {
         true => Vec::new(),
         false => etc::etc_files(request.user),
     };
-    files.extend(etc::var_files(request.hosts, &config));
+    files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
     }
     if is_host {
         return Ok(());
     }
-    layer.link("/etc/mtab", "/proc/mounts")
+    layer.link("/etc/mtab", "/proc/mounts")?;
+    // Where the C Shifter keeps what it leaves out; nothing is left out here.
+    layer.link("/etc/group.orig", "group")
 }
 
 /// Attaches what the host provides in every container.

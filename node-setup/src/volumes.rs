@@ -6,6 +6,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -54,10 +55,12 @@ pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
     }
     let site = SiteView::of(request)?;
     for volume in request.volumes.entries() {
-        request.watch.on(Awaited::Volume(volume))?;
+        let place = site.host_path(&volume.from);
+        let source = Awaited::Source(volume, Path::new(&place));
+        request.watch.on(source)?;
         let _ = open_source(volume, &site, request.user)?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 impl Planned {
@@ -126,11 +129,12 @@ pub fn plan(
             request.watch.on(Awaited::Volume(volume))?;
             mounts.push(user_volume(volume, &site, request)?);
         }
-        request.watch.on(Awaited::Site)?;
+        request.watch.on(Awaited::Image(&request.image.reference))?;
     }
     mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
+        check_below_others(mount, &mounts[..at])?;
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
         // What could contain it is attached before it.
         let outer = mounts.iter().take(at);
@@ -145,7 +149,7 @@ pub fn plan(
             Some(volume) => {
                 request.watch.on(Awaited::Volume(volume))?;
                 let stat = examine(&mount.mount, volume)?;
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Image(&request.image.reference))?;
                 stat
             }
             None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
@@ -162,6 +166,29 @@ pub fn plan(
         }
     }
     Ok(mounts)
+}
+
+/// Makes sure that a mount of the site's can be laid over, or into, those that come before it.
+fn check_below_others(mount: &Planned, earlier: &[Planned]) -> Result<()> {
+    let outer = earlier.iter().rev();
+    let mut outer = outer.filter(|outer| contains(&outer.target, &mount.target));
+    let Some(outer) = outer.next().filter(|_| mount.volume.is_none()) else {
+        return Ok(());
+    };
+    let is_dir = |of: &Planned| -> Result<bool> {
+        let stat = rustix::fs::fstat(&of.mount).step("examine", &*of.target)?;
+        Ok(Kind::of(&stat) == Some(Kind::Dir))
+    };
+    let reason = match (outer.target == mount.target, is_dir(outer)?) {
+        (false, true) => return Ok(()),
+        (false, false) => format!("another of its mounts is '{}', a file", outer.target),
+        (true, outer_is_dir) if is_dir(mount)? != outer_is_dir => {
+            "a directory and a file are to be there, both the site's".to_owned()
+        }
+        (true, _) => return Ok(()),
+    };
+    let target = mount.target.clone();
+    Err(Error::SiteMount { target, reason })
 }
 
 /// True if a path of the container lies in one of the mounts, or in what the host provides.
@@ -223,7 +250,7 @@ pub fn attach(
         let made = match (&mount.cache, &mount.volume) {
             // Not before now: every volume has been judged.
             (Some(cache), Some(volume)) => {
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Cache(volume))?;
                 let made = cache.make(volume, request.user, run)?;
                 // It has nothing of what the site shows read-only.
                 mnt::restrict(&made, SAFE, Propagation::Private)?;
@@ -238,7 +265,7 @@ pub fn attach(
             (_, error) => error,
         })?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {
@@ -287,6 +314,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let maps = site_maps(request)?;
     for volume in maps.iter().flat_map(VolumeMap::entries) {
         let Volume { from, to, flags } = volume;
+        request.watch.on(Awaited::SiteMount(from))?;
         let mount = match mnt::clone_path(from, flags.rec || is_rootless) {
             // Without privilege a container has what its user can reach.
             Err(Error::Step { source, .. })

@@ -76,6 +76,12 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Starts a job's ssh server.
+    StartSshd,
+    /// Makes a job's keys.
+    SshKeys,
+    /// Says who a job's user is.
+    Identity,
     /// Judges a node: `shifter doctor`.
     Doctor,
     /// Lists containers: `shifter ps`.
@@ -92,6 +98,9 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::StartSshd => "sbin/startSshd",
+            Program::SshKeys => "lib/shifter/shifter-ssh-keys",
+            Program::Identity => "lib/shifter/shifter-identity",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
             Program::Node => "lib/shifter/shifter-node",

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::shift::Shift;
 use crate::submit::{Request, SubmitError, Tools};
 use crate::tasks::{self, NodeState, Step};
-use crate::{epilog, report, steps};
+use crate::{epilog, report, ssh, steps};
 
 /// Submit side: the options so far.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
@@ -50,6 +50,7 @@ pub fn call(callback: Callback, context: Context, spank: &Spank, args: Vec<Strin
         (Callback::InitPostOpt, Context::Remote) => ready_step(spank, &settings),
         (Callback::TaskInitPrivileged, Context::Remote) => admit_task(spank),
         (Callback::TaskInit, Context::Remote) => settle_task(spank),
+        (Callback::TaskPostFork, Context::Remote) => serve_ssh(spank, &settings),
         (Callback::Exit, Context::Remote) => end_step(&settings),
         (Callback::JobProlog, _) => prologue(spank, &settings),
         (Callback::JobEpilog, _) => epilogue(spank, &settings),
@@ -295,6 +296,29 @@ fn tell(lines: &[String]) -> i32 {
     FAILED
 }
 
+/// Never fails: the job has its container, and says itself what it misses.
+fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
+    if spank.step() != Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
+    let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
+        return OK;
+    };
+    if !layout::job_dir(&job).exists() {
+        return OK;
+    }
+    match ssh::start(&job, uid, settings, ffi::isolated) {
+        Ok(None) => {}
+        Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
+        Err(error) => {
+            for line in report::lines(&error, None) {
+                log(Level::Error, &line);
+            }
+        }
+    }
+    OK
+}
+
 /// Never fails, for nothing could be done about it: the epilog comes after it.
 fn end_step(settings: &Settings) -> i32 {
     if let Some((job, name)) = locked(&OWN_ROOT).take()
@@ -317,16 +341,11 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(pins) = Pins::from_env(variable).transpose() else {
         return OK;
     };
-    let (Some(job), Some(uid), Some(gid)) = (job_id(spank), spank.uid(), spank.gid()) else {
+    let Some(facts) = facts(spank) else {
         return refuse(&["shifter: Slurm does not say whose job this is".to_owned()]);
     };
-    let facts = Facts {
-        job: job.clone(),
-        uid,
-        gid,
-        slurm: Slurm::from_env(own_env),
-    };
-    match prolog::run(facts, pins, settings, ffi::isolated) {
+    let (job, uid) = (facts.job.clone(), facts.uid);
+    match prolog::run(facts, pins, settings, TOOLS) {
         Ok(Outcome::Ready(message)) => {
             log(
                 Level::Info,
@@ -353,10 +372,15 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
 
 fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(job) = job_id(spank) else { return OK };
+    if own_env(&format!("SPANK_{}", pins::IMAGE)).is_some()
+        && let Some(facts) = facts(spank)
+    {
+        epilog::forget(&facts, settings, TOOLS);
+    }
     if !layout::job_dir(&job).exists() {
         return OK;
     }
-    match epilog::run(&job, settings, ffi::isolated) {
+    match epilog::run(&job, settings, TOOLS) {
         Ok(()) => OK,
         Err(error) => {
             log(
@@ -366,6 +390,22 @@ fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
             refuse(&report::lines(&error, None))
         }
     }
+}
+
+/// What prolog and epilog need of Slurm's.
+const TOOLS: prolog::Tools = prolog::Tools {
+    ready: ffi::isolated,
+    complain: |line| log(Level::Error, line),
+};
+
+/// What Slurm itself says of the job of a prolog or epilog.
+fn facts(spank: &Spank) -> Option<Facts> {
+    Some(Facts {
+        job: job_id(spank)?,
+        uid: spank.uid()?,
+        gid: spank.gid()?,
+        slurm: Slurm::from_env(own_env),
+    })
 }
 
 fn refuse(lines: &[String]) -> i32 {

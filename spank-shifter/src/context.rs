@@ -35,6 +35,8 @@ pub enum Callback {
     TaskInitPrivileged,
     /// `slurm_spank_task_init`
     TaskInit,
+    /// `slurm_spank_task_post_fork`
+    TaskPostFork,
     /// `slurm_spank_exit`
     Exit,
     /// `slurm_spank_job_epilog`
@@ -66,7 +68,7 @@ pub const FAILED: i32 = -1;
 pub const fn code_after_panic(callback: Callback, context: Context) -> i32 {
     match (callback, context) {
         (Callback::Option | Callback::InitPostOpt, Context::Remote)
-        | (Callback::Init | Callback::Exit, _) => OK,
+        | (Callback::Init | Callback::TaskPostFork | Callback::Exit, _) => OK,
         _ => FAILED,
     }
 }
@@ -108,6 +110,7 @@ mod tests {
             (InitPostOpt, Context::Remote, OK),
             (TaskInitPrivileged, Context::Remote, FAILED),
             (TaskInit, Context::Remote, FAILED),
+            (TaskPostFork, Context::Remote, OK),
             (Exit, Context::Remote, OK),
             (JobProlog, Context::JobScript, FAILED),
             (JobEpilog, Context::JobScript, FAILED),

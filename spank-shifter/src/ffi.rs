@@ -346,5 +346,10 @@ callback!(
     TaskInit,
     "Gives a task that was moved its environment."
 );
+callback!(
+    slurm_spank_task_post_fork,
+    TaskPostFork,
+    "Starts a job's ssh server in its extern step."
+);
 callback!(slurm_spank_exit, Exit, "Removes a step's own root.");
 callback!(slurm_spank_job_epilog, JobEpilog, "Cleans a node.");

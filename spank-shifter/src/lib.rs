@@ -26,12 +26,14 @@ compile_error!("fault-injection is for tests and never for what is installed");
 
 mod context;
 mod epilog;
+mod identity;
 mod options;
 mod pins;
 mod prolog;
 mod report;
 mod settings;
 mod shift;
+mod ssh;
 mod steps;
 mod submit;
 mod tasks;

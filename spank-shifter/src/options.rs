@@ -38,6 +38,7 @@ enum Target {
     Module,
     Autoshift,
     Ccm,
+    Sshd,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -66,7 +67,7 @@ pub enum HasValue {
 }
 
 /// The options.
-pub const SPECS: [Spec; 6] = [
+pub const SPECS: [Spec; 7] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -109,6 +110,13 @@ pub const SPECS: [Spec; 6] = [
         usage: c"the host's own environment as a container, on whole nodes",
         target: Target::Ccm,
     },
+    Spec {
+        name: c"sshd",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"let the job's containers reach one another by ssh",
+        target: Target::Sshd,
+    },
 ];
 
 /// Everything given, in the order given.
@@ -124,6 +132,8 @@ pub struct RawOptions {
     pub autoshift: Option<bool>,
     /// True if there is a `--ccm`.
     pub ccm: bool,
+    /// The last `--sshd`.
+    pub sshd: Option<bool>,
     bytes: usize,
 }
 
@@ -136,6 +146,7 @@ impl RawOptions {
             modules: Vec::new(),
             autoshift: None,
             ccm: false,
+            sshd: None,
             bytes: 0,
         }
     }
@@ -163,6 +174,7 @@ impl RawOptions {
             Target::Module => self.modules.push(text),
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
             Target::Ccm => self.ccm = true,
+            Target::Sshd => self.sshd = Some(switch(value, name)?),
         }
         Ok(())
     }

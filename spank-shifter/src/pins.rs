@@ -5,6 +5,7 @@
 //! SHIFTER_IMAGETYPE     id
 //! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
 //! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
+//! SHIFTER_SSHD          1                            ssh between the nodes; absent if there is none
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
 //! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
@@ -31,9 +32,12 @@ const VOLUME: &str = "SHIFTER_VOLUME";
 const MODULE: &str = "SHIFTER_MODULE";
 const AUTOSHIFT: &str = "SHIFTER_AUTOSHIFT";
 const CCM: &str = "SHIFTER_CCM";
+const SSHD: &str = "SHIFTER_SSHD";
 
 /// All of them.
-pub const NAMES: [&str; 7] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM];
+pub const NAMES: [&str; 8] = [
+    IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM, SSHD,
+];
 
 /// Returns the name under which srun tells a step of its own what in a job it was given: Slurm keeps
 /// variables of such names whatever `--export` says.
@@ -125,6 +129,7 @@ impl Pins {
             (MODULE, some(self.modules.join(","))),
             (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
             (CCM, self.modes.ccm.then(|| "1".to_owned())),
+            (SSHD, self.modes.ssh.then(|| "1".to_owned())),
         ]
     }
 
@@ -157,6 +162,7 @@ impl Pins {
         let modes = Modes {
             autoshift: switch(AUTOSHIFT)?,
             ccm: switch(CCM)?,
+            ssh: switch(SSHD)?,
         };
         let modules = value(MODULE)?;
         Ok(Some(Self {
@@ -214,6 +220,7 @@ pub mod tests {
             modules: vec!["mpi".into(), "gpu".into()],
             modes: Modes {
                 autoshift: true,
+                ssh: true,
                 ..Modes::default()
             },
         }

@@ -16,13 +16,16 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::ssh::JobKeys;
 use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
+use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
+use crate::ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -73,6 +76,25 @@ impl Slurm {
     }
 }
 
+impl Slurm {
+    /// Returns the cluster's name, or the site's for it where Slurm has none.
+    pub fn cluster_or<'a>(&'a self, config: &'a Config) -> &'a str {
+        if self.cluster.is_empty() {
+            &config.system
+        } else {
+            &self.cluster
+        }
+    }
+
+    /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
+    pub fn rank(&self) -> Option<usize> {
+        let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
+        hosts
+            .iter()
+            .position(|host| Some(&host.name) == self.node.as_ref())
+    }
+}
+
 /// How a prolog ended on a node that is in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -91,6 +113,14 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The job asks for ssh at a site without.
+    #[error("this site offers no ssh between the nodes of a job")]
+    NoSsh,
+    /// The job asks for ssh, and its nodes have no way to learn the same keys.
+    #[error(
+        "no ssh between several nodes: this site has no shared state that brings them the keys"
+    )]
+    NoSharedKeys,
     /// The site does not let jobs run inside this image without saying so.
     #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
     Autoshift(String),
@@ -138,12 +168,21 @@ impl NodeError {
     }
 }
 
+/// What the border to Slurm lends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// Lets a program inherit nothing of Slurm's.
+    pub ready: fn(Command) -> Command,
+    /// Tells the administrator of trouble that does not stop the job.
+    pub complain: fn(&str),
+}
+
 /// Prepares the node for a job that asked for an image.
 pub fn run(
     facts: Facts,
     pins: Result<Pins, PinError>,
     settings: &Settings,
-    ready: fn(Command) -> Command,
+    tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
@@ -158,7 +197,8 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config)? {
+    let known = || identity::ask(&facts, &config, settings, tools);
+    let input = match describe_for(&facts, pins, &config, known, tools.ready)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -173,7 +213,7 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run(ready(fixed_environment(command)), &input, terms) {
+    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
         Ok(finished) => outcome(&finished),
         Err(error) => match (&error, noted_failure(&facts.job)) {
             (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
@@ -212,22 +252,44 @@ pub fn fixed_environment(mut command: Command) -> Command {
     command
 }
 
-/// Looks the user up and writes the manifest.
+/// Looks the user up on this node and writes the manifest.
 pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
+    ready: fn(Command) -> Command,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    describe_for(facts, pins, config, || None, ready)
+}
+
+/// Writes the manifest; looks the user up if `known` does not say who it is.
+fn describe_for(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+    known: impl FnOnce() -> Option<Identity>,
+    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let user = match known() {
+        Some(user) => user,
+        None => node_setup::lookup::identity(facts.uid)?,
+    };
+    let user = with_job_group(user, facts.gid);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    Ok(manifest(facts, pins, config, user, now))
+    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
+    let nodes = nodes.map_or(0, |hosts| hosts.len());
+    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
+    Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
 fn manifest(
@@ -235,14 +297,15 @@ fn manifest(
     pins: Pins,
     config: &Config,
     user: Identity,
+    ssh: Option<JobKeys>,
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        cluster,
         nodes,
         cpus,
         restart,
         node,
+        ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
@@ -254,11 +317,7 @@ fn manifest(
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() {
-            config.system.clone()
-        } else {
-            cluster.clone()
-        },
+        cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,
@@ -275,7 +334,7 @@ fn manifest(
         hosts,
         created,
         modes: pins.modes,
-        ssh_public_key: None,
+        ssh,
     };
     Ok(manifest.to_bytes()?)
 }
@@ -370,7 +429,15 @@ mod tests {
 
     #[test]
     fn manifest_says_what_slurm_says() {
-        let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&VARS),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
         assert_eq!(
@@ -391,7 +458,7 @@ mod tests {
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
         assert!(read.modes.autoshift);
         let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
-        let error = manifest(&facts(&VARS), sample(), &off, alice(), 7).unwrap_err();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), None, 7).unwrap_err();
         assert!(
             error.to_string().contains("'docker:ubuntu:24.04'"),
             "{error}"
@@ -425,7 +492,15 @@ mod tests {
             ("SLURM_JOB_NODELIST", "n1"),
             ("SLURM_JOB_CPUS_PER_NODE", "4"),
         ];
-        let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&vars),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
@@ -444,7 +519,14 @@ mod tests {
                 .map(|(n, v)| (n, if n == name { value } else { v }))
                 .into_iter()
                 .collect();
-            let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
+            let result = manifest(
+                &facts(&vars),
+                sample(),
+                &Config::default(),
+                alice(),
+                None,
+                7,
+            );
             assert!(result.is_err(), "{name}={value}");
         }
     }

@@ -74,7 +74,7 @@ pub fn set_up(
         ]);
         command.args(["--expect-uid", &facts.uid.to_string()]);
         command.args(["--expect-job", facts.job.as_str(), "--manifest", "-"]);
-        let manifest = match describe(&facts, pins, &config)? {
+        let manifest = match describe(&facts, pins, &config, ready)? {
             Ok(manifest) => manifest,
             Err(mistake) => return Ok(Err(report::lines(&mistake, None))),
         };
@@ -111,12 +111,13 @@ fn describe(
     facts: &Facts,
     pins: Pins,
     config: &Config,
+    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, prolog::Mistake>, NodeError> {
     let file = layout::manifest_file(&facts.job);
     let jobs = trusted::read(&file, manifest::SIZE_LIMIT).ok();
     let jobs = jobs.and_then(|bytes| JobManifest::parse(&bytes).ok());
     let Some(mut manifest) = jobs.filter(|jobs| jobs.expect(facts.uid, &facts.job).is_ok()) else {
-        return prolog::describe(facts, Ok(pins), config);
+        return prolog::describe(facts, Ok(pins), config, ready);
     };
     let volumes = pins.volumes.signature();
     manifest.image = ResolvedImage {

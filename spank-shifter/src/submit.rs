@@ -9,7 +9,7 @@ mod tests;
 use std::process::Command;
 
 use serde::Deserialize;
-use shifter_core::config::{Config, ConfigError};
+use shifter_core::config::{Config, ConfigError, SshJobs};
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
 use shifter_core::layout::Program;
@@ -30,8 +30,8 @@ pub enum SubmitError {
     /// The site's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Volumes, modules or autoshift without an image.
-    #[error("cannot use --volume, --module or --autoshift without --image")]
+    /// Volumes, modules or switches without an image.
+    #[error("cannot use --volume, --module, --autoshift or --sshd without --image")]
     NoImage,
     /// The image reference is malformed.
     #[error("cannot understand image '{}'", sanitize::text(.text))]
@@ -62,6 +62,12 @@ pub enum SubmitError {
     /// A step cannot change what its job is.
     #[error("cannot use --ccm for a step: it is for whole jobs")]
     CcmStep,
+    /// The site has no ssh between the nodes of a job.
+    #[error("cannot use --sshd: this site does not allow it")]
+    NoSsh,
+    /// The job was started without.
+    #[error("cannot use --sshd for a step: its job was started without")]
+    NoSshInJob,
     /// The image manager did not answer.
     #[error("cannot look up image '{}'", sanitize::text(.image))]
     Lookup {
@@ -139,6 +145,7 @@ pub struct Request {
     names_modules: bool,
     autoshift: Option<bool>,
     ccm: bool,
+    sshd: Option<bool>,
 }
 
 impl Request {
@@ -161,6 +168,7 @@ impl Request {
             names_modules,
             autoshift: raw.autoshift,
             ccm: false,
+            sshd: raw.sshd,
         })
     }
 
@@ -179,6 +187,7 @@ impl Request {
             names_modules: false,
             autoshift: None,
             ccm: true,
+            sshd: raw.sshd,
         })
     }
 
@@ -194,8 +203,14 @@ impl Request {
 
     /// Pins what a new job asks for.
     pub fn for_job(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        let ssh = self.sshd.unwrap_or(false);
+        if ssh && tools.config.ssh.enable == SshJobs::Off {
+            return Err(SubmitError::NoSsh);
+        }
         if self.ccm {
-            return Pins::of_host().ok_or(SubmitError::NoCcm);
+            let mut pins = Pins::of_host().ok_or(SubmitError::NoCcm)?;
+            pins.modes.ssh = ssh;
+            return Ok(pins);
         }
         let image = self.image.as_ref().ok_or(SubmitError::NoImage)?;
         let request = image.canonical();
@@ -212,6 +227,7 @@ impl Request {
             volumes: self.volumes,
             modes: Modes {
                 autoshift,
+                ssh,
                 ..Modes::default()
             },
         })
@@ -233,6 +249,9 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
+        if self.sshd == Some(true) && !job.modes.ssh {
+            return Err(SubmitError::NoSshInJob);
+        }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }
@@ -253,6 +272,7 @@ impl Request {
             modes: Modes {
                 autoshift: self.autoshift.unwrap_or(job.modes.autoshift),
                 ccm: job.modes.ccm && is_jobs,
+                ..job.modes
             },
         })
     }

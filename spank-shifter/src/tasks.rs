@@ -198,7 +198,7 @@ mod tests {
             }],
             created: 1,
             modes: pins.modes,
-            ssh_public_key: None,
+            ssh: None,
         };
         let manifest = Some(manifest.to_bytes().unwrap());
         NodeState {

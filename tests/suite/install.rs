@@ -36,7 +36,12 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
         ("apps/shifter/sbin/unsetupRoot", 0o700),
         ("apps/shifter/sbin/shifter-config", 0o755),
         ("apps/shifter/lib/shifter/shifter-doctor", 0o755),
+        ("apps/shifter/lib/shifter/shifter-identity", 0o700),
         ("apps/shifter/lib/shifter/shifter-ps", 0o755),
+        ("apps/shifter/lib/shifter/shifter-ssh-keys", 0o755),
+        ("apps/shifter/lib/shifter/udiImage/bin/ssh", 0o755),
+        ("apps/shifter/lib/shifter/udiImage/sbin/sshd", 0o755),
+        ("apps/shifter/sbin/startSshd", 0o700),
         ("apps/shifter/lib/shifter/shifter_slurm.so", 0o755),
         ("apps/shifter/lib/shifter/udiImage/bin/shifter", 0o755),
         (

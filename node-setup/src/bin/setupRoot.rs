@@ -148,6 +148,9 @@ fn parse(words: Vec<String>) -> Result<Options> {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (word, None),
         };
+        if ["--record-failure", "--verbose"].contains(&&*name) && inline.is_some() {
+            return Err(usage(&format!("option '{name}' takes no value")));
+        }
         if name == "--record-failure" {
             options.record = true;
             continue;

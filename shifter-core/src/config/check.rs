@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, SharedState, registries, site_map, torque};
+use super::{Config, ImageFormat, Module, NodeCache, SharedState, registries, site_map, torque};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -159,6 +159,10 @@ fn images(config: &Config) -> Fault {
         });
     if !is_known {
         let fault = format!("'{text}' is not zstd[:1-22], gzip[:1-9], xz[:0-9] or lz4");
+        return Some((key(&["store", "compression"]), fault));
+    }
+    if config.store.format == ImageFormat::Erofs && !matches!(name, "zstd" | "lz4") {
+        let fault = format!("'{text}': erofs images have zstd or lz4");
         return Some((key(&["store", "compression"]), fault));
     }
     let text = &config.store.block_size;

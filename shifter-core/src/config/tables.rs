@@ -69,6 +69,8 @@ pub struct Store {
     pub user_cache_size_limit: String,
     /// Whether and how images that users own are run.
     pub user_images: UserImages,
+    /// File system of new images in the site store.
+    pub format: ImageFormat,
     /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
     pub compression: String,
     /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
@@ -79,6 +81,17 @@ pub struct Store {
     /// Trees of the host that users run by a name of at most 31 bytes (`local:NAME`), as with
     /// CHOS.
     pub trees: BTreeMap<String, PathBuf>,
+}
+
+/// File systems of images.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// What every kernel and every tool reads.
+    #[default]
+    Squashfs,
+    /// What recent kernels read with less work.
+    Erofs,
 }
 
 /// What may be done with images that users own.
@@ -129,6 +142,9 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
+    /// long as it takes.
+    pub answer_timeout_secs: u32,
 }
 
 /// A module.
@@ -330,6 +346,7 @@ impl Default for Store {
             cache_size_limit: "32g".into(),
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
+            format: ImageFormat::default(),
             compression: "zstd:1".into(),
             block_size: "64k".into(),
             local_dirs: Vec::new(),
@@ -369,6 +386,7 @@ impl Default for Root {
             udi_image: None,
             writable_tmpfs_size_mib: 1024,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            answer_timeout_secs: 60,
         }
     }
 }

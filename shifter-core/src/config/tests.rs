@@ -122,6 +122,11 @@ fn errors_name_line_key_and_text() {
             ":2: store.compression: ",
             "",
         ),
+        (
+            "[store]\nformat = 'erofs'\ncompression = 'gzip'",
+            ":3: store.compression: 'gzip': erofs images",
+            "",
+        ),
         ("[store]\nblock_size = '48k'", ":2: store.block_size: ", ""),
         ("[store]\nblock_size = '2m'", ":2: store.block_size: ", ""),
         (

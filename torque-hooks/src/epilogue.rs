@@ -1,0 +1,127 @@
+//! What an epilogue does: stop a prologue that is still at work, and remove what there is.
+//!
+//! It goes by what the prologue has written down, and asks nobody. It may be called twice, and
+//! without any prologue.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use node_setup::child::{self, Terms};
+use shifter_core::config::Config;
+use shifter_core::ids::JobId;
+use shifter_core::layout::{self, Program};
+use shifter_core::trusted;
+
+use crate::call::Call;
+use crate::hook::{self, Work};
+use crate::outside::{OutsideError, fixed_environment};
+use crate::say::{self, Weight};
+use crate::site;
+use crate::state::StateDir;
+
+/// Where the suite is if the configuration does not say.
+const PREFIX: Option<&str> = option_env!("SHIFTER_PREFIX");
+
+/// The part of the time for which a prologue of the same job is waited for.
+const WAIT_SHARE: u32 = 2;
+
+/// Does the work of an epilogue on a launch node and returns its exit code.
+pub fn run(work: &Work) -> u8 {
+    let job = &work.call.job;
+    match clean_up(work) {
+        Ok(line) => {
+            say::log(Weight::Info, &format!("job {job}: {line}"));
+            0
+        }
+        Err(line) => {
+            let line = format!("job {job}: {line}");
+            say::log(Weight::Error, &line);
+            say::tell(&line);
+            let config = config(&work.call);
+            let noted =
+                StateDir::open(&config.torque.state_dir).and_then(|dir| dir.note_failure(&line));
+            if let Err(error) = noted {
+                say::log(Weight::Error, &error.chain());
+            }
+            hook::PERMANENT
+        }
+    }
+}
+
+/// A configuration that broke while the job ran must not keep its remains on the nodes.
+fn config(call: &Call) -> Config {
+    let mut config = hook::config(call);
+    if let (Err(_), Some(prefix)) = (&config, PREFIX) {
+        config = Ok(Config {
+            prefix: prefix.into(),
+            ..Config::default()
+        });
+    }
+    config.unwrap_or_default()
+}
+
+fn clean_up(work: &Work) -> Result<String, String> {
+    let time = Duration::from_secs(work.seconds.into());
+    let deadline = Instant::now() + time;
+    let call = &work.call;
+    let config = config(call);
+    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
+    let _tombstone = dir.bury(&call.job).map_err(|error| error.chain())?;
+    let job = dir
+        .lock(&call.job, time / WAIT_SHARE)
+        .map_err(|error| format!("the prologue is still at work: {}", error.chain()))?;
+    let record = job.record().map_err(|error| error.chain())?;
+    let result = match &record {
+        Some(record) => site::tear_down(&config, call, &job, record, deadline),
+        None => Ok("nothing was set up".into()),
+    };
+    // Also where the record knows nothing of it: this node's own.
+    let own = tear_down_here(&config, &call.job, left_until(deadline));
+    let removed = job.remove().map_err(|error| error.chain());
+    let line = result?;
+    own.map_err(|error| shifter_core::chain::line(&error))?;
+    removed.map(|()| line)
+}
+
+fn left_until(deadline: Instant) -> u32 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(5)
+}
+
+/// Does the work of a `.parallel` hook: what is on this node of the job goes, before the job
+/// because it is of an earlier run, after it because the job is over.
+pub fn run_parallel(work: &Work) -> u8 {
+    let config = config(&work.call);
+    match tear_down_here(&config, &work.call.job, work.seconds) {
+        Ok(()) => 0,
+        Err(error) => {
+            let why = shifter_core::chain::line(&error);
+            say::log(Weight::Error, &format!("job {}: {why}", work.call.job));
+            hook::PERMANENT
+        }
+    }
+}
+
+/// Removes what there is of a job on this very node.
+pub fn tear_down_here(config: &Config, job: &JobId, seconds: u32) -> Result<(), OutsideError> {
+    if !layout::job_dir(job).exists() {
+        return Ok(());
+    }
+    let program = trusted::audit(&Program::UnsetupRoot.path(&config.prefix), &[0])?;
+    let mut command = Command::new(program);
+    command.arg(job.as_str());
+    let terms = Terms {
+        seconds,
+        own_group: true,
+        shows_stderr: false,
+    };
+    let finished = child::run(fixed_environment(command), b"", terms)?;
+    if finished.status.success() {
+        return Ok(());
+    }
+    Err(OutsideError::Failed {
+        program: "unsetupRoot".into(),
+        ending: finished.ending(),
+        words: finished.messages(2).join("; "),
+    })
+}

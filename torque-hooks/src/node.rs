@@ -1,0 +1,149 @@
+//! What runs on a node for its launch node: `shifter-node setup|services|teardown`.
+//!
+//! One answer comes back, whatever happens: a marked line or a file. The programs that do the
+//! work are setupRoot and unsetupRoot, with a deadline; a set-up that is late is undone here.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, ExitCode as Code};
+
+use node_setup::child::{self, ChildError, Terms};
+use node_setup::kmod;
+use shifter_core::chain;
+use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::exit::ExitCode;
+use shifter_core::layout::Program;
+use shifter_core::trusted;
+
+use crate::epilogue::tear_down_here;
+use crate::fanout::gather;
+use crate::guard;
+use crate::host;
+use crate::outside::fixed_environment;
+use crate::say;
+use crate::words::{Order, Verb};
+
+/// A failure in the words that go back.
+struct Failure(ExitCode, String);
+
+type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    fn of(code: ExitCode, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self(code, chain::line(error))
+    }
+}
+
+/// Runs the program.
+pub fn main() -> Code {
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let result = guard::take_hold()
+        .map_err(|error| error.chain())
+        .and_then(|()| match rustix::process::geteuid().is_root() {
+            true => Order::parse(&words).map_err(|error| chain::line(&error)),
+            false => Err("only root runs this".to_owned()),
+        });
+    match result {
+        Ok(order) => obey(&order),
+        Err(why) => {
+            say::tell(&why);
+            ExitCode::Usage.into()
+        }
+    }
+}
+
+fn obey(order: &Order) -> Code {
+    let path = order.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+    let config = Config::open_trusted(path);
+    let result = match (order.verb, &config) {
+        // A broken configuration keeps nothing on the node.
+        (Verb::Teardown, Err(_)) => tear_down(order, &Config::default()),
+        (Verb::Teardown, Ok(config)) => tear_down(order, config),
+        (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
+        (Verb::Services, Ok(config)) => services(config),
+        (Verb::Setup, Ok(config)) => set_up(order, config),
+    };
+    let names = host::own_names(None);
+    let answer = match &result {
+        Ok(()) => Ok(""),
+        Err(Failure(code, why)) => Err((*code, why.as_str())),
+    };
+    let line = gather::line(&order.nonce, &names, answer);
+    // Who cannot be told takes the node for one that has not answered.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    match result {
+        Ok(()) => ExitCode::Success.into(),
+        Err(Failure(code, _)) => code.into(),
+    }
+}
+
+fn services(config: &Config) -> Result<()> {
+    kmod::preload(&config.kernel).map_err(|error| Failure(error.exit_code(), error.chain()))
+}
+
+fn set_up(order: &Order, config: &Config) -> Result<()> {
+    services(config)?;
+    let internal =
+        |error: &(dyn std::error::Error + 'static)| Failure::of(ExitCode::Internal, error);
+    let program = trusted::audit(&Program::SetupRoot.path(&config.prefix), &[0])
+        .map_err(|error| internal(&error))?;
+    let mut command = Command::new(program);
+    if let Some(path) = &order.config {
+        command.arg("--config").arg(path);
+    }
+    command.args([
+        "--expect-uid",
+        &order.uid.to_string(),
+        "--expect-job",
+        order.job.as_str(),
+    ]);
+    command.args(["--manifest", "-"]);
+    let manifest = match &order.manifest {
+        Some(path) => trusted::read(path, shifter_core::manifest::SIZE_LIMIT)
+            .map_err(|error| internal(&error))?,
+        None => crate::shared::manifest(config, order).map_err(|error| internal(&error))?,
+    };
+    let terms = Terms {
+        seconds: order.timeout_secs,
+        own_group: true,
+        shows_stderr: false,
+    };
+    let finished = child::run(fixed_environment(command), &manifest, terms);
+    let failure = match finished {
+        Ok(finished) if finished.status.success() => {
+            if order.manifest.is_some() || crate::shared::is_wanted(config, order) {
+                return Ok(());
+            }
+            Failure(ExitCode::Internal, "the job is being removed".into())
+        }
+        Ok(finished) => {
+            let code = finished.status.code().and_then(ExitCode::from_code);
+            let said = finished.messages(2).join("; ");
+            let said = said.trim_start_matches("setupRoot: ").to_owned();
+            let said = match said.is_empty() {
+                true => format!("setupRoot ended with {}", finished.ending()),
+                false => said,
+            };
+            let failure = Failure(code.unwrap_or(ExitCode::Internal), said);
+            if code.is_some() {
+                // It has undone what it began.
+                return Err(failure);
+            }
+            failure
+        }
+        Err(error @ ChildError::Deadline { .. }) => internal(&error),
+        Err(error) => return Err(internal(&error)),
+    };
+    match tear_down(order, config) {
+        Ok(()) => Err(failure),
+        Err(Failure(_, why)) => Err(Failure(failure.0, format!("{}; {why}", failure.1))),
+    }
+}
+
+fn tear_down(order: &Order, config: &Config) -> Result<()> {
+    tear_down_here(config, &order.job, order.timeout_secs)
+        .map_err(|error| Failure::of(ExitCode::Internal, &error))
+}

@@ -1,0 +1,174 @@
+//! The nodes of a job as a launch node sees them: what they are told, and how.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use shifter_core::config::Config;
+use shifter_core::layout::Program;
+use shifter_core::sanitize;
+
+use crate::call::Call;
+use crate::fanout::template::{Report as How, Template};
+use crate::fanout::{self, FanoutError, Outcome, Plan};
+use crate::host;
+use crate::nodes::is_one_of;
+use crate::report::Report;
+use crate::shared;
+use crate::state::{Job, Record};
+use crate::words::{self, Verb};
+
+pub use crate::shared::ShareError;
+
+/// Seconds by which a node ends its work before the launch node stops waiting.
+const NODE_MARGIN_SECS: u64 = 3;
+
+/// Seconds that a node has at least.
+const NODE_SECS: u64 = 5;
+
+/// What the nodes of a record are to do.
+pub struct Order<'a> {
+    /// What.
+    pub verb: Verb,
+    /// For which job and where.
+    pub record: &'a Record,
+    /// This node among those of the record.
+    pub own: Option<usize>,
+    /// Its manifest.
+    pub own_manifest: Option<&'a Path>,
+    /// When it must be over.
+    pub deadline: Instant,
+}
+
+/// True if nodes have something to do for a job without an image.
+pub fn has_services(config: &Config) -> bool {
+    !config.torque.services.is_empty() || !config.kernel.preload.is_empty()
+}
+
+/// Has all nodes of a record do something.
+pub fn run(
+    config: &Config,
+    call: &Call,
+    job: &Job,
+    order: &Order<'_>,
+    is_wanted: &mut dyn FnMut() -> bool,
+) -> Result<Outcome, FanoutError> {
+    let record = order.record;
+    let template = Template::of(&config.torque);
+    let how = template
+        .as_ref()
+        .map_or(How::Lines, |template| template.report);
+    let left = order.deadline.saturating_duration_since(Instant::now());
+    let seconds = left
+        .as_secs()
+        .saturating_sub(NODE_MARGIN_SECS)
+        .max(NODE_SECS);
+    let nonce = nonce();
+    let common = words::Order {
+        verb: order.verb,
+        job: call.job.clone(),
+        restart: record.restart,
+        uid: record.uid,
+        gid: record.gid,
+        timeout_secs: u32::try_from(seconds).unwrap_or(u32::MAX),
+        report: how,
+        nonce: nonce.clone(),
+        manifest: None,
+        config: call.config.clone(),
+    };
+    let program = Program::Node.path(&config.prefix);
+    let program = program.to_string_lossy().into_owned();
+    let mut command = Vec::new();
+    let prefix = &config.torque.node_context_prefix;
+    if !prefix.as_os_str().is_empty() {
+        command.extend(["chroot".to_owned(), prefix.to_string_lossy().into_owned()]);
+    }
+    command.push(program.clone());
+    command.extend(common.words());
+    let own = words::Order {
+        report: How::Lines,
+        manifest: order.own_manifest.map(PathBuf::from),
+        ..common
+    };
+    let mut own_command = vec![program];
+    own_command.extend(own.words());
+    let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
+    let plan = Plan {
+        template: template.as_ref(),
+        names: &names,
+        command: &command,
+        own: order.own.map(|index| (index, &own_command[..])),
+        nonce: &nonce,
+        nodefile: &job.nodefile(),
+        width: config.torque.fanout_width,
+        deadline: order.deadline,
+    };
+    fanout::run(&plan, is_wanted, &mut |_| {})
+}
+
+/// Puts where all nodes read it what they need for the job.
+pub use crate::shared::share;
+
+/// Removes on all nodes of a record what there is of the job, and what they shared. Nodes that
+/// answer too late or not at all are on their own.
+///
+/// # Errors
+/// A line for the log, of what was not removed.
+pub fn tear_down(
+    config: &Config,
+    call: &Call,
+    job: &Job,
+    record: &Record,
+    deadline: Instant,
+) -> Result<String, String> {
+    let mut failures = Vec::new();
+    // First: whoever has not begun yet finds nothing to begin with.
+    if record.is_shared
+        && let Err(error) = shared::unshare(config, record, &call.job)
+    {
+        failures.push(shifter_core::chain::line(&error));
+    }
+    if record.hosts.is_empty() {
+        return Ok("nothing to remove".into());
+    }
+    let own_names = host::own_names(None);
+    let own = record
+        .hosts
+        .iter()
+        .position(|host| is_one_of(&host.name, &own_names));
+    let order = Order {
+        verb: Verb::Teardown,
+        record,
+        own,
+        own_manifest: None,
+        deadline: deadline.max(Instant::now() + Duration::from_secs(NODE_SECS)),
+    };
+    let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
+    let line = match run(config, call, job, &order, &mut || true) {
+        Ok(Outcome { states, words, .. }) => {
+            let report = Report::new(&names, &states, "clean", words.as_deref());
+            if !report.failed.is_empty() {
+                failures.push(report.line.clone());
+            }
+            report.line
+        }
+        Err(error) => {
+            failures.push(shifter_core::chain::line(&error));
+            String::new()
+        }
+    };
+    if failures.is_empty() {
+        Ok(line)
+    } else {
+        Err(sanitize::text(&failures.join("; ")))
+    }
+}
+
+/// Returns what tells this fan-out from all others.
+fn nonce() -> String {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let digits: String = uuid.chars().filter(char::is_ascii_alphanumeric).collect();
+    match digits.is_empty() {
+        true => std::process::id().to_string(),
+        false => digits,
+    }
+}
