@@ -70,6 +70,8 @@ pub(crate) enum Source {
     UserFile(OwnedFd),
     /// A directory.
     Tree(OwnedFd),
+    /// The host's own tree, with everything that is mounted in it.
+    Host,
     /// A mount that was made without privilege, in the user's own namespaces.
     Mounted(OwnedFd),
 }
@@ -334,6 +336,11 @@ impl Image {
         matches!(self.source, Source::Mounted(_))
     }
 
+    /// True if it is the host's own tree, which is mounted in the container's namespace only.
+    pub fn is_host(&self) -> bool {
+        matches!(self.source, Source::Host)
+    }
+
     /// Refuses a user's file that no writer of squashfs makes, before anything is tried with it.
     pub(crate) fn check_superblock(&self) -> Result<()> {
         let Source::UserFile(file) = &self.source else {
@@ -359,6 +366,7 @@ impl Image {
                 filesystem::mount(filesystem::SQUASHFS, &self.reference, file, attach)
             }
             Source::Tree(dir) => host_image::clone_tree(dir, false),
+            Source::Host => host_image::clone_host(),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
         }
     }
@@ -402,8 +410,10 @@ fn read_all(fd: OwnedFd, size: u64, limit: u64) -> Option<Vec<u8>> {
 pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
-    /// True if what is mounted in it comes along, because the kernel keeps it together.
+    /// True if what is mounted in it comes along: the kernel keeps it together, or it is the host.
     pub is_whole: bool,
+    /// True if it is the host's own tree: nothing in it is covered but what must be.
+    pub is_host: bool,
     path: OnceCell<String>,
     reference: String,
 }
@@ -413,7 +423,8 @@ impl ImageTree {
     pub fn new(dir: OwnedFd, image: &Image) -> Self {
         Self {
             dir,
-            is_whole: image.is_rootless(),
+            is_whole: image.is_rootless() || image.is_host(),
+            is_host: image.is_host(),
             path: OnceCell::new(),
             reference: image.reference.clone(),
         }

@@ -20,7 +20,7 @@ use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
 use crate::watch::{Awaited, Nobody, Watch};
-use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared, process};
+use crate::{host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -103,7 +103,10 @@ fn make(
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
-    let image = image::open_for_job(config, &manifest.image, uid, &gids)?;
+    let image = match manifest.modes.ccm {
+        true => host_image::host(config)?,
+        false => image::open_for_job(config, &manifest.image, uid, &gids)?,
+    };
     phases.end("image_ms");
     let blame = Blame {
         job,

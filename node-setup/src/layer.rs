@@ -47,6 +47,9 @@ const QUIET: [&str; 14] = [
     "var",
 ];
 
+/// Of those, the ones that the host provides.
+const HOSTS: [&str; 4] = ["dev", "proc", "sys", "tmp"];
+
 /// What a mount point must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -378,7 +381,8 @@ pub fn expose(
     kept: &mut Kept,
 ) -> Result<()> {
     let mut budget = CLONE_LIMIT;
-    let is_quiet = |name: &[u8]| QUIET.iter().any(|quiet| quiet.as_bytes() == name);
+    let quiet: &[&str] = if image.is_host { &HOSTS } else { &QUIET };
+    let is_quiet = |name: &[u8]| quiet.iter().any(|quiet| quiet.as_bytes() == name);
     for Entry { name, kind } in entries {
         if *kind == FileType::Directory && !is_quiet(name) {
             expose_entry((&image.dir, root), layer, "", name, &mut budget, kept)?;

@@ -101,7 +101,8 @@ pub struct Root {
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let the_image = Awaited::Image(&request.image.reference);
     request.watch.on(the_image)?;
-    let image_mount = request.image.mount(run)?;
+    let early = (!request.image.is_host()).then(|| request.image.mount(run));
+    let early = early.transpose()?;
     volumes::trigger(request)?;
 
     if request.is_pinned {
@@ -111,6 +112,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
     // Before the first mount: nothing made here may reach the host (shared is systemd's default).
     sys::enslave_mounts().step("restrict", "the host's mounts")?;
+
+    let image_mount = match early {
+        Some(mount) => mount,
+        None => request.image.mount(run)?,
+    };
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [("mode", Some("0755")), ("size", Some(&*size))];
@@ -262,10 +268,18 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     for (path, mode) in etc::DIRS {
         layer.dir_if_missing(path, mode)?;
     }
-    let mut files = etc::etc_files(request.user);
+    // Of the host everybody's accounts are known already.
+    let is_host = request.image.is_host();
+    let mut files = match is_host {
+        true => Vec::new(),
+        false => etc::etc_files(request.user),
+    };
     files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
+    }
+    if is_host {
+        return Ok(());
     }
     layer.link("/etc/mtab", "/proc/mounts")?;
     // Where the C Shifter keeps what it leaves out; nothing is left out here.

@@ -41,10 +41,12 @@ pub fn is_jobs(job: &Pins, own: &Pins, config: &Config) -> bool {
 pub fn set_up(
     facts: Facts,
     step: u32,
-    pins: Pins,
+    mut pins: Pins,
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<String, Vec<String>> {
+    // That is for whole jobs, and their nodes have been looked at.
+    pins.modes.ccm = false;
     let image = sanitize::text(&pins.request);
     let failed = |reason: &dyn std::error::Error| {
         let reason = report::chain(reason);

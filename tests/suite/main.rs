@@ -7,6 +7,7 @@
 
 mod autoshift;
 mod bench;
+mod ccm;
 mod commands;
 mod containers;
 mod erofs;

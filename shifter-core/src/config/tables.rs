@@ -273,6 +273,9 @@ pub struct Slurm {
     /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
     /// `*` after them.
     pub autoshift_list: Vec<String>,
+    /// Whether jobs with whole nodes may have the host's own environment as their container
+    /// (`--ccm`).
+    pub ccm: bool,
     /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
     /// show it at the same place. `%n` is the node's name, `%h` the host's.
     pub spool_dir: PathBuf,
@@ -490,6 +493,7 @@ impl Default for Slurm {
             autoshift: false,
             autoshift_images: AutoshiftImages::All,
             autoshift_list: Vec::new(),
+            ccm: false,
             spool_dir: "/var/spool/slurmd".into(),
         }
     }
