@@ -38,6 +38,8 @@ all:
 		-p node-setup --bins
 	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
 		--target $(HOST) -p torque-hooks --bins
+	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
+		-p udi-image --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
@@ -51,16 +53,26 @@ SUBSTITUTE = sed -E \
 	-e 's,/usr/(s?bin/(shifter|setupRoot|unsetupRoot)|(lib|share)/shifter),$(PREFIX)/\1,g' \
 	-e 's,^\# prefix = "/usr",prefix = "$(PREFIX)",'
 SHARE = $(DESTDIR)$(PREFIX)/share/shifter
+# What every container has at /opt/udiImage.
+UDI = $(DESTDIR)$(PREFIX)/lib/shifter/udiImage
 MAN = $(DESTDIR)$(PREFIX)/share/man
 COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
-	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(STATIC)/startSshd \
+		$(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(PLAIN)/shifter-config $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -m 0700 $(STATIC)/shifter-identity $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
+	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
+	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
+	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
+	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
+	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(STATIC)/shifter-node-service \
 		$(STATIC)/shifter-node-clean $(DESTDIR)$(PREFIX)/sbin/
@@ -75,8 +87,9 @@ install:
 	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules $(SHARE)/torque \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
-		modules/mpich.toml modules/gpu.toml torque/execjob.py torque/nscd.conf torque/roots.conf; do \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf job_submit.lua sudoers.d/shifter \
+		modules/mpich.toml modules/gpu.toml modules/slurm.toml torque/execjob.py torque/nscd.conf \
+		torque/roots.conf; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \

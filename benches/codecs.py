@@ -29,13 +29,18 @@ OURS = [
         ("lz4", [32, 128]), ("gzip:6", [128]), ("xz:6", [128]),
     ]
     for size in sizes
-] + [("zstd:1, 128 KiB, tails packed", "compression=zstd:1", "block_size=131072", "pack_tails=true")]
+] + [
+    ("zstd:1, 128 KiB, tails packed", "compression=zstd:1", "block_size=131072", "pack_tails=true"),
+] + [
+    (f"erofs {codec}, {size} KiB", "format=erofs", f"compression={codec}", f"block_size={size << 10}")
+    for codec, size in [("zstd:1", 32), ("zstd:1", 64), ("zstd:1", 128), ("lz4", 32), ("lz4", 64)]
+]
 MKSQUASHFS = ["mksquashfs", "tree", "OUT", "-noappend", "-quiet", "-no-progress", "-processors", "2"]
 OTHERS = {
     "mksquashfs zstd 1, 128 KiB": MKSQUASHFS + ["-comp", "zstd", "-Xcompression-level", "1"],
     "mksquashfs zstd 15, 128 KiB": MKSQUASHFS + ["-comp", "zstd"],
     "tar2sqfs zstd 1, 128 KiB": ["tar2sqfs", "-q", "-f", "-j2", "-c", "zstd", "-X", "level=1", "OUT"],
-    "erofs lz4": ["mkfs.erofs", "--quiet", "-zlz4", "OUT", "tree"],
+    "erofs of mkfs.erofs, lz4": ["mkfs.erofs", "--quiet", "-zlz4", "OUT", "tree"],
 }
 KINDS = {name: [WRITER, "OUT", "threads=2", *words] for name, *words in OURS} | OTHERS
 

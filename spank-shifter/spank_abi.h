@@ -15,6 +15,9 @@ enum spank_item {
 	S_JOB_UID = 0,
 	S_JOB_GID = 1,
 	S_JOB_ID = 2,
+	S_JOB_STEPID = 3,
+	S_JOB_ARGV = 9,
+	S_JOB_ENV = 10,
 	S_TASK_ID = 11,
 };
 typedef enum spank_item spank_item_t;

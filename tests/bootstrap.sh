@@ -7,17 +7,21 @@ set -euo pipefail
 packages=(
     build-essential ca-certificates curl git make
     slurm-wlm munge sudo
-    docker-registry erofs-utils iproute2 mmdebstrap skopeo squashfs-tools util-linux
+    docker-registry iproute2 mmdebstrap skopeo squashfs-tools util-linux
 )
 case ${1:-test} in
 demo) ;;
 test | bench | check)
     packages+=(
-        autofs bindfs btrfs-progs busybox-static e2fsprogs file gdb groff-base libcap2-bin libmpich12
-        procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
+        autofs bindfs btrfs-progs busybox-static e2fsprogs erofs-utils file gdb groff-base libcap2-bin
+        libmpich12 procps python3 python3-llfuse rpm squashfs-tools-ng squashfuse strace time umoci xfsprogs
     )
-    # Nodes of a Torque site: how they are reached, and who their users are.
+    # How the nodes of a site are reached, and a directory server that knows their users.
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
+    # Clients of the ssh between nodes.
+    packages+=(openssh-client)
+    # MPI programs under Slurm; its plugin for PMIx opens what only the -dev package has.
+    packages+=(libmpich-dev libopenmpi-dev libpmix-dev mpich openmpi-bin)
     # Another kernel than this machine's, in a virtual machine.
     packages+=(cpio kmod qemu-system-x86) ;;&
 bench)

@@ -30,7 +30,7 @@ arrows() {
     done <<'END'
 shifter-core
 shared-state shifter-core
-node-setup shifter-core
+node-setup shifter-core shared-state
 spank-shifter shifter-core node-setup
 squashfs-writer
 image-manager shifter-core squashfs-writer

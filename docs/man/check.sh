@@ -56,6 +56,8 @@ compare "setupRoot: parser and help" "$(parsed node-setup/src/bin/setupRoot.rs)"
     "$(help node-setup/src/bin/setupRoot.rs | options)" -h --help
 compare "unsetupRoot: parser and help" "$(parsed node-setup/src/bin/unsetupRoot.rs)" \
     "$(help node-setup/src/bin/unsetupRoot.rs | options)" -h --help
+compare "startSshd: parser and help" "$(parsed node-setup/src/bin/startSshd.rs)" \
+    "$(help node-setup/src/bin/startSshd.rs | options)" -h --help
 compare "shifterimg: parser and help" "$(parsed image-manager/src/cli/args.rs)" \
     "$(help image-manager/src/cli/args.rs | options)" -h -q -V
 
@@ -71,6 +73,7 @@ done
 compare "shifter(1)" "$(parsed node-setup/src/options.rs)" "$(defined shifter.1)"
 compare "setupRoot(8)" "$(parsed node-setup/src/bin/setupRoot.rs)" "$(defined setupRoot.8)"
 compare "unsetupRoot(8)" "$(parsed node-setup/src/bin/unsetupRoot.rs)" "$(defined unsetupRoot.8)"
+compare "startSshd(8)" "$(parsed node-setup/src/bin/startSshd.rs)" "$(defined startSshd.8)"
 compare "shifterimg(1)" "$(parsed image-manager/src/cli/args.rs)" "$(defined shifterimg.1)"
 compare "shifter-config(8)" "$(parsed site-tools/src/config_cli.rs)" "$(defined shifter-config.8)"
 compare "shifter-doctor(8)" "$(parsed site-tools/src/doctor/mod.rs)" "$(defined shifter-doctor.8)"

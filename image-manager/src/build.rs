@@ -60,6 +60,18 @@ pub struct BuildOptions {
     pub cancel: Cancel,
 }
 
+impl BuildOptions {
+    /// The same for images of another format; a compressor that it has not gives way to the usual one.
+    pub fn in_format(&self, format: squashfs::Format) -> Self {
+        let mut options = self.clone();
+        options.squashfs.format = format;
+        if !format.has(options.squashfs.compression) {
+            options.squashfs.compression = squashfs::Compression::default();
+        }
+        options
+    }
+}
+
 /// What a build did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildReport {
@@ -115,6 +127,9 @@ pub fn build_image(
         mut writer, files, ..
     } = image;
     let empty = writer.start_file().finish()?;
+    // The tree takes their place.
+    writer.end_sharing();
+    drop(sources);
     let (tree, entries) = merged.into_tree(|source, size| match size {
         0 => Ok(empty),
         // `add_missing` leaves none out, or fails.

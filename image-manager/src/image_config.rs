@@ -32,11 +32,11 @@ pub enum ImageConfigError {
         config: usize,
     },
     /// The image is for another kind of machine.
-    #[error("the image is for {found}, this machine needs {wanted}")]
+    #[error("the image is for {found}, and {wanted} is wanted")]
     Platform {
         /// What the image is for.
         found: String,
-        /// What this machine is.
+        /// What this machine is, or the user asked for.
         wanted: String,
     },
     /// The id could not be made.
@@ -213,12 +213,12 @@ mod tests {
             (
                 format!(r#"{{"os":"windows",{rootfs}}}"#),
                 1,
-                "the image is for windows/, this",
+                "the image is for windows/, and",
             ),
             (
                 format!(r#"{{"os":"linux","architecture":"arm64",{rootfs}}}"#),
                 1,
-                "the image is for linux/arm64, this machine needs linux/amd64",
+                "the image is for linux/arm64, and linux/amd64 is wanted",
             ),
             (
                 r#"{"rootfs":{"diff_ids":["md5:x"]}}"#.into(),

@@ -1,13 +1,20 @@
 //! What the site's configuration says about the form of new images.
 
 use crate::build::BuildOptions;
-use shifter_core::config;
+use crate::store::StoreKind;
+use shifter_core::config::{self, ImageFormat};
 use squashfs_writer as squashfs;
 
-/// Turns the site's settings into those of a build.
-pub fn of_site(store: &config::Store) -> BuildOptions {
+/// Turns the site's settings into those of a build for a store of this kind. Only the kernel mounts erofs,
+/// and it mounts nothing of users' own.
+pub fn of_site(store: &config::Store, kind: StoreKind) -> BuildOptions {
     let defaults = squashfs::Options::default();
+    let format = match (store.format, kind) {
+        (ImageFormat::Erofs, StoreKind::Site) => squashfs::Format::Erofs,
+        (ImageFormat::Squashfs, _) | (_, StoreKind::User) => squashfs::Format::Squashfs,
+    };
     let squashfs = squashfs::Options {
+        format,
         // A configuration with anything else is refused when it is read.
         compression: store.compression.parse().unwrap_or(defaults.compression),
         block_size: store.block_bytes().unwrap_or(defaults.block_size),
@@ -28,12 +35,23 @@ mod tests {
 
     fn site(text: &str) -> Option<squashfs::Options> {
         let config = Config::parse(&format!("[store]\n{text}"), Path::new("/x")).ok()?;
-        Some(of_site(&config.store).squashfs)
+        Some(of_site(&config.store, StoreKind::Site).squashfs)
     }
 
     #[test]
     fn a_site_that_says_nothing_has_the_writers_defaults() {
         assert_eq!(site(""), Some(squashfs::Options::default()));
+    }
+
+    #[test]
+    fn only_the_site_store_has_erofs() {
+        let config = Config::parse("[store]\nformat = 'erofs'", Path::new("/x")).unwrap();
+        for (kind, format) in [
+            (StoreKind::Site, squashfs::Format::Erofs),
+            (StoreKind::User, squashfs::Format::Squashfs),
+        ] {
+            assert_eq!(of_site(&config.store, kind).squashfs.format, format);
+        }
     }
 
     #[test]

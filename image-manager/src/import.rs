@@ -19,7 +19,6 @@ mod tests;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::ids::ImageId;
 use shifter_core::meta::ImageMeta;
@@ -30,7 +29,7 @@ use crate::build::{BuildOptions, LayerSource, Open, build_image};
 use crate::cancel::Cancel;
 use crate::image_config::ImageConfig;
 use crate::registry::Wanted;
-use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full};
+use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full, now};
 use input::Input;
 use names::Names;
 use section::{Section, Verified};
@@ -237,13 +236,19 @@ impl Archive {
             Content::Oci(_, found) => found.retain(|found| keep(&found.names)),
             Content::RootFs | Content::Squashfs => return Err(ImportError::Nameless),
         }
-        if self.names().len() == 1 {
-            return Ok(());
+        let selected = self.names();
+        let flat = |names: Vec<Vec<String>>| names.into_iter().flatten().collect();
+        match selected.len() {
+            1 => Ok(()),
+            0 => Err(ImportError::NotSelected {
+                wanted: wanted.to_owned(),
+                names: flat(all),
+            }),
+            count => Err(ImportError::Several {
+                count,
+                names: flat(selected),
+            }),
         }
-        Err(ImportError::NotSelected {
-            wanted: wanted.to_owned(),
-            names: all.into_iter().flatten().collect(),
-        })
     }
 
     /// Returns the names of each image as the archive has them; an image may have none.
@@ -400,9 +405,14 @@ impl Archive {
         options: &BuildOptions,
     ) -> Result<(), ImportError> {
         let cancel = &options.cancel;
+        let options = &lock.form(options)?;
         let mut out = lock.begin()?;
+        let mut meta = meta.clone();
         let made = match image {
-            Image::Layers { config, layers, .. } => build(config, layers, &mut out, options),
+            Image::Layers { config, layers, .. } => {
+                meta.format = options.squashfs.format.as_str().to_owned();
+                build(config, layers, &mut out, options)
+            }
             Image::Squashfs(file) => match squashfs::copy(file, Some(&mut out), cancel) {
                 Ok(digest) if digest == id.as_str() => Ok(()),
                 Ok(_) => Err(ImportError::Changed),
@@ -422,7 +432,7 @@ impl Archive {
             return Err(ImportError::Changed);
         }
         cancel.check()?;
-        Ok(lock.publish(&out, meta, record)?)
+        Ok(lock.publish(&out, &meta, record)?)
     }
 
     fn input_bytes(&self, image: &Image) -> u64 {
@@ -466,12 +476,6 @@ impl Image {
         });
         record.layers = described.collect();
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }
 
 fn build(

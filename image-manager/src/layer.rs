@@ -20,6 +20,7 @@ mod pax;
 mod reader;
 mod sparse;
 mod stream;
+mod window;
 
 #[cfg(test)]
 mod hostile_tests;
@@ -32,7 +33,10 @@ mod tests;
 pub use error::LayerError;
 pub use index::{IndexError, Member, MemberKind, Members, is_archive};
 pub use path::{PathError, normalise};
-pub use reader::{Chunk, Entry, EntryKind, LayerReader, Metadata};
+pub use reader::{Chunk, Entry, EntryKind, LayerReader};
+/// Owner, permissions, time and extended attributes of an entry; times outside of what an image can hold
+/// are set to the nearest, attributes are as found, whatever their name space.
+pub use squashfs_writer::Attributes as Metadata;
 pub use stream::{Budget, End};
 
 /// What the layers of one image may cost, so that a hostile image cannot fill disk or memory.

@@ -11,6 +11,7 @@
 //! capabilities (unless asked for) and security labels of the machine that made the image.
 
 mod error;
+mod label;
 mod name;
 mod tree;
 
@@ -24,7 +25,7 @@ pub use tree::{Merged, Source};
 
 use crate::layer::{Entry, EntryKind, Metadata};
 pub(crate) use name::{Meaning, meaning, split};
-use tree::{Node, NodeId, NodeKind, Nodes};
+use tree::{NodeId, NodeKind, Nodes};
 
 /// What the caller may choose about a merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,13 +138,13 @@ impl Merger {
             EntryKind::File { size } => NodeKind::File { source, size },
             EntryKind::Symlink(target) => {
                 metadata.mode = 0o777;
-                NodeKind::Symlink(target)
+                NodeKind::Symlink(target.into())
             }
             EntryKind::CharDevice { major, minor } => NodeKind::CharDevice { major, minor },
             EntryKind::BlockDevice { major, minor } => NodeKind::BlockDevice { major, minor },
             EntryKind::Fifo => NodeKind::Fifo,
         };
-        let node = self.nodes.add(Node { kind, metadata })?;
+        let node = self.nodes.add(kind, metadata)?;
         self.nodes.put(parent, name, node);
         Ok(())
     }

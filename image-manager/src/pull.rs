@@ -10,7 +10,6 @@ mod watch;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
@@ -24,7 +23,7 @@ use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{Access, RegistryError};
-use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full};
+use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full, now};
 
 use layers::Layers;
 pub use watch::{Event, Request};
@@ -84,6 +83,7 @@ impl PullError {
             Self::Registry(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Build(error) => error.hint().map(str::to_owned),
+            Self::NotPullable(_) => Some("shifter import FILE NAME".to_owned()),
             _ => None,
         }
     }
@@ -219,10 +219,14 @@ fn make(
     if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
         return Err(PullError::Store(lock.full(bytes)));
     }
-    layers.build(&mut out).map_err(|error| match error {
-        PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
-        error => error,
-    })?;
+    let options = lock.form(layers.request.options)?;
+    meta.format = options.squashfs.format.as_str().to_owned();
+    layers
+        .build(&mut out, &options)
+        .map_err(|error| match error {
+            PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
+            error => error,
+        })?;
     let described = layers.layers.iter().zip(layers.diff_ids);
     record.layers = described
         .map(|(layer, diff_id)| LayerRecord {
@@ -245,10 +249,4 @@ fn make(
 fn free_bytes(file: &File) -> Option<u64> {
     let found = rustix::fs::fstatvfs(file).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }

@@ -87,7 +87,7 @@ impl Bench {
             ..Registry::default()
         };
         let registries = BTreeMap::from([(mock.address.clone(), plain)]);
-        let logins = Logins::of_home(&home, me).unwrap();
+        let logins = Logins::of_home(&home, me);
         let client = Client::new(registries, logins, Proxies::default());
         pull(&Request {
             client: &client,

@@ -14,15 +14,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use site::image::{Image, Packing, image, layer, small};
+use site::image::{labelled, small};
 use site::registry::Registry;
 use site::{PROGRAM, Run, Site, events, run, with_text};
-
-fn labelled(content: &str) -> Image {
-    let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
-    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
-    image("amd64", process, &[layer])
-}
 
 #[test]
 fn images_are_listed_filtered_and_inspected() {
@@ -37,16 +31,8 @@ fn images_are_listed_filtered_and_inspected() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    let titles = [
-        "REPOSITORY",
-        "TAG",
-        "DIGEST",
-        "CREATED",
-        "SIZE",
-        "SERVER",
-        "STORE",
-    ];
-    assert_eq!(lines[0], titles);
+    let titles = "REPOSITORY TAG DIGEST CREATED SIZE SERVER STORE";
+    assert_eq!(lines[0].join(" "), titles);
     assert_eq!((lines[1][0], lines[1][1]), ("group/one", "1.0"));
     // The size is two words.
     assert_eq!((lines[1][6], lines[1][7]), (&*registry.address, "site"));
@@ -109,6 +95,8 @@ fn the_worst_of_several_images_decides() {
     let run = site.run(&["pull", &missing, "127.0.0.1:1/x", &good]);
     assert_eq!(run.code, 7, "{run:?}");
     assert!(run.stderr.contains("manifest unknown"), "{run:?}");
+    let reason = "cannot reach 'https://127.0.0.1:1/v2/x/manifests/latest': Connection refused\n";
+    assert!(run.stderr.contains(reason), "{run:?}");
     assert_eq!(site.read(&good, "etc/motd"), "good");
     // A mistake in one is found before anything is done.
     let other = registry.push("other:1", &small("other"));
@@ -177,26 +165,26 @@ fn events_tell_a_program_all_of_a_pull() {
     assert!(whole["reference"].is_null());
 }
 
+/// The words of alice's login at a registry.
+fn login(registry: &Registry) -> [&str; 5] {
+    let address = &registry.address;
+    ["login", "-u", "alice", "--password-stdin", address]
+}
+
 #[test]
 fn a_login_is_tried_before_it_is_kept() {
     let registry = Registry::with_login();
     let site = Site::new(&[&registry.address]);
     let reference = registry.push("secret:1", &small("secret"));
     let kept = site.home().join(".docker/config.json");
-    let login = [
-        "login",
-        "-u",
-        "alice",
-        "--password-stdin",
-        &registry.address,
-    ];
-    let wrong = with_text(&site, &login, "wrong-password\n");
+    let log_in = |password: &str| with_text(&site, &login(&registry), password);
+    let wrong = log_in("wrong-password\n");
     assert_eq!(wrong.code, 3, "{wrong:?}");
     assert!(
         !wrong.stderr.contains("wrong-password") && !kept.exists(),
         "{wrong:?}"
     );
-    let right = with_text(&site, &login, "secret\n");
+    let right = log_in("secret\n");
     assert!(
         right.code == 0 && right.stderr.contains("login succeeded"),
         "{right:?}"
@@ -265,14 +253,7 @@ fn run_alone(command: &mut Command) -> Run {
 fn a_registry_that_takes_any_login_keeps_none() {
     let registry = Registry::start();
     let site = Site::new(&[&registry.address]);
-    let login = [
-        "login",
-        "-u",
-        "alice",
-        "--password-stdin",
-        &registry.address,
-    ];
-    let run = with_text(&site, &login, "anything");
+    let run = with_text(&site, &login(&registry), "anything");
     assert_eq!(run.code, 2, "{run:?}");
     assert!(run.stderr.contains("it asks nobody for a login"), "{run:?}");
     assert!(!site.home().join(".docker").exists());
@@ -424,4 +405,59 @@ fn what_is_meant_is_said() {
             "{line}: {run:?}"
         );
     }
+}
+
+#[test]
+fn what_is_wrong_with_one_image_or_store_costs_that_alone() {
+    let registry = Registry::start();
+    let site = Site::new(&[&registry.address]);
+    let one = registry.push("one:1", &labelled("one"));
+    let two = registry.push("two:1", &labelled("two"));
+    site.ok(&["pull", &one, &two]);
+    let run = site.run(&["verify", "docker:none:1", &one]);
+    assert_eq!(run.code, 4, "{run:?}");
+    assert!(run.stderr.contains("docker:none:1"), "{run:?}");
+    assert!(run.stderr.contains("files compared: 2 "), "{run:?}");
+
+    let record = site.store().join(format!("{}.json", site.id(&one)));
+    fs::write(record, "{").unwrap();
+    let run = site.run(&["images", "-q", "--filter", "label=team"]);
+    assert_eq!((run.code, run.stdout), (1, site.id(&two) + "\n"));
+    let run = site.run(&["inspect", "--format={{.id}}", &one, &two]);
+    let ids = format!("{}\n{}\n", site.id(&one), site.id(&two));
+    assert_eq!((run.code, run.stdout), (1, ids.clone()));
+
+    // A store that others can write to is not used, and the site's is.
+    let own = site.home().join(".shifter");
+    fs::create_dir(&own).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
+    site.ok(&["lookup", &one]);
+    site.fails(&["lookup", "docker:none:1"], 6, "lets others write");
+    let run = site.run(&["images", "-q"]);
+    assert_eq!((run.code, run.stdout), (6, ids));
+}
+
+#[test]
+fn images_that_a_site_does_not_run_can_be_looked_at() {
+    let registry = Registry::start();
+    let plain = format!("[registry.\"{}\"]\nplain_http = true\n", registry.address);
+    let site = Site::with_config("user_images = \"no\"", &plain);
+    let reference = registry.push("x:1", &small("x"));
+    site.ok(&["pull", "--store", "user", &reference]);
+    site.fails(&["lookup", &reference], 3, "does not run images from there");
+    let shown = site.ok(&["inspect", "--format={{.store}}", &reference]);
+    assert_eq!(shown.stdout, "user\n");
+    site.ok(&["verify", &reference]);
+    // Whose store it is is said of the command that was asked for.
+    let other = Site::with_config("image_owner = 4242", "");
+    fs::create_dir(other.store()).unwrap();
+    let text = fs::read_to_string(other.config()).unwrap();
+    let owner = rustix::process::geteuid().as_raw();
+    let text = text.replace(&format!("image_owner = {owner}\n"), "");
+    fs::write(other.config(), text).unwrap();
+    other.fails(
+        &["gc", "--store", "site"],
+        3,
+        "cannot collect: the site store",
+    );
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use attack::{Attack, packed, unread};
 use support::blobs::digest;
 use support::run;
-use support::tar::{self, Sample, archive, archive_of, gzip, pax, record, zstd};
+use support::tar::{Sample, archive, archive_of, gzip, pax, record, zstd};
 
 /// What an archive comes to.
 enum Fate {
@@ -25,16 +25,6 @@ enum Fate {
     Built(&'static [(&'static str, &'static str)]),
 }
 use Fate::{Built, Refused};
-
-fn patched(sample: Sample, at: usize, bytes: &[u8]) -> Vec<u8> {
-    let mut header = sample.header();
-    header[at..at + bytes.len()].copy_from_slice(bytes);
-    tar::checksum(&mut header);
-    let mut all = header.to_vec();
-    all.extend_from_slice(&sample.body);
-    tar::pad(&mut all);
-    all
-}
 
 /// Pulls each, on top of a layer with a file `d/low`.
 fn judge(cases: Vec<(&str, Vec<u8>, Fate)>) {
@@ -282,7 +272,7 @@ fn s74_whiteouts_hide_only_what_is_below() {
 #[test]
 fn s74_lies_about_sizes_are_refused() {
     let file = |body: &str| Sample::file("f", body);
-    let size = |bytes: &[u8]| archive_of(&[patched(Sample::file("f", ""), 124, bytes)]);
+    let size = |bytes: &[u8]| archive_of(&[Sample::file("f", "").patched(124, bytes)]);
     let records = |list: &[(&str, &str)]| {
         let list = list
             .iter()

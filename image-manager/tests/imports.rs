@@ -13,15 +13,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::json;
-use site::image::{Image, Packing, image, layer, small};
+use site::image::{gzip, labelled, small};
 use site::registry::Registry;
 use site::{Site, with_input};
-
-fn labelled(content: &str) -> Image {
-    let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
-    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
-    image("amd64", process, &[layer])
-}
 
 /// Writes the file that skopeo makes of an image in a registry.
 fn archive(site: &Site, format: &str, reference: &str, name: &str) -> PathBuf {
@@ -219,4 +213,55 @@ fn imported_images_are_everybodys_unless_said_otherwise() {
     site.ok(&["import", file, "custom:ours"]);
     let (text, mode) = meta("custom:ours");
     assert!(!text.contains("ACL") && mode == 0o644, "{text} {mode:o}");
+}
+
+/// Writes an archive of images that have no name.
+fn nameless(site: &Site, names: [&str; 2]) -> PathBuf {
+    let tree = site.root().join("nameless");
+    fs::create_dir(&tree).unwrap();
+    let mut list = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let image = labelled(&at.to_string());
+        let (config, layer) = (format!("{at}.json"), format!("{at}.tar"));
+        fs::write(tree.join(&config), &image.config.bytes).unwrap();
+        fs::write(tree.join(&layer), &image.layers[0].blob.bytes).unwrap();
+        let tags = Some(name).filter(|name| !name.is_empty());
+        list.push(json!({"Config": config, "Layers": [layer], "RepoTags": tags.map(|tag| [tag])}));
+    }
+    fs::write(tree.join("manifest.json"), json!(list).to_string()).unwrap();
+    let path = site.root().join("nameless.tar");
+    let made = Command::new("tar")
+        .args(["-cf", path.to_str().unwrap(), "-C", tree.to_str().unwrap()])
+        .args(["manifest.json", "0.json", "1.json", "0.tar", "1.tar"])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    path
+}
+
+#[test]
+fn images_without_a_name_are_counted_and_told_of() {
+    let site = Site::new(&[]);
+    let file = nameless(&site, ["", "named:1"]);
+    let file = file.to_str().unwrap();
+    let reason = "it holds 2 images: 'named:1'";
+    site.fails(&["import", file, "x"], 2, reason);
+    let run = site.run(&["import", "--json", "--quiet", file]);
+    assert_eq!(run.code, 2, "{run:?}");
+    let events = site::events(&run.stdout);
+    let error = events.iter().find(|event| event["event"] == "error");
+    let error = error.unwrap_or_else(|| panic!("{run:?}"));
+    assert!(error["reference"].is_null(), "{run:?}");
+    assert_eq!(site::done(&run.stdout)["reference"], "docker:named:1");
+
+    // A stream that breaks off is the image's fault, not the machine's.
+    let packed = site.root().join("broken");
+    let whole = gzip(&fs::read(file).unwrap());
+    fs::write(&packed, &whole[..whole.len() - 9]).unwrap();
+    let words = [
+        "import",
+        "--source-format=docker-archive",
+        packed.to_str().unwrap(),
+    ];
+    site.fails(&words, 4, "cannot read it");
 }

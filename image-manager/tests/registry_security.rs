@@ -36,7 +36,7 @@ fn alice(registries: &[&str]) -> (tempfile::TempDir, Logins) {
     let text = json!({"auths": auths}).to_string();
     fs::write(home.path().join(".docker/config.json"), text).unwrap();
     let uid = rustix::process::geteuid().as_raw();
-    let logins = Logins::of_home(home.path(), uid).unwrap();
+    let logins = Logins::of_home(home.path(), uid);
     (home, logins)
 }
 

@@ -221,7 +221,7 @@ fn a_mirror_sees_no_login_of_the_registry() {
     fs::create_dir(home.path().join(".docker")).unwrap();
     let text = json!({"auths": {"upstream.test": {"username": "u", "password": "p"}}});
     fs::write(home.path().join(".docker/config.json"), text.to_string()).unwrap();
-    let logins = Logins::of_home(home.path(), rustix::process::geteuid().as_raw()).unwrap();
+    let logins = Logins::of_home(home.path(), rustix::process::geteuid().as_raw());
     let proxy = format!("http://{}", origin.address);
     let proxies = Proxies::from_env(|name| (name == "http_proxy").then(|| proxy.clone()));
     let client = Client::new(mirrored(&[&mirror.address], ""), logins, proxies);

@@ -364,15 +364,6 @@ fn oddities() -> Vec<(Vec<u8>, Packing)> {
         let long = [name.as_bytes(), b"\0"].concat();
         [tar::extension(kind, &long), sample.bytes()].concat()
     };
-    let patched = |sample: Sample, at: usize, bytes: &[u8]| {
-        let mut header = sample.header();
-        header[at..at + bytes.len()].copy_from_slice(bytes);
-        tar::checksum(&mut header);
-        let mut all = header.to_vec();
-        all.extend_from_slice(&sample.body);
-        tar::pad(&mut all);
-        all
-    };
     let with_records = |records: &[(&str, &str)], sample: Sample| {
         let records = records.iter();
         let records = records.map(|(key, value)| tar::record(key.as_bytes(), value.as_bytes()));
@@ -422,21 +413,13 @@ fn oddities() -> Vec<(Vec<u8>, Packing)> {
         dir("lower//").mode(0o700),
     ]);
     let headers = archive_of(&[
-        patched(file("v7"), 156, b"\0"),
-        patched(
-            Sample::file("base-256", "12345"),
-            124,
-            b"\x80\0\0\0\0\0\0\0\0\0\0\x05",
-        ),
-        patched(file("owner-256"), 108, b"\x80\0\0\0\x01\0\0\0"),
-        patched(file("padded"), 100, b" 0640 \0"),
-        patched(
-            Sample::hard_link("size-of-link", "v7"),
-            124,
-            b"00000000777\0",
-        ),
-        patched(dir("size-of-directory"), 124, b"00000000777\0"),
-        patched(file("prefixed"), 345, b"some/where"),
+        file("v7").patched(156, b"\0"),
+        Sample::file("base-256", "12345").patched(124, b"\x80\0\0\0\0\0\0\0\0\0\0\x05"),
+        file("owner-256").patched(108, b"\x80\0\0\0\x01\0\0\0"),
+        file("padded").patched(100, b" 0640 \0"),
+        Sample::hard_link("size-of-link", "v7").patched(124, b"00000000777\0"),
+        dir("size-of-directory").patched(124, b"00000000777\0"),
+        file("prefixed").patched(345, b"some/where"),
         renamed(b'L', &deep, file("short")),
         renamed(b'K', &"t".repeat(2000), Sample::symlink("long-link", "t")),
         with_records(&[("path", "from/pax")], file("short")),

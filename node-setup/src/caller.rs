@@ -77,6 +77,23 @@ pub fn claimed_job(environment: &[(Vec<u8>, Vec<u8>)]) -> Option<JobId> {
     job.as_str().contains('.').then_some(job)
 }
 
+/// Returns the number of the job's step that contains the process, where it has one; the batch
+/// script and the extern step have none.
+pub fn step_of_process(job: &JobId) -> Option<u32> {
+    let cgroups = read_record("/proc/self/cgroup").unwrap_or_default();
+    step_in_cgroups(&String::from_utf8_lossy(&cgroups), job)
+}
+
+/// Finds a job's step in the text of /proc/self/cgroup, of which [`job_in_cgroups`] has found that
+/// it is the job's.
+fn step_in_cgroups(text: &str, job: &JobId) -> Option<u32> {
+    let place = format!("/job_{job}/step_");
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(&place)?;
+        rest.split('/').next()?.parse().ok()
+    })
+}
+
 /// Finds Slurm's job in the text of /proc/self/cgroup.
 ///
 /// v1: `5:freezer:/slurm_n1/uid_2001/job_17/step_0/task_0`, also `/slurm/uid_…`;
@@ -140,7 +157,7 @@ fn is_roots_program(pid: u32) -> bool {
 }
 
 /// Finds the parent in the text of /proc/PID/stat, whose second field may hold anything.
-fn parent(stat: &str) -> Option<u32> {
+pub fn parent(stat: &str) -> Option<u32> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
@@ -204,6 +221,25 @@ mod tests {
             assert_eq!(claimed(other), None, "{other}");
         }
         assert_eq!(claimed_job(&[]), None);
+    }
+
+    #[test]
+    fn finds_the_step() {
+        let job = JobId::parse("17").unwrap();
+        let step = |text: &str| step_in_cgroups(text, &job);
+        assert_eq!(
+            step("4:freezer:/slurm/uid_2001/job_17/step_3/task_1\n"),
+            Some(3)
+        );
+        let v2 = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n";
+        assert_eq!(step(v2), Some(0));
+        for none in [
+            "",
+            "4:x:/slurm/uid_2001/job_17/step_batch",
+            "4:x:/slurm/uid_1/job_1/step_3",
+        ] {
+            assert_eq!(step(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Giving up every privilege, for good, and making sure of it.
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
@@ -36,6 +36,35 @@ pub fn stay_user(caller: &Caller) -> Result<()> {
     empty_sets()?;
     forbid_new_privileges()?;
     verify(|status| status.is_only(caller) && status.is_final())
+}
+
+/// Takes from a task that is still root, because the batch system has yet to make it its user, what
+/// no program in a container may ever have: the bounding set, what is inherited, new privileges
+/// and root's own group. The batch system's own change of ids empties the rest.
+///
+/// # Errors
+/// As for [`become_user`].
+pub fn confine() -> Result<()> {
+    let groups = crate::sys::groups().map_err(|_| Error::Privilege("cannot read the groups"))?;
+    let users: Vec<Gid> = groups.into_iter().filter(|gid| !gid.is_root()).collect();
+    set_thread_groups(&users).map_err(failed)?;
+    empty_bounding_set()?;
+    clear_ambient_capability_set().map_err(failed)?;
+    let sets = capabilities(None).map_err(failed)?;
+    let sets = CapabilitySets {
+        inheritable: CapabilitySet::empty(),
+        ..sets
+    };
+    set_capabilities(None, sets).map_err(failed)?;
+    forbid_new_privileges()
+}
+
+/// Makes sure that a task that was confined is its user and nothing more.
+///
+/// # Errors
+/// As for [`become_user`].
+pub fn check_is_confined(caller: &Caller) -> Result<()> {
+    verify(|status| status.is_only(caller) && status.has_groups_of(caller) && status.is_final())
 }
 
 fn failed(_: rustix::io::Errno) -> Error {

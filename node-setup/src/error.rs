@@ -40,6 +40,9 @@ pub enum Error {
          started under no_new_privs, a tracer or from a nosuid mount"
     )]
     NotSetuid,
+    /// A job's ssh server cannot be started on this node.
+    #[error("no ssh on this node: {0}")]
+    Ssh(String),
     /// The machine lacks what a container without privilege needs.
     #[error("cannot make a container without privilege: {0}")]
     Rootless(String),
@@ -77,6 +80,14 @@ pub enum Error {
     /// The image store itself is not there or not trusted.
     #[error("cannot use the image store")]
     Store(#[source] TrustError),
+    /// Two of the site's own mounts exclude each other.
+    #[error("cannot mount the site's '{}': {reason}", sanitize::text(.target))]
+    SiteMount {
+        /// Where in the container.
+        target: String,
+        /// Why.
+        reason: String,
+    },
     /// A user's volume is refused.
     #[error("cannot mount volume '{}' at '{}': {reason}", sanitize::text(.from), sanitize::text(.to))]
     Volume {
@@ -170,6 +181,14 @@ pub enum Error {
         /// Every step that failed.
         failures: Vec<String>,
     },
+    /// A file system does not answer.
+    #[error("no answer from {from} in {seconds} s")]
+    NoAnswer {
+        /// What was asked, in words.
+        from: String,
+        /// How long one answer was waited for.
+        seconds: u32,
+    },
     /// The command does not exist in the container.
     #[error("cannot run '{}': {reason}", sanitize::bytes(.command))]
     Command {
@@ -205,6 +224,8 @@ impl Error {
             Error::Store(_)
             | Error::KernelModule { .. }
             | Error::Step { .. }
+            | Error::NoAnswer { .. }
+            | Error::SiteMount { .. }
             | Error::Hook { .. }
             | Error::Module { .. } => ExitCode::Mount,
             Error::Privilege(_) | Error::NotSetuid | Error::Rootless(_) => ExitCode::Privilege,
@@ -213,6 +234,7 @@ impl Error {
             | Error::Account { .. }
             | Error::Name { .. }
             | Error::Removed(_)
+            | Error::Ssh(_)
             | Error::Leftover { .. } => ExitCode::Internal,
             Error::Command { code, .. } => *code,
         }

@@ -7,6 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use serde::Serialize;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
+use shifter_core::ids::JobId;
+
+use crate::process::read_at_once;
 
 /// A file to be written: path in the container, content, mode.
 pub struct GivenFile {
@@ -45,21 +48,36 @@ pub fn etc_files(user: &Identity) -> Vec<GivenFile> {
     files
 }
 
-/// Returns the files of /var.
-pub fn var_files(hosts: &[HostSlots], config: &ShifterConfig<'_>) -> Vec<GivenFile> {
+/// Directories that programs expect to find, made where the image has nothing there.
+pub const DIRS: [(&str, u32); 4] = [
+    ("/etc/udiImage", 0o755),
+    ("/var/empty", 0o700),
+    ("/var/run", 0o755),
+    ("/var/spool", 0o755),
+];
+
+/// Returns the files of /var. Those of a job say which one it is, and that it is ready: scripts for
+/// the C Shifter, whose set-up goes on while they run, wait for the second.
+pub fn var_files(
+    hosts: &[HostSlots],
+    config: &ShifterConfig<'_>,
+    job: Option<&JobId>,
+) -> Vec<GivenFile> {
+    let file = |path, bytes: Vec<u8>| GivenFile {
+        path,
+        bytes,
+        mode: 0o644,
+    };
     let json = serde_json::to_vec(config).unwrap_or_default();
-    vec![
-        GivenFile {
-            path: "/var/hostsfile",
-            bytes: hostsfile(hosts).into_bytes(),
-            mode: 0o644,
-        },
-        GivenFile {
-            path: "/var/shifterConfig.json",
-            bytes: json,
-            mode: 0o644,
-        },
-    ]
+    let mut files = vec![
+        file("/var/hostsfile", hostsfile(hosts).into_bytes()),
+        file("/var/shifterConfig.json", json),
+    ];
+    if let Some(job) = job {
+        files.push(file("/var/shifterSlurm.jobid", job.as_str().into()));
+        files.push(file("/var/shifterExtern.complete", Vec::new()));
+    }
+    files
 }
 
 /// `/var/shifterConfig.json`, as tools written for the C Shifter read it.
@@ -90,16 +108,13 @@ fn hostsfile(hosts: &[HostSlots]) -> String {
 
 /// Reads a file of the host; a missing one is an empty one, as for the C library.
 fn host_file(path: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(8 << 10);
     // Not waited for, whatever lies there.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path);
-    if let Ok(file) = opened {
-        let _ = file.take(HOST_FILE_LIMIT).read_to_end(&mut bytes);
-    }
-    bytes
+    let bytes = opened.and_then(|file| read_at_once(file.take(HOST_FILE_LIMIT)));
+    bytes.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -26,7 +27,8 @@ use crate::fsuser::as_user;
 use crate::loopdev::{self, LoopDevice};
 use crate::mnt;
 use crate::state::RunDir;
-use crate::{host_image, superblock};
+use crate::watch::{Awaited, Watch};
+use crate::{filesystem, host_image, superblock};
 
 /// Bytes that a `.meta` file may have.
 const META_LIMIT: u64 = 1 << 20;
@@ -138,19 +140,17 @@ impl Store {
             image: name.to_owned(),
             reason: reason.into(),
         };
-        let meta_file = self
+        let (meta_file, size) = self
             .regular(&store::meta_file(id), name)?
             .ok_or_else(missing)?;
-        let meta_bytes = read_all(meta_file, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
+        let meta_bytes = read_all(meta_file, size, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
         let meta = ImageMeta::parse(&meta_bytes).map_err(|error| bad(&error.to_string()))?;
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
-        if meta.format != "squashfs" {
-            return Err(bad("only squashfs images are mounted"));
-        }
-        let file = self
-            .regular(&store::image_file(id), name)?
+        filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
+        let (file, _) = self
+            .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;
         let source = match self.reader {
             None => Source::SiteFile(file),
@@ -176,16 +176,17 @@ impl Store {
             reason,
         };
         let path = store::index_path(reference).map_err(|error| bad(error.to_string()))?;
-        let file = self
+        let (file, size) = self
             .regular(&path, &name)?
             .ok_or_else(|| Error::NoImage(name.clone()))?;
-        let bytes = read_all(file, store::ENTRY_LIMIT).unwrap_or_default();
+        let bytes = read_all(file, size, store::ENTRY_LIMIT).unwrap_or_default();
         let entry = IndexEntry::parse(&bytes, reference).map_err(|e| bad(e.to_string()))?;
         Ok(entry.id)
     }
 
-    /// Opens a regular file of the store that only the store's owners can have written.
-    fn regular(&self, path: &str, image: &str) -> Result<Option<OwnedFd>> {
+    /// Opens a regular file of the store that only the store's owners can have written; returns it
+    /// with its size.
+    fn regular(&self, path: &str, image: &str) -> Result<Option<(OwnedFd, u64)>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let open = || rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve);
@@ -200,7 +201,7 @@ impl Store {
         };
         let stat = rustix::fs::fstat(&fd).step("examine", path)?;
         match untrusted(&stat, &self.owners) {
-            None => Ok(Some(fd)),
+            None => Ok(Some((fd, u64::try_from(stat.st_size).unwrap_or_default()))),
             Some(reason) => Err(Error::BadImage {
                 image: image.to_owned(),
                 reason: reason.to_owned(),
@@ -217,6 +218,7 @@ pub fn open_for_user(
     caller: &Caller,
     home: &str,
     is_rootless: bool,
+    watch: &dyn Watch,
 ) -> Result<Found> {
     if let Some(tree) = reference.image_id().and_then(ImageId::tree) {
         return host_image::named_tree(config, &tree).map(Found::of);
@@ -224,6 +226,9 @@ pub fn open_for_user(
     let name = reference.canonical();
     let policy = config.store.user_images;
     let is_left = policy == UserImages::Fuse && !is_rootless;
+    if let ImageType::Local | ImageType::File = reference.image_type() {
+        watch.on(Awaited::ImageAt(Path::new(reference.repository())))?;
+    }
     match reference.image_type() {
         ImageType::Local => return host_image::tree(config, reference, caller).map(Found::of),
         ImageType::File if policy == UserImages::No => {
@@ -241,6 +246,7 @@ pub fn open_for_user(
         let id = store.resolve(reference)?;
         store.image(&id, &name, caller.uid, &caller.gids())
     };
+    watch.on(Awaited::Store(&config.store.path))?;
     let missing = match Store::site(config).and_then(|store| open(&store)) {
         Err(error @ Error::NoImage(_)) => error,
         // A machine that never had a site store; one that is not mounted leaves its mount point.
@@ -257,6 +263,7 @@ pub fn open_for_user(
         other => return other.map(Found::of),
     };
     let path = format!("{home}/.shifter");
+    watch.on(Awaited::UsersStore(Path::new(&path)))?;
     let store = match Store::of_user(caller, &path)? {
         Ok(Some(store)) => store,
         Ok(None) => return Err(missing),
@@ -343,25 +350,17 @@ impl Image {
     /// the node where the caller has it open.
     pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
         match &self.source {
-            Source::SiteFile(file) => self.mount_device(&site_device(file, run)?),
-            Source::UserFile(file) => self.mount_device(&loopdev::attach(file, None)?),
+            Source::SiteFile(file) => {
+                let attach = || site_device(file, run);
+                filesystem::mount(&self.meta.format, &self.reference, file, attach)
+            }
+            Source::UserFile(file) => {
+                let attach = || loopdev::attach(file, None);
+                filesystem::mount(filesystem::SQUASHFS, &self.reference, file, attach)
+            }
             Source::Tree(dir) => host_image::clone_tree(dir, false),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
         }
-    }
-
-    fn mount_device(&self, device: &LoopDevice) -> Result<OwnedFd> {
-        let options = [("source", Some(&*device.path())), ("ro", None)];
-        let no_such = |source: &std::io::Error| source.raw_os_error() == Some(libc::ENODEV);
-        mnt::make("squashfs", &options, mnt::SAFE_RO).map_err(|error| match error {
-            // The store's own file was found well: what the kernel refuses is its content.
-            // ENODEV is a kernel without squashfs.
-            Error::Step { source, .. } if !no_such(&source) => Error::BadImage {
-                image: self.reference.clone(),
-                reason: format!("the kernel cannot mount it: {source}"),
-            },
-            other => other,
-        })
     }
 }
 
@@ -390,10 +389,10 @@ fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
     }
 }
 
-fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
+fn read_all(fd: OwnedFd, size: u64, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(8 << 10);
     File::from(fd)
-        .take(limit + 1)
+        .take(trusted::expected(size, limit))
         .read_to_end(&mut bytes)
         .ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)

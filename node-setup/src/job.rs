@@ -9,24 +9,27 @@ use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
-use shifter_core::layout::{FAILURE_LIMIT, JOB_ROOT};
+use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::JobManifest;
-use shifter_core::sanitize;
 
 use crate::error::{Context, Error, Result};
 use crate::host_view::{self, HostView};
-use crate::prepared::TICKET;
+use crate::prepared::{MANIFEST, TICKET};
+use crate::record::Phases;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
-use crate::watch::{Awaited, Watch};
-use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared};
+use crate::watch::{Awaited, Nobody, Watch};
+use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared, process};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// In a job's directory: why its root cannot be made.
 const FAILURE: &str = "failure";
+
+/// In the root of a step: the process that removes it.
+const HOLDER: &str = "holder";
 
 /// What a root acquired, written before the pin makes it outlive the process.
 #[derive(Serialize, Deserialize)]
@@ -40,26 +43,40 @@ struct Journal {
     place: Option<PathBuf>,
 }
 
-/// Builds the root of a job and pins it. Returns what was asked for and not done.
+/// Which of a job's roots is set up, and what only the batch system knows of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// The root's name: [`JOB_ROOT`], or that of a step.
+    pub name: &'a str,
+    /// The batch system's own directory on this node, which containers show at the same place.
+    pub spool: Option<&'a str>,
+}
+
+/// Builds a root of a job and pins it. Returns what was asked for and not done.
 ///
 /// # Errors
 /// Every failure leaves nothing behind; [`Error::exit_code`] tells the user's mistakes from the
 /// node's failures.
-pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<Vec<String>> {
+pub fn set_up(
+    config: &Config,
+    manifest: &JobManifest,
+    plan: Plan<'_>,
+    phases: &mut Phases,
+) -> Result<Vec<String>> {
     kmod::preload(&config.kernel)?;
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
+    phases.end("lock_ms");
     let host = namespace::own()?;
     // From here on no name of a module means the default ones.
     let mut manifest = manifest.clone();
     manifest.modules = modules::requested(config, &manifest.modules);
-    make(config, &manifest, &run, &job, &host).inspect_err(|_| {
+    make(config, &manifest, plan, phases, &run, &job, &host).inspect_err(|_| {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
         let _ = namespace::enter(&host)
-            .and_then(|()| demolish(&job, None))
-            .and_then(|_| job.remove())
-            .and_then(|()| loopdev::sweep(&run.subdir("images")?))
+            .and_then(|()| undo(job, plan.name))
+            .and_then(|_| loopdev::sweep(&run.subdir("images")?))
             .and_then(|()| run.release_if_idle());
     })
 }
@@ -67,49 +84,92 @@ pub fn set_up(config: &Config, manifest: &JobManifest) -> Result<Vec<String>> {
 fn make(
     config: &Config,
     manifest: &JobManifest,
+    plan: Plan<'_>,
+    phases: &mut Phases,
     run: &RunDir,
     job: &JobDir,
     host: &OwnedFd,
 ) -> Result<Vec<String>> {
-    // A job that was requeued without an epilogue, or a set-up that died: start anew.
-    demolish(job, None)?;
-    state::remove_file(job.dir(), FAILURE)?;
+    let is_jobs = plan.name == JOB_ROOT;
+    if is_jobs {
+        // A job that was requeued without an epilogue, or a set-up that died: start anew.
+        demolish(job, &job.roots()?, None)?;
+        state::remove_file(job.dir(), FAILURE)?;
+    } else {
+        for gone in abandoned(job, plan.name)? {
+            forget(job, &gone)?;
+        }
+    }
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
     let image = image::open_for_job(config, &manifest.image, uid, &gids)?;
+    phases.end("image_ms");
+    let blame = Blame {
+        job,
+        is_noted: Cell::new(false),
+    };
     let request = RootRequest {
         config,
         image: &image,
         user: &manifest.user,
         volumes: &volumes,
         modules: &manifest.modules,
+        job: Some(&manifest.job),
         hosts: &manifest.hosts,
+        ssh: manifest.ssh.as_ref(),
         writable: None,
         is_pinned: true,
-        watch: &Blame {
-            job,
-            is_noted: Cell::new(false),
-        },
+        spool: plan.spool,
+        // A step's own set-up reports to the step itself.
+        watch: if is_jobs { &blame } else { &Nobody },
     };
-    let place = host_view::place(config)?;
+    // One place is for one root: a step's own is joined, and no launcher changes root to it.
+    let place = if is_jobs {
+        host_view::place(config)?
+    } else {
+        None
+    };
     let root = root::build(&request, Some(run))?;
+    phases.end("root_ms");
     let own = namespace::own()?;
     let view = HostView::copy(place)?;
     namespace::enter(host)?;
-    state::write_file(job.dir(), "manifest", &manifest.to_bytes()?)?;
-    let dir = job.root(JOB_ROOT)?;
+    let dir = job.root(plan.name)?;
+    let bytes = manifest.to_bytes()?;
+    if is_jobs {
+        state::write_file(job.dir(), MANIFEST, &bytes)?;
+    } else {
+        state::write_file(&dir, MANIFEST, &bytes)?;
+        state::write_file(&dir, HOLDER, process::parent()?.as_bytes())?;
+    }
     pin(&dir, &own, &root, uid, view.as_ref())?;
     if let Some(view) = &view {
         view.attach(run)?;
     }
     // Last: it is what lets tasks in.
     state::write_file(&dir, TICKET, &image.meta_bytes)?;
+    phases.end("pin_ms");
     if job.is_buried()? {
         Err(Error::Removed(manifest.job.to_string()))
     } else {
         Ok(root.warnings)
     }
+}
+
+/// Returns the root of this name, and those of the job's steps whose process is dead.
+fn abandoned(job: &JobDir, name: &str) -> Result<Vec<String>> {
+    let mut gone = Vec::new();
+    for root in job.roots()? {
+        let is_held = || -> Result<bool> {
+            let holder = state::read_file(job.root(&root)?, HOLDER)?;
+            Ok(holder.is_some_and(|text| process::lives(&text)))
+        };
+        if root == name || (layout::is_step_root(&root) && !is_held()?) {
+            gone.push(root);
+        }
+    }
+    Ok(gone)
 }
 
 /// Notes why a job's root cannot be made for its user; reported when the job's tasks start.
@@ -136,16 +196,12 @@ struct Blame<'a> {
 impl Watch for Blame<'_> {
     fn on(&self, awaited: Awaited<'_>) -> Result<()> {
         match awaited {
-            Awaited::Volume(volume) => {
-                let source = sanitize::text(&volume.from);
-                let message = format!("no answer from the source of a volume: '{source}'");
+            Awaited::Volume(_) | Awaited::Source(..) => {
                 self.is_noted.set(true);
-                note_failure(self.job, message)
+                note_failure(self.job, format!("no answer from {awaited}"))
             }
-            Awaited::Site if self.is_noted.replace(false) => {
-                state::remove_file(self.job.dir(), FAILURE)
-            }
-            Awaited::Site => Ok(()),
+            _ if self.is_noted.replace(false) => state::remove_file(self.job.dir(), FAILURE),
+            _ => Ok(()),
         }
     }
 }
@@ -156,7 +212,7 @@ impl Watch for Blame<'_> {
 ///
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
-pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
+pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<()> {
     let Some(run) = RunDir::open_existing()? else {
         return Ok(());
     };
@@ -164,7 +220,10 @@ pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
     if JobDir::exists(&run, job)? {
         let _tombstone = JobDir::bury(&run, job)?;
         let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
-        match demolish(&dir, Some(Ended { job, uid })) {
+        match dir
+            .roots()
+            .and_then(|roots| demolish(&dir, &roots, Some(Ended { job, uid })))
+        {
             Ok(complaint) => {
                 failures.extend(complaint);
                 failures.extend(dir.remove().err().map(|error| error.chain()));
@@ -179,6 +238,7 @@ pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
             Err(error) => failures.push(error.chain()),
         }
     }
+    phases.end("strays_ms");
     let swept = run
         .subdir("images")
         .and_then(|hints| loopdev::sweep(&hints));
@@ -192,6 +252,60 @@ pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
             failures,
         })
     }
+}
+
+/// Removes the root of one step of a job; it is no error if there is none.
+///
+/// # Errors
+/// As for [`tear_down`].
+pub fn tear_down_step(job: &JobId, name: &str) -> Result<()> {
+    let Some(run) = RunDir::open_existing()? else {
+        return Ok(());
+    };
+    if !JobDir::exists(&run, job)? {
+        return Ok(());
+    }
+    let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    let mut failures = Vec::new();
+    match forget(&dir, name) {
+        Ok(complaint) => failures.extend(complaint),
+        Err(error) => failures.push(error.chain()),
+    }
+    failures.extend(dir.remove_if_empty().err().map(|error| error.chain()));
+    let swept = run
+        .subdir("images")
+        .and_then(|hints| loopdev::sweep(&hints));
+    failures.extend(swept.err().map(|error| error.chain()));
+    failures.extend(run.release_if_idle().err().map(|error| error.chain()));
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Leftover {
+            job: job.to_string(),
+            failures,
+        })
+    }
+}
+
+/// Removes what a failed set-up has left.
+fn undo(job: JobDir, name: &str) -> Result<()> {
+    if name == JOB_ROOT {
+        demolish(&job, &job.roots()?, None)?;
+        return job.remove();
+    }
+    forget(&job, name)?;
+    job.remove_if_empty()
+}
+
+/// Removes one of a job's roots; returns a complaint about processes that live on.
+fn forget(job: &JobDir, name: &str) -> Result<Option<String>> {
+    let names = job.roots()?;
+    if !names.iter().any(|root| root == name) {
+        return Ok(None);
+    }
+    let complaint = demolish(job, &[name.to_owned()], None)?;
+    job.remove_root(name)?;
+    Ok(complaint)
 }
 
 /// Makes a namespace outlive the process: first the journal, then the mount.
@@ -223,14 +337,14 @@ struct Ended<'a> {
     uid: Option<u32>,
 }
 
-/// Ends what is left in the job's roots and forgets them, and in the private containers of `ended`
-/// as well; returns a complaint about processes that live on. In an order in which death at any
-/// point leaves the rest to be found again.
-fn demolish(job: &JobDir, ended: Option<Ended<'_>>) -> Result<Option<String>> {
+/// Ends what is left in these roots of the job and forgets them, and in the private containers of
+/// `ended` as well; returns a complaint about processes that live on. In an order in which death at
+/// any point leaves the rest to be found again.
+fn demolish(job: &JobDir, roots: &[String], ended: Option<Ended<'_>>) -> Result<Option<String>> {
     let mut marks = Vec::new();
     let mut pins = Vec::new();
-    for name in job.roots()? {
-        let dir = job.root(&name)?;
+    for name in roots {
+        let dir = job.root(name)?;
         // From here on nobody is let in; who was before has been the user since (`joins`).
         state::remove_file(&dir, TICKET)?;
         // Without a pin nobody could join, and the kernel has given the namespace's numbers to
@@ -265,8 +379,8 @@ fn demolish(job: &JobDir, ended: Option<Ended<'_>>) -> Result<Option<String>> {
             host_view::detach(place, mark.device)?;
         }
     }
-    for name in job.roots()? {
-        let dir = job.root(&name)?;
+    for name in roots {
+        let dir = job.root(name)?;
         unpin(&dir)?;
         for file in state::list(&dir)? {
             state::remove_file(&dir, &file)?;

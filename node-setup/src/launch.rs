@@ -1,10 +1,11 @@
 //! From inside a container, as the user: environment, working directory, command.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{chdir, getcwd};
@@ -14,9 +15,10 @@ use shifter_core::exit::ExitCode;
 use shifter_core::meta::ImageMeta;
 use shifter_core::sanitize;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::options::RunOptions;
-use crate::{modules, patience, sys};
+use crate::watch::{Awaited, Watch};
+use crate::{modules, patience, ssh, sys};
 
 /// Searched when the environment has no PATH, as by the C library.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -76,7 +78,9 @@ pub fn environment(
         site: &container.config.env,
         always: &always,
     };
-    Ok(env::compose(caller, &sources))
+    let mut composed = env::compose(caller, &sources);
+    ssh::complete_environment(&mut composed);
+    Ok(composed)
 }
 
 /// Reads the caller's environment.
@@ -86,7 +90,8 @@ pub fn own_environment() -> Vec<Pair> {
         .collect()
 }
 
-fn env_file(path: &OsString) -> Result<Vec<Pair>> {
+/// Reads a file of variables.
+pub fn env_file(path: &OsString) -> Result<Vec<Pair>> {
     let shown = sanitize::bytes(path.as_bytes());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let bad =
@@ -118,6 +123,7 @@ pub fn enter_directory(
     meta: &ImageMeta,
     options: &RunOptions,
     callers: Option<&[u8]>,
+    watch: &dyn Watch,
 ) -> Result<Option<String>> {
     let asked = match &options.workdir {
         Some(Some(dir)) => Some(dir.as_bytes().to_vec()),
@@ -131,7 +137,9 @@ pub fn enter_directory(
                 "cannot enter working directory '{shown}' in the container: {error}"
             ))
         };
+        watch.on(Awaited::Directory(Path::new(OsStr::from_bytes(&dir))))?;
         chdir(dir.as_slice()).map_err(|error| bad(error.into()))?;
+        watch.on(Awaited::Nothing)?;
         // /proc/self/fd/N may lead out of the container through an inherited descriptor.
         if !is_inside() {
             return Err(bad(io::ErrorKind::NotFound.into()));
@@ -158,6 +166,16 @@ pub fn enter_directory(
                 "cannot enter '{dir}' in the container: {reason}: starting in '/'"
             )))
         }
+    }
+}
+
+/// Goes to the root where the working directory lies outside of the container, as one does that was
+/// entered by way of an inherited descriptor.
+pub fn leave_outside() -> Result<()> {
+    if is_inside() {
+        Ok(())
+    } else {
+        chdir("/").step("change to", "/")
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::thread::{Gid, Uid};
 
 use crate::error::{Context, Error, Result};
 use crate::image::ImageTree;
-use crate::mnt;
+use crate::mnt::{self, Kept};
 use crate::scratch::Scratch;
 
 /// Why a mount point cannot be made.
@@ -145,8 +145,41 @@ impl<'a> Layer<'a> {
         let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
         match stat {
             Ok(stat) if Kind::of(&stat) == Some(Kind::Dir) => Ok(()),
+            Err(Errno::NOENT) if !self.has(path) => self.make_dir(path, Mode::from_raw_mode(0o755)),
             _ => self.dir(path),
         }
+    }
+
+    /// Makes a directory where neither the image nor a hook of the site's has anything at all; for
+    /// a path whose parent the layer has.
+    pub fn dir_if_missing(&mut self, path: &str, mode: u32) -> Result<()> {
+        let image = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        if self.has(path) || !matches!(image, Err(Errno::NOENT)) {
+            return Ok(());
+        }
+        match rustix::fs::mkdirat(&self.dir, below(path), Mode::from_raw_mode(mode)) {
+            Ok(()) => _ = self.dirs.insert(path.to_owned()),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).step("create directory", path),
+        }
+        Ok(())
+    }
+
+    /// Makes a directory in one that the layer has, whatever the image's is like, and gives it
+    /// mode, owner and group.
+    pub fn own_dir(&mut self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        self.make_dir(path, mode)?;
+        rustix::fs::chmodat(&self.dir, below(path), mode, AtFlags::empty())
+            .step("set the mode of", path)?;
+        self.give(path, uid, gid)
+    }
+
+    /// Gives a file or directory of the layer to a user and a group.
+    pub fn give(&self, path: &str, uid: u32, gid: u32) -> Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(&self.dir, below(path), uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .step("set the owner of", path)
     }
 
     /// What the image has at a path of its top level; nothing for paths below that.
@@ -281,7 +314,7 @@ impl<'a> Layer<'a> {
     /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
     pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
         let Some(Scratch { upper, work, .. }) = scratch else {
-            return mnt::overlay(&self.dir, &self.image.dir);
+            return mnt::overlay(&[&self.dir, &self.image.dir]);
         };
         // Without privilege the overlay cannot keep its notes in attributes that are root's.
         let is_users = self.image.is_whole;
@@ -342,12 +375,13 @@ pub fn expose(
     root: &OwnedFd,
     layer: &Layer<'_>,
     entries: &[Entry],
+    kept: &mut Kept,
 ) -> Result<()> {
     let mut budget = CLONE_LIMIT;
     let is_quiet = |name: &[u8]| QUIET.iter().any(|quiet| quiet.as_bytes() == name);
     for Entry { name, kind } in entries {
         if *kind == FileType::Directory && !is_quiet(name) {
-            expose_entry(&image.dir, root, layer, "", name, &mut budget)?;
+            expose_entry((&image.dir, root), layer, "", name, &mut budget, kept)?;
         }
     }
     Ok(())
@@ -355,12 +389,12 @@ pub fn expose(
 
 /// The same for the entry `name` of the directory at `path`, open in image and root.
 fn expose_entry(
-    image: &OwnedFd,
-    root: &OwnedFd,
+    (image, root): (&OwnedFd, &OwnedFd),
     layer: &Layer<'_>,
     path: &str,
     name: &[u8],
     budget: &mut usize,
+    kept: &mut Kept,
 ) -> Result<()> {
     let Some(left) = budget.checked_sub(1) else {
         return Ok(());
@@ -370,7 +404,9 @@ fn expose_entry(
     let path = std::str::from_utf8(name).map(|name| format!("{path}/{name}"));
     let Some(path) = path.ok().filter(|path| layer.has(path)) else {
         let clone = mnt::clone_at(image, name, layer.image.is_whole)?;
-        return mnt::attach_at(&clone, root, name);
+        mnt::attach_at(&clone, root, name)?;
+        kept.keep(clone);
+        return Ok(());
     };
     let open = |dir: &OwnedFd| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -383,7 +419,7 @@ fn expose_entry(
     // Beside so many entries a walk through the overlay is what is left.
     for Entry { name, kind } in list(&image, LIST_LIMIT)?.unwrap_or_default() {
         if kind == FileType::Directory {
-            expose_entry(&image, &root, layer, &path, &name, budget)?;
+            expose_entry((&image, &root), layer, &path, &name, budget, kept)?;
         }
     }
     Ok(())

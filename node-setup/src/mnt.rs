@@ -1,6 +1,6 @@
 //! Mounts as descriptors: made, cloned and attached without naming a path that could change.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -25,6 +25,23 @@ pub const SAFE: MountAttrFlags =
 /// The same, and not writable.
 pub const SAFE_RO: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
+/// Descriptors that are of no more use but need not be closed one by one: the execve(2) of the
+/// command closes them all at once, and so does the end of the process.
+#[derive(Default)]
+pub struct Kept(Vec<OwnedFd>);
+
+impl Kept {
+    /// Highest number of a descriptor that is kept: there are enough for what comes.
+    const HIGHEST: i32 = 40;
+
+    /// Keeps a descriptor, or closes it.
+    pub fn keep(&mut self, fd: OwnedFd) {
+        if fd.as_raw_fd() <= Self::HIGHEST {
+            self.0.push(fd);
+        }
+    }
+}
+
 /// Makes a mount of a file system; it is attached nowhere yet. An option without a value is a
 /// flag.
 pub fn make(
@@ -44,9 +61,10 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
-/// Lays a directory over another one, for reading only; it is attached nowhere yet.
-pub fn overlay(upper: &OwnedFd, lower: &OwnedFd) -> Result<OwnedFd> {
-    let lower = layers([upper, lower]);
+/// Lays directories over one another, the first one on top, for reading only; it is attached nowhere
+/// yet.
+pub fn overlay(dirs: &[&OwnedFd]) -> Result<OwnedFd> {
+    let lower = layers(dirs);
     make("overlay", &overlay_options(&lower), SAFE_RO)
 }
 
@@ -57,7 +75,7 @@ pub fn writable_overlay(
     lower: [&OwnedFd; 2],
     is_users: bool,
 ) -> Result<OwnedFd> {
-    let lower = layers(lower);
+    let lower = layers(&lower);
     let [upper, work] = [upper, work].map(magic);
     let mut options = overlay_options(&lower).to_vec();
     options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
@@ -78,13 +96,14 @@ fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
     ]
 }
 
-fn layers(dirs: [&OwnedFd; 2]) -> String {
-    dirs.map(magic).join(":")
+fn layers(dirs: &[&OwnedFd]) -> String {
+    let dirs: Vec<String> = dirs.iter().map(|dir| magic(dir)).collect();
+    dirs.join(":")
 }
 
 /// Names an open directory for an option of a file system.
 fn magic(dir: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(dir))
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
 }
 
 /// Clones the mount at an open file or directory, with what is mounted below it if `recursive`.
@@ -187,7 +206,7 @@ fn open_resolved(
 
 /// Returns where an open file is, seen from the process's root.
 pub fn path_of(fd: BorrowedFd<'_>) -> String {
-    let link = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&fd));
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     rustix::fs::readlinkat(CWD, link, Vec::new())
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_else(|_| String::from("?"))

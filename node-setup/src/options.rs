@@ -121,9 +121,12 @@ pub fn parse(words: Vec<OsString>) -> Result<Action> {
         match word.as_bytes() {
             b"--" => break,
             b"-" => return Err(unknown(&word)),
-            b"-h" | b"--help" => return Ok(Action::Help),
-            b"--version" => return Ok(Action::Version),
-            _ => parse_option(&word, &mut words, &mut options)?,
+            b"-h" => return Ok(Action::Help),
+            _ => match word.to_str().map(full_name) {
+                Some(Ok("--help")) => return Ok(Action::Help),
+                Some(Ok("--version")) => return Ok(Action::Version),
+                _ => parse_option(&word, &mut words, &mut options)?,
+            },
         }
     }
     if image_is_word {
@@ -162,7 +165,10 @@ fn parse_option(
         )
     };
     let inline = inline.map(|value| OsString::from_vec(value.to_vec()));
-    let name = String::from_utf8_lossy(name).into_owned();
+    let mut name = String::from_utf8_lossy(name).into_owned();
+    if name.starts_with("--") {
+        name = full_name(&name)?.to_owned();
+    }
     let mut value = || {
         let value = inline.clone().or_else(|| rest.next());
         value.ok_or_else(|| usage(&format!("option '{name}' needs a value")))
@@ -194,6 +200,46 @@ fn parse_option(
         _ => return Err(unknown(word)),
     }
     Ok(())
+}
+
+/// Long options, those of one meaning next to each other.
+const LONG: [&str; 15] = [
+    "--image",
+    "--volume",
+    "--mount",
+    "--writable-tmpfs",
+    "--module",
+    "--env",
+    "--env-file",
+    "--clearenv",
+    "--entrypoint",
+    "--entry",
+    "--workdir",
+    "--rootless",
+    "--verbose",
+    "--help",
+    "--version",
+];
+
+/// Returns the option that a name is, or is the beginning of and of no other one, as
+/// getopt_long(3) has it.
+fn full_name(name: &str) -> Result<&'static str> {
+    let begin = || LONG.into_iter().filter(|long| long.starts_with(name));
+    // Its other name is the beginning of this one.
+    let different = |long: &&str| *long != "--entry";
+    match (
+        begin().find(|long| *long == name),
+        begin().filter(different).count(),
+    ) {
+        (Some(exact), _) => Ok(exact),
+        (None, 0) => Err(unknown(OsStr::new(name))),
+        (None, 1) => begin().next().ok_or_else(|| unknown(OsStr::new(name))),
+        _ => {
+            let them: Vec<_> = begin().map(|long| format!("'{long}'")).collect();
+            let (name, them) = (sanitize::text(name), them.join(", "));
+            Err(usage(&format!("option '{name}' may be one of {them}")))
+        }
+    }
 }
 
 /// Turns Docker's way to write a bind mount into a volume.
@@ -330,8 +376,35 @@ mod tests {
     }
 
     #[test]
+    fn beginnings_of_options() {
+        let plain = run("--im=ubuntu --vol /a:/b --verb --clear --mod=a --ent=/x --wo=/y --roo ls");
+        let full = run(
+            "--image=ubuntu --volume=/a:/b --verbose --clearenv --module=a \
+                        --entrypoint=/x --workdir=/y --rootless ls",
+        );
+        assert_eq!(plain, full);
+        assert_eq!(run("--env A=b --env-f=c ls").env_file, Some("c".into()));
+        assert_eq!(run("--env=A=b ls").env.len(), 1);
+        let parsed = |word: &str| parse(vec![word.into()]).unwrap();
+        assert_eq!(
+            (parsed("--he"), parsed("--vers")),
+            (Action::Help, Action::Version)
+        );
+        let error = parse(vec!["--vo=/a:/b".into(), "--ver".into()]).unwrap_err();
+        let said = "option '--ver' may be one of '--verbose', '--version'";
+        assert_eq!(error.chain(), said);
+    }
+
+    #[test]
     fn refusals() {
         for line in [
+            "--v",
+            "--mo=x",
+            "--en=A=b",
+            "--=x",
+            "--imagine",
+            "--help=x",
+            "--vers=1",
             "--imagex=a",
             "-",
             "-z",

@@ -4,8 +4,10 @@
 //! first, and only a moment is spent on it. All of this is done as the user.
 
 use std::io;
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::process::{
     PidfdFlags, Signal, WaitOptions, chdir, pidfd_open, pidfd_send_signal, waitpid,
 };
@@ -19,6 +21,9 @@ const PATIENCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// File systems that have no device and are this machine's own.
+const OWN: [&[u8]; 6] = [b"tmpfs", b"overlay", b"btrfs", b"zfs", b"ramfs", b"rootfs"];
+
 /// What a child that was killed may take to die.
 const MOMENT: Timespec = Timespec {
     tv_sec: 1,
@@ -30,11 +35,40 @@ pub fn answers(dir: &[u8]) -> bool {
     let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
     !is_on_fuse(&mounts, dir)
         // The child enters it, so that nothing but an answer is waited for.
-        || ends_in_time(|| _ = chdir(dir)).unwrap_or(true)
+        || ends_in(PATIENCE, || _ = chdir(dir)).unwrap_or(true)
 }
 
-/// Does `work` in a child and tells whether it came to an end.
-fn ends_in_time(work: impl FnOnce()) -> io::Result<bool> {
+/// False if what is at `path` is certainly on a disk of this machine or in its memory. Asks no file
+/// system anything, so that it answers at once.
+pub fn may_stall(path: &Path) -> bool {
+    // Only what the kernel has in memory and believes without asking (Linux 5.12).
+    let resolve = ResolveFlags::CACHED | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let Ok(place) = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) else {
+        return true;
+    };
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let Ok(stat) = rustix::fs::statx(&place, c"", flags, StatxFlags::MNT_ID) else {
+        return true;
+    };
+    // A file system on a device of this machine has that device's number.
+    stat.stx_dev_major == 0 && {
+        let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
+        !kind_of_mount(&mounts, stat.stx_mnt_id).is_some_and(|kind| OWN.contains(&kind))
+    }
+}
+
+/// Finds the type of a file system in the text of mountinfo by the number of the mount.
+fn kind_of_mount(mountinfo: &[u8], number: u64) -> Option<&[u8]> {
+    let number = format!("{number} ");
+    let mut lines = mountinfo.split(|byte| *byte == b'\n');
+    let line = lines.find_map(|line| line.strip_prefix(number.as_bytes()))?;
+    let fields = line.split(|byte| *byte == b' ');
+    fields.skip_while(|field| *field != b"-").nth(1)
+}
+
+/// Does `work` in a child and tells whether it came to an end in time.
+pub fn ends_in(patience: Timespec, work: impl FnOnce()) -> io::Result<bool> {
     let Some(child) = sys::fork()? else {
         work();
         sys::exit(0);
@@ -45,7 +79,7 @@ fn ends_in_time(work: impl FnOnce()) -> io::Result<bool> {
         // Signals are blocked, so nothing interrupts it.
         poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
     };
-    let in_time = ended(PATIENCE);
+    let in_time = ended(patience);
     if !in_time {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         ended(MOMENT);
@@ -94,6 +128,21 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_are_found_by_number() {
+        let text =
+            b"12 0 0:1 / / rw - ext4 /dev/x rw\n2 1 0:2 / /a rw shared:1 - fuse.sshfs s rw\n";
+        assert_eq!(kind_of_mount(text, 2), Some(&b"fuse.sshfs"[..]));
+        assert_eq!(kind_of_mount(text, 12), Some(&b"ext4"[..]));
+        assert_eq!(kind_of_mount(text, 1), None);
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_a_disk_may_stall() {
+        assert!(may_stall(Path::new("/no/such/place")));
+        assert!(may_stall(Path::new("/proc/self")));
+    }
 
     #[test]
     fn the_innermost_mount_counts() {

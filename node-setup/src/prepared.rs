@@ -11,12 +11,16 @@ use shifter_core::manifest::JobManifest;
 
 use crate::error::{Context, Error, Result};
 use crate::namespace;
+use crate::private_dirs::PrivateDirs;
 use crate::state::{self, RunDir};
 
 /// The copy of the image's metadata in a root's directory. It is written last and removed first,
 /// and so lets processes in: who still finds it linked after becoming the user is seen by the
 /// teardown that removes it.
 pub const TICKET: &str = "meta";
+
+/// What a root was built from, in the job's directory or, for a step's, in the root's own.
+pub const MANIFEST: &str = "manifest";
 
 /// A prepared root.
 pub struct Prepared {
@@ -27,25 +31,43 @@ pub struct Prepared {
     ticket: File,
     dir: OwnedFd,
     job: JobId,
+    name: String,
 }
 
 impl Prepared {
-    /// Finds the prepared root of a job on this node.
-    pub fn find(job: &JobId) -> Result<Option<Self>> {
-        let path = layout::job_dir(job);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let job_dir = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error).step("open", &path),
+    /// Finds a prepared root of a job on this node: that of a step where it has one of its own, else
+    /// the job's.
+    pub fn find(job: &JobId, step: Option<u32>) -> Result<Option<Self>> {
+        let own = match step {
+            Some(step) => Self::find_root(job, &layout::step_root(step))?,
+            None => None,
         };
-        let Some(bytes) = state::read_file(&job_dir, "manifest")? else {
+        match own {
+            Some(own) => Ok(Some(own)),
+            None => Self::find_root(job, JOB_ROOT),
+        }
+    }
+
+    /// Finds the prepared root of this name.
+    pub fn find_root(job: &JobId, name: &str) -> Result<Option<Self>> {
+        let Some(dir) = state::open_root(job, name)? else {
+            return Ok(None);
+        };
+        let bytes = if name == JOB_ROOT {
+            let path = layout::job_dir(job);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            match rustix::fs::open(&path, flags, Mode::empty()) {
+                Ok(job_dir) => state::read_file(&job_dir, MANIFEST)?,
+                Err(Errno::NOENT) => None,
+                Err(error) => return Err(error).step("open", &path),
+            }
+        } else {
+            state::read_file(&dir, MANIFEST)?
+        };
+        let Some(bytes) = bytes else {
             return Ok(None);
         };
         let manifest = JobManifest::parse(&bytes)?;
-        let Some(dir) = state::open_root(job, JOB_ROOT)? else {
-            return Ok(None);
-        };
         let Some(ticket) = state::open_file(&dir, TICKET)? else {
             return Ok(None);
         };
@@ -56,18 +78,22 @@ impl Prepared {
             ticket,
             dir,
             job: job.clone(),
+            name: name.to_owned(),
         }))
     }
 
-    /// Moves the process into the root, to "/".
+    /// Moves the process into the root, to "/", together with what the job alone has of the
+    /// host's directories.
     pub fn join(&self) -> Result<()> {
+        let private = PrivateDirs::collect(&self.dir)?;
         let pin = match open_pin(&self.dir)? {
             Some(pin) => Some(pin),
             None => self.open_pin_from_the_host()?,
         };
         let pin = pin.ok_or_else(|| Error::Removed(self.job.to_string()))?;
         namespace::enter(&pin)?;
-        rustix::process::chdir("/").step("change to", "/")
+        rustix::process::chdir("/").step("change to", "/")?;
+        private.map_or(Ok(()), |private| private.attach(&self.dir))
     }
 
     /// Makes sure that the root is not being removed. To be called as the user, in the root: the
@@ -93,7 +119,7 @@ impl Prepared {
             return Ok(None);
         };
         namespace::enter(&host)?;
-        let Some(dir) = state::open_root(&self.job, JOB_ROOT)? else {
+        let Some(dir) = state::open_root(&self.job, &self.name)? else {
             return Ok(None);
         };
         // Not what a stranger's namespace has at that place.

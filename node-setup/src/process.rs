@@ -50,14 +50,21 @@ pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 const PROC_SIZE: usize = 16 << 10;
 const PROC_LIMIT: u64 = 64 << 20;
 
-/// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)):
-/// a read that leaves room had all of it.
+/// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)).
 ///
 /// # Errors
 /// As for open(2) and read(2).
 pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    read_at_once(File::open(path)?)
+}
+
+/// Reads such a file, or one of this machine's own disks or memory: there a read that leaves room
+/// had all of it.
+///
+/// # Errors
+/// As for read(2).
+pub fn read_at_once(mut file: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; PROC_SIZE];
-    let mut file = File::open(path)?;
     let mut length = 0;
     loop {
         length += file.read(&mut bytes[length..])?;
@@ -187,6 +194,39 @@ fn parents_stack() -> Option<Option<u64>> {
     soft.is_none_or(|soft| soft > SETUID_STACK).then_some(soft)
 }
 
+/// Names the process that started this one, so that it is told from a later one of the same number.
+pub fn parent() -> Result<String> {
+    let parent =
+        rustix::process::getppid().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
+    let pid = parent
+        .step("find", "parent process")?
+        .as_raw_nonzero()
+        .get();
+    let start = start_of(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
+    Ok(format!(
+        "{pid} {}",
+        start.step("examine", "parent process")?
+    ))
+}
+
+/// True if the process that [`parent`] named is alive.
+pub fn lives(name: &[u8]) -> bool {
+    let name = std::str::from_utf8(name).unwrap_or_default();
+    let Some((pid, start)) = name.split_once(' ') else {
+        return false;
+    };
+    let (pid, start) = (pid.parse().ok(), start.parse().ok());
+    start.is_some() && pid.and_then(start_of) == start
+}
+
+/// Returns when a process was started, in ticks of the kernel's: field 22 of proc_pid_stat(5).
+fn start_of(pid: i32) -> Option<u64> {
+    let stat = read_record(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// Becomes root altogether, so that the caller can neither signal nor trace the process while
 /// it holds privileges.
 ///
@@ -239,5 +279,26 @@ impl CallersProcess {
     /// Gives the signal mask back: pending signals arrive now.
     pub fn restore_signals(&self) -> Result<()> {
         self.signals.swap().step("restore", "signal mask").map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number() {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let start = start_of(own).unwrap();
+        assert!(lives(format!("{own} {start}").as_bytes()));
+        assert!(lives(parent().unwrap().as_bytes()));
+        for other in [
+            format!("{own} {}", start - 1),
+            String::new(),
+            "1".into(),
+            "x y".into(),
+        ] {
+            assert!(!lives(other.as_bytes()), "{other}");
+        }
     }
 }

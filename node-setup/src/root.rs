@@ -21,8 +21,10 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
+use shifter_core::ids::JobId;
 use shifter_core::layout::RUN_DIR;
 use shifter_core::sanitize;
+use shifter_core::ssh::JobKeys;
 use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
@@ -30,12 +32,12 @@ use crate::etc::{self, ShifterConfig};
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
-use crate::mnt::{self, SAFE};
+use crate::mnt::{self, Kept, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
-use crate::watch::Watch;
-use crate::{hooks, modules, namespace, rootless, state, volumes};
+use crate::watch::{Awaited, Watch};
+use crate::{hooks, modules, namespace, rootless, ssh, state, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
@@ -61,12 +63,18 @@ pub struct RootRequest<'a> {
     pub volumes: &'a VolumeMap,
     /// The modules, already checked.
     pub modules: &'a [String],
+    /// The job that it is the root of.
+    pub job: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
+    /// The keys with which the job's nodes reach one another, if they do.
+    pub ssh: Option<&'a JobKeys>,
     /// Whether and where the user may write over the image.
     pub writable: Option<Writable>,
     /// True if the root is to outlive the process.
     pub is_pinned: bool,
+    /// Directory of the batch system that the container shows, if it exists.
+    pub spool: Option<&'a str>,
     /// Who is told what is waited for.
     pub watch: &'a dyn Watch,
 }
@@ -91,6 +99,8 @@ pub struct Root {
 ///
 /// Without `run` the image shares no loop device with other containers.
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
+    let the_image = Awaited::Image(&request.image.reference);
+    request.watch.on(the_image)?;
     let image_mount = request.image.mount(run)?;
     volumes::trigger(request)?;
 
@@ -112,12 +122,15 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         mnt::attach_at(&layer_mount, CWD, RUN_DIR.as_bytes())?;
     }
     let site_hooks = &request.config.hooks;
+    // Hooks have deadlines of their own.
+    request.watch.on(Awaited::Nothing)?;
     hooks::run(
         Stage::PreMount,
         &site_hooks.pre_mount,
         request,
         layer_mount.as_fd(),
     )?;
+    request.watch.on(the_image)?;
     mnt::attach(&image_mount, &layer_mount)?;
     let image = ImageTree::new(image_mount, request.image);
 
@@ -128,6 +141,9 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         layer.adopt()?;
     }
     give_files(request, &mut layer)?;
+    if let Some(keys) = request.ssh {
+        ssh::give_files(keys, request, &image, &mut layer)?;
+    }
     for name in HOST_DIRS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
         if !entries.iter().any(is_dir) {
@@ -141,12 +157,14 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
+    let mut kept = Kept::default();
     let root = layer.mount(scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     if scratch.is_none() {
-        layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
+        layer::expose(&image, &root, &layer, &entries, &mut kept)
+            .map_err(|error| image.blame(error))?;
     }
-    host_dirs(&root)?;
+    host_dirs(&root, &mut kept)?;
     volumes::attach(&mounts, &root, &layer, request, run)?;
     hooks::run(
         Stage::PostMount,
@@ -165,6 +183,10 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
 
     enter(&root)?;
+    if !request.is_pinned {
+        std::mem::forget((kept, mounts, layer));
+        std::mem::forget(image);
+    }
     Ok(Root {
         mount: root,
         warnings: brought.warnings,
@@ -237,16 +259,21 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.dir("/etc")?;
     layer.dir("/var")?;
     layer.dir_unless_image_has("/var/tmp")?;
+    for (path, mode) in etc::DIRS {
+        layer.dir_if_missing(path, mode)?;
+    }
     let mut files = etc::etc_files(request.user);
-    files.extend(etc::var_files(request.hosts, &config));
+    files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
     }
-    layer.link("/etc/mtab", "/proc/mounts")
+    layer.link("/etc/mtab", "/proc/mounts")?;
+    // Where the C Shifter keeps what it leaves out; nothing is left out here.
+    layer.link("/etc/group.orig", "group")
 }
 
 /// Attaches what the host provides in every container.
-fn host_dirs(root: &OwnedFd) -> Result<()> {
+fn host_dirs(root: &OwnedFd, kept: &mut Kept) -> Result<()> {
     for name in HOST_DIRS {
         let source = format!("/{name}");
         let clone = mnt::clone_path(&source, true)?;
@@ -261,11 +288,14 @@ fn host_dirs(root: &OwnedFd) -> Result<()> {
         };
         mnt::restrict(&clone, flags, Propagation::Private)?;
         mnt::attach_at(&clone, root, name.as_bytes())?;
+        kept.keep(clone);
     }
     let clone = mnt::clone_path("/var/tmp", true)?;
     mnt::restrict(&clone, SAFE, Propagation::Private)?;
     // The layer has both directories, so no link of the image's is on the way.
-    mnt::attach_at(&clone, root, b"var/tmp")
+    mnt::attach_at(&clone, root, b"var/tmp")?;
+    kept.keep(clone);
+    Ok(())
 }
 
 /// Makes sure that a mount is the kernel's proc and not something that merely lies there.

@@ -28,7 +28,7 @@ use crate::host_image::clone_tree;
 use crate::image::{Image, Source};
 use crate::process::CallersProcess;
 use crate::squashfuse::Squashfuse;
-use crate::{launch, mnt, sys};
+use crate::{filesystem, launch, mnt, sys};
 
 const SELF: &str = "/proc/self/exe";
 
@@ -113,6 +113,13 @@ pub fn prepare(image: &mut Image, caller: &Caller) -> Result<()> {
         done => done.step("unshare", "mount namespace"),
     };
     let mount = match &image.source {
+        Source::SiteFile(_) if image.meta.format == filesystem::EROFS => {
+            return Err(Error::BadImage {
+                image: image.reference.clone(),
+                reason: "only the kernel mounts erofs images, which it does not without privilege"
+                    .to_owned(),
+            });
+        }
         Source::SiteFile(file) | Source::UserFile(file) => {
             let squashfuse = Squashfuse::start(file)?;
             unshare()?;

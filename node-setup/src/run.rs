@@ -17,6 +17,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::env::Pair;
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::ids::JobId;
@@ -29,6 +30,7 @@ use shifter_core::trusted;
 use shifter_core::volmap::{self, Origin, VolumeError, VolumeMap};
 
 use crate::caller::{self, Caller};
+use crate::deadline::Deadline;
 use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
 use crate::image::{self, Found};
@@ -39,7 +41,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
-use crate::watch::Nobody;
+use crate::watch::{Awaited, Watch};
 use crate::{hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
@@ -145,6 +147,22 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let start = Instant::now();
     let callers = process::take_over()?;
     let caller = Caller::identify()?;
+    let result = start_command(options, words, start, &callers, &caller);
+    if rustix::process::geteuid().is_root() {
+        // What is left is to say why, and nobody may ever read it: its user can kill it then.
+        // Signals stay blocked, or one of a limit's that was met would end it before.
+        let _ = become_user(&caller);
+    }
+    result
+}
+
+fn start_command(
+    options: &RunOptions,
+    words: &[OsString],
+    start: Instant,
+    callers: &CallersProcess,
+    caller: &Caller,
+) -> Result<Infallible> {
     let directory = rustix::process::getcwd(Vec::new()).ok();
     let mut environment = launch::own_environment();
     let footing = rootless::footing(options.rootless)?;
@@ -152,7 +170,10 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
         Footing::Root => process::become_root()?,
         // Nothing is left behind by whoever dies here, so signals need not wait.
         Footing::User => callers.restore_signals()?,
-        Footing::TooHigh => return rootless::restart(&callers, &caller, words, Vec::new()),
+        Footing::TooHigh => {
+            let more = words_of_job(options, caller, &environment)?;
+            return rootless::restart(callers, caller, words, more);
+        }
     }
     let mut config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     if footing == Footing::User {
@@ -167,11 +188,21 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
         _ => caller::job_of_process(caller.uid, is_in_a_job)
             .or_else(|| caller::claimed_job(&environment)),
     };
-    let entered = match enter(&config, &caller, &request, footing, job)? {
-        Entry::Entered(entered) => entered,
-        Entry::OnlyRootless(more) => return rootless::restart(&callers, &caller, words, more),
+    let deadline = Deadline::after(config.root.answer_timeout_secs, NAME, caller);
+    let way = Way {
+        config: &config,
+        caller,
+        footing,
+        deadline: &deadline,
     };
-    drop_privileges(&callers, &caller, footing)?;
+    let entered = match way.enter(&request, job)? {
+        Entry::Entered(entered) => entered,
+        Entry::OnlyRootless(more) => {
+            deadline.lift();
+            return rootless::restart(callers, caller, words, more);
+        }
+    };
+    drop_privileges(callers, caller, footing)?;
     if let Some(prepared) = &entered.joined {
         prepared.still_lets_in()?;
     }
@@ -188,7 +219,7 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
         .as_ref()
         .map(|dir| dir.as_bytes())
         .filter(|dir| dir.starts_with(b"/"));
-    if let Some(warning) = launch::enter_directory(&entered.meta, options, cwd)? {
+    if let Some(warning) = launch::enter_directory(&entered.meta, options, cwd, &deadline)? {
         out::complain(NAME, &crate::error::plain(warning));
         // Shells look at the directory that it names.
         environment.retain(|(name, _)| name != b"PWD");
@@ -207,8 +238,40 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
             &format!("image {} ready in {elapsed:.1} ms", entered.reference),
         );
     }
+    deadline.lift();
     callers.restore_signals()?;
     Err(launch::execute(&words, &environment))
+}
+
+/// Returns the options that ask for what the job's root is, for a start that names no image itself:
+/// without privilege nobody can look that up.
+fn words_of_job(
+    options: &RunOptions,
+    caller: &Caller,
+    environment: &[Pair],
+) -> Result<Vec<OsString>> {
+    let given = |name: &[u8]| environment.iter().any(|(known, _)| known == name);
+    let names: [&[u8]; 2] = [b"SHIFTER_IMAGE", b"SLURM_SPANK_SHIFTER_IMAGE"];
+    if options.image.is_some() || names.into_iter().any(given) {
+        return Ok(Vec::new());
+    }
+    let Some(job) = caller::job_of_process(caller.uid, given(b"SLURM_JOB_ID")) else {
+        return Ok(Vec::new());
+    };
+    process::become_root()?;
+    let prepared = Prepared::find(&job, caller::step_of_process(&job))?
+        .filter(|prepared| prepared.manifest.user.uid == caller.uid);
+    let Some(Prepared { manifest, .. }) = prepared else {
+        return Ok(Vec::new());
+    };
+    let image = match manifest.image.id.tree() {
+        Some(name) => format!("local:{name}"),
+        None => format!("id:{}", manifest.image.id),
+    };
+    let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
+    let mut words = vec![format!("--image={image}").into()];
+    words.extend(Request::judge(options, environment, &config)?.words_of(Some(&manifest)));
+    Ok(words)
 }
 
 /// The last line on which the process has any privilege.
@@ -230,11 +293,7 @@ struct Request {
 
 impl Request {
     /// Takes each part from the options, else from the environment.
-    fn judge(
-        options: &RunOptions,
-        environment: &[shifter_core::env::Pair],
-        config: &Config,
-    ) -> Result<Self> {
+    fn judge(options: &RunOptions, environment: &[Pair], config: &Config) -> Result<Self> {
         let exactly = |name: &str| {
             let found = environment.iter().find(|(n, _)| n == name.as_bytes());
             found
@@ -353,23 +412,126 @@ fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
     Ok(Writable { path })
 }
 
-/// Joins the job's root if there is one that matches, else builds a private one.
-fn enter(
-    config: &Config,
-    caller: &Caller,
-    request: &Request,
+/// What is known when a container is to be entered.
+struct Way<'a> {
+    config: &'a Config,
+    caller: &'a Caller,
     footing: Footing,
-    job: Option<JobId>,
-) -> Result<Entry> {
-    let prepared = match job {
-        Some(job) => Prepared::find(&job)?.filter(|p| p.manifest.user.uid == caller.uid),
-        None => None,
-    };
-    match prepared {
-        Some(prepared) if request.is_met_by(&prepared) => {
-            join(prepared).map(|entered| Entry::Entered(Box::new(entered)))
+    deadline: &'a Deadline<'a>,
+}
+
+impl Way<'_> {
+    /// Joins the job's root if there is one that matches, else builds a private one.
+    fn enter(&self, request: &Request, job: Option<JobId>) -> Result<Entry> {
+        let uid = self.caller.uid;
+        let prepared = match job {
+            Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
+                .filter(|prepared| prepared.manifest.user.uid == uid),
+            None => None,
+        };
+        match prepared {
+            Some(prepared) if request.is_met_by(&prepared) => {
+                join(prepared).map(|entered| Entry::Entered(Box::new(entered)))
+            }
+            prepared => self.build(request, prepared.as_ref()),
         }
-        prepared => build(config, caller, request, prepared.as_ref(), footing),
+    }
+
+    /// Builds a private container; what is not asked for is taken from the job's, if there is one.
+    fn build(&self, request: &Request, job: Option<&Prepared>) -> Result<Entry> {
+        let Self {
+            config,
+            caller,
+            footing,
+            deadline,
+        } = *self;
+        let job = job.map(|prepared| &prepared.manifest);
+        let user = lookup::identity_with_groups(caller.uid, caller.gid, &caller.groups)?;
+        let mut image = match &request.image {
+            Some(reference) => {
+                let is_rootless = footing == Footing::User;
+                let home = &user.home;
+                match image::open_for_user(config, reference, caller, home, is_rootless, deadline)?
+                {
+                    Found::Image(image) => *image,
+                    Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
+                }
+            }
+            None => {
+                let job = job.ok_or_else(|| {
+                    let way = "name one with --image, or submit the job with --image";
+                    Error::Usage(format!("no image: {way}"))
+                })?;
+                deadline.on(Awaited::Store(&config.store.path))?;
+                image::open_for_job(config, &job.image, caller.uid, &caller.gids())?
+            }
+        };
+        let modules = match (&request.modules, job) {
+            (Some(modules), _) => modules.clone(),
+            (None, Some(job)) => job.modules.clone(),
+            (None, None) => modules::requested(config, &[]),
+        };
+        modules::check(config, &modules)?;
+        let volumes = match (&request.volumes, job) {
+            (Some(volumes), _) => volumes.clone(),
+            (None, Some(job)) => job.volume_map()?,
+            (None, None) => VolumeMap::default(),
+        };
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let hosts = match job {
+            Some(job) => job.hosts.clone(),
+            None => vec![HostSlots {
+                name: host,
+                slots: 1,
+            }],
+        };
+        if footing == Footing::User {
+            deadline.on(Awaited::Image(&image.reference))?;
+            rootless::check_modules(config, &modules)?;
+            rootless::prepare(&mut image, caller)?;
+        }
+        let request = RootRequest {
+            config,
+            image: &image,
+            user: &user,
+            volumes: &volumes,
+            modules: &modules,
+            job: None,
+            hosts: &hosts,
+            ssh: None,
+            writable: request.writable.clone(),
+            is_pinned: false,
+            spool: None,
+            watch: deadline,
+        };
+        // Where templates of caches are kept; before the namespace is unshared.
+        let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
+        let run = volumes
+            .entries()
+            .iter()
+            .any(has_cache)
+            .then(RunDir::open_for_hints);
+        let root =
+            root::build(&request, run.flatten().as_ref()).map_err(|error| match footing {
+                Footing::User => rootless::explain(error),
+                _ => error,
+            })?;
+        for warning in &root.warnings {
+            out::complain(NAME, warning);
+        }
+        // The command's execve closes them.
+        std::mem::forget((root.mount, image.source));
+        Ok(Entry::Entered(Box::new(Entered {
+            id: image.id,
+            reference: image.reference,
+            meta: image.meta,
+            modules,
+            shell: user.shell,
+            joined: None,
+        })))
     }
 }
 
@@ -389,91 +551,4 @@ fn join(prepared: Prepared) -> Result<Entered> {
         shell: manifest.user.shell.clone(),
         joined: Some(prepared),
     })
-}
-
-/// Builds a private container; what is not asked for is taken from the job's, if there is one.
-fn build(
-    config: &Config,
-    caller: &Caller,
-    request: &Request,
-    job: Option<&Prepared>,
-    footing: Footing,
-) -> Result<Entry> {
-    let job = job.map(|prepared| &prepared.manifest);
-    let user = lookup::identity_with_groups(caller.uid, caller.gid, &caller.groups)?;
-    let mut image = match &request.image {
-        Some(reference) => {
-            let is_rootless = footing == Footing::User;
-            match image::open_for_user(config, reference, caller, &user.home, is_rootless)? {
-                Found::Image(image) => *image,
-                Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
-            }
-        }
-        None => {
-            let job = job.ok_or_else(|| {
-                let way = "name one with --image, or submit the job with --image";
-                Error::Usage(format!("no image: {way}"))
-            })?;
-            image::open_for_job(config, &job.image, caller.uid, &caller.gids())?
-        }
-    };
-    let modules = match (&request.modules, job) {
-        (Some(modules), _) => modules.clone(),
-        (None, Some(job)) => job.modules.clone(),
-        (None, None) => modules::requested(config, &[]),
-    };
-    modules::check(config, &modules)?;
-    let volumes = match (&request.volumes, job) {
-        (Some(volumes), _) => volumes.clone(),
-        (None, Some(job)) => job.volume_map()?,
-        (None, None) => VolumeMap::default(),
-    };
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let hosts = match job {
-        Some(job) => job.hosts.clone(),
-        None => vec![HostSlots {
-            name: host,
-            slots: 1,
-        }],
-    };
-    if footing == Footing::User {
-        rootless::check_modules(config, &modules)?;
-        rootless::prepare(&mut image, caller)?;
-    }
-    let request = RootRequest {
-        config,
-        image: &image,
-        user: &user,
-        volumes: &volumes,
-        modules: &modules,
-        hosts: &hosts,
-        writable: request.writable.clone(),
-        is_pinned: false,
-        watch: &Nobody,
-    };
-    // Where templates of caches are kept; before the namespace is unshared.
-    let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
-    let run = volumes
-        .entries()
-        .iter()
-        .any(has_cache)
-        .then(RunDir::open_for_hints);
-    let root = root::build(&request, run.flatten().as_ref()).map_err(|error| match footing {
-        Footing::User => rootless::explain(error),
-        _ => error,
-    })?;
-    for warning in root.warnings {
-        out::complain(NAME, &warning);
-    }
-    Ok(Entry::Entered(Box::new(Entered {
-        id: image.id,
-        reference: image.reference,
-        meta: image.meta,
-        modules,
-        shell: user.shell,
-        joined: None,
-    })))
 }

@@ -20,6 +20,7 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{self, RUN_DIR};
 
 use crate::error::{Context, Error, Result};
+use crate::process::read_at_once;
 use crate::sys::{Propagation, mount_setattr};
 
 const BASE_LOCK: &str = "/run/shifter.lock";
@@ -91,12 +92,7 @@ impl RunDir {
 
     /// Returns the inode of the mount namespace that the tree belongs to.
     pub fn namespace(&self) -> Result<u64> {
-        let text = read_file(&self.dir, "namespace")?.unwrap_or_default();
-        let number = std::str::from_utf8(&text)
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-        number.ok_or_else(malformed).step("read", "namespace")
+        namespace_in(&self.dir, "namespace")
     }
 
     /// The tree itself.
@@ -240,16 +236,29 @@ impl JobDir {
         list(&make_dir(&self.dir, "roots")?)
     }
 
+    /// Removes every file of a root; its mount must be gone.
+    pub fn remove_root(&self, root: &str) -> Result<()> {
+        let dir = self.root(root)?;
+        for file in list(&dir)? {
+            rustix::fs::unlinkat(&dir, &file, AtFlags::empty()).step("remove", file.as_str())?;
+        }
+        let roots = make_dir(&self.dir, "roots")?;
+        rustix::fs::unlinkat(&roots, root, AtFlags::REMOVEDIR).step("remove", root)
+    }
+
+    /// Removes every file of the job if it has neither a root nor a record of why it has none.
+    pub fn remove_if_empty(self) -> Result<()> {
+        if self.roots()?.is_empty() && read_file(&self.dir, "failure")?.is_none() {
+            self.remove()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Removes every file of the job, the lock last; mounts must be gone.
     pub fn remove(self) -> Result<()> {
         for root in self.roots()? {
-            let dir = self.root(&root)?;
-            for file in list(&dir)? {
-                rustix::fs::unlinkat(&dir, &file, AtFlags::empty())
-                    .step("remove", file.as_str())?;
-            }
-            let roots = make_dir(&self.dir, "roots")?;
-            rustix::fs::unlinkat(&roots, &root, AtFlags::REMOVEDIR).step("remove", &*root)?;
+            self.remove_root(&root)?;
         }
         rustix::fs::unlinkat(&self.dir, "roots", AtFlags::REMOVEDIR).step("remove", "roots")?;
         let mut files = list(&self.dir)?;
@@ -276,6 +285,20 @@ pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// Returns the inode of the mount namespace that the tree belongs to, by the directory of a root.
+pub fn host_namespace_of(root: &OwnedFd) -> Result<u64> {
+    namespace_in(root, "../../../../namespace")
+}
+
+fn namespace_in(dir: &OwnedFd, name: &str) -> Result<u64> {
+    let text = read_file(dir, name)?.unwrap_or_default();
+    let number = std::str::from_utf8(&text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    number.ok_or_else(malformed).step("read", "namespace")
+}
+
 /// Opens a file of the tree for reading; nothing if it does not exist.
 pub fn open_file(dir: impl AsFd, name: &str) -> Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -295,11 +318,7 @@ pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// Reads an open file of the tree.
 pub fn read_open(file: &File, name: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(8 << 10);
-    file.take(FILE_LIMIT)
-        .read_to_end(&mut bytes)
-        .step("read", name)?;
-    Ok(bytes)
+    read_at_once(file.take(FILE_LIMIT)).step("read", name)
 }
 
 /// Removes a file of the tree where it exists.

@@ -6,6 +6,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -54,10 +55,12 @@ pub fn trigger(request: &RootRequest<'_>) -> Result<()> {
     }
     let site = SiteView::of(request)?;
     for volume in request.volumes.entries() {
-        request.watch.on(Awaited::Volume(volume))?;
+        let place = site.host_path(&volume.from);
+        let source = Awaited::Source(volume, Path::new(&place));
+        request.watch.on(source)?;
         let _ = open_source(volume, &site, request.user)?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 impl Planned {
@@ -68,9 +71,9 @@ impl Planned {
         Ok(Self::of_site(target, mount))
     }
 
-    /// The same with another directory laid over it.
-    pub fn laid_over(target: &str, upper: &OwnedFd, lower: &OwnedFd) -> Result<Self> {
-        Ok(Self::of_site(target, mnt::overlay(upper, lower)?))
+    /// Directories of the site's, the first one laid over the others.
+    pub fn laid_over(target: &str, dirs: &[&OwnedFd]) -> Result<Self> {
+        Ok(Self::of_site(target, mnt::overlay(dirs)?))
     }
 
     /// A device node.
@@ -91,6 +94,22 @@ impl Planned {
     }
 }
 
+/// Clones the batch system's own directory, where it exists: what is in it for a job is made after
+/// the root. Its permissions are those of the host.
+fn spool(request: &RootRequest<'_>) -> Result<Option<Planned>> {
+    let Some(path) = request.spool else {
+        return Ok(None);
+    };
+    let source = match mnt::open_host(path) {
+        Ok(source) => source,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).step("open", path),
+    };
+    let mount = mnt::clone(&source, true)?;
+    mnt::restrict(&mount, SAFE, Propagation::Private)?;
+    Ok(Some(Planned::of_site(path, mount)))
+}
+
 /// Opens every source and makes sure that every target can be mounted on; `brought` is what
 /// modules bring, from which no volume can be taken.
 ///
@@ -103,17 +122,19 @@ pub fn plan(
     brought: Vec<Planned>,
 ) -> Result<Vec<Planned>> {
     let mut mounts = site_mounts(request)?;
+    mounts.extend(spool(request)?);
     if !request.volumes.is_empty() {
         let site = SiteView::of(request)?;
         for volume in request.volumes.entries() {
             request.watch.on(Awaited::Volume(volume))?;
             mounts.push(user_volume(volume, &site, request)?);
         }
-        request.watch.on(Awaited::Site)?;
+        request.watch.on(Awaited::Image(&request.image.reference))?;
     }
     mounts.extend(brought);
     mounts.sort_by_key(|mount| (mount.volume.is_some(), mount.target.matches('/').count()));
     for (at, mount) in mounts.iter().enumerate() {
+        check_below_others(mount, &mounts[..at])?;
         let built_in = BUILT_IN.iter().any(|dir| contains(dir, &mount.target));
         // What could contain it is attached before it.
         let outer = mounts.iter().take(at);
@@ -128,7 +149,7 @@ pub fn plan(
             Some(volume) => {
                 request.watch.on(Awaited::Volume(volume))?;
                 let stat = examine(&mount.mount, volume)?;
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Image(&request.image.reference))?;
                 stat
             }
             None => rustix::fs::fstat(&mount.mount).step("examine", &*mount.target)?,
@@ -145,6 +166,29 @@ pub fn plan(
         }
     }
     Ok(mounts)
+}
+
+/// Makes sure that a mount of the site's can be laid over, or into, those that come before it.
+fn check_below_others(mount: &Planned, earlier: &[Planned]) -> Result<()> {
+    let outer = earlier.iter().rev();
+    let mut outer = outer.filter(|outer| contains(&outer.target, &mount.target));
+    let Some(outer) = outer.next().filter(|_| mount.volume.is_none()) else {
+        return Ok(());
+    };
+    let is_dir = |of: &Planned| -> Result<bool> {
+        let stat = rustix::fs::fstat(&of.mount).step("examine", &*of.target)?;
+        Ok(Kind::of(&stat) == Some(Kind::Dir))
+    };
+    let reason = match (outer.target == mount.target, is_dir(outer)?) {
+        (false, true) => return Ok(()),
+        (false, false) => format!("another of its mounts is '{}', a file", outer.target),
+        (true, outer_is_dir) if is_dir(mount)? != outer_is_dir => {
+            "a directory and a file are to be there, both the site's".to_owned()
+        }
+        (true, _) => return Ok(()),
+    };
+    let target = mount.target.clone();
+    Err(Error::SiteMount { target, reason })
 }
 
 /// True if a path of the container lies in one of the mounts, or in what the host provides.
@@ -206,7 +250,7 @@ pub fn attach(
         let made = match (&mount.cache, &mount.volume) {
             // Not before now: every volume has been judged.
             (Some(cache), Some(volume)) => {
-                request.watch.on(Awaited::Site)?;
+                request.watch.on(Awaited::Cache(volume))?;
                 let made = cache.make(volume, request.user, run)?;
                 // It has nothing of what the site shows read-only.
                 mnt::restrict(&made, SAFE, Propagation::Private)?;
@@ -221,7 +265,7 @@ pub fn attach(
             (_, error) => error,
         })?;
     }
-    request.watch.on(Awaited::Site)
+    request.watch.on(Awaited::Nothing)
 }
 
 fn misplaced(mount: &Planned, request: &RootRequest<'_>, error: Errno) -> Error {
@@ -270,6 +314,7 @@ fn site_mounts(request: &RootRequest<'_>) -> Result<Vec<Planned>> {
     let maps = site_maps(request)?;
     for volume in maps.iter().flat_map(VolumeMap::entries) {
         let Volume { from, to, flags } = volume;
+        request.watch.on(Awaited::SiteMount(from))?;
         let mount = match mnt::clone_path(from, flags.rec || is_rootless) {
             // Without privilege a container has what its user can reach.
             Err(Error::Step { source, .. })

@@ -348,7 +348,7 @@ fn apply(env: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &EnvChanges) {
 }
 
 /// Joins two lists; an empty one adds no colon, which would mean the current directory in PATH.
-fn join(first: &[u8], second: &[u8]) -> Vec<u8> {
+pub fn join(first: &[u8], second: &[u8]) -> Vec<u8> {
     let colon: &[u8] = if first.is_empty() || second.is_empty() {
         b""
     } else {

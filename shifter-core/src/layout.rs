@@ -11,6 +11,9 @@
 //!   jobs/<job>/roots/<name>/journal      what was acquired, written before it is acquired
 //!   jobs/<job>/roots/<name>/mnt          the pinned mount namespace
 //!   jobs/<job>/roots/<name>/meta         the image's metadata; while it is there, tasks may join
+//!   jobs/<job>/roots/<name>/private      the root has the directories that the job alone has
+//!   jobs/<job>/roots/step-<n>/manifest   that of a step with an image of its own
+//!   jobs/<job>/roots/step-<n>/holder     the process whose death ends such a step
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -23,12 +26,28 @@ pub const RUN_DIR: &str = "/run/shifter";
 /// Name of the root that a job's tasks join.
 pub const JOB_ROOT: &str = "job";
 
+/// Returns the name of the root of a step that has one of its own.
+pub fn step_root(step: u32) -> String {
+    format!("step-{step}")
+}
+
+/// True for what [`step_root`] returns.
+pub fn is_step_root(name: &str) -> bool {
+    let number = name.strip_prefix("step-").map(str::parse::<u32>);
+    matches!(number, Some(Ok(number)) if step_root(number) == name)
+}
+
 /// Bytes of the message kept in a job's `failure` file.
 pub const FAILURE_LIMIT: u64 = 4096;
 
 /// Returns the directory of a job's state.
 pub fn job_dir(job: &JobId) -> PathBuf {
     Path::new(RUN_DIR).join("jobs").join(job.as_str())
+}
+
+/// Returns the directory of one of a job's roots.
+pub fn root_dir(job: &JobId, name: &str) -> PathBuf {
+    job_dir(job).join("roots").join(name)
 }
 
 /// Returns the file that says why a job's root could not be made for its user.
@@ -39,6 +58,11 @@ pub fn failure_file(job: &JobId) -> PathBuf {
 /// Returns the file with the manifest that a job's root was built from.
 pub fn manifest_file(job: &JobId) -> PathBuf {
     job_dir(job).join("manifest")
+}
+
+/// Returns where below `prefix` is what every container shows at /opt/udiImage.
+pub fn udi_image(prefix: &Path) -> PathBuf {
+    prefix.join("lib/shifter/udiImage")
 }
 
 /// A program of the suite.
@@ -52,6 +76,12 @@ pub enum Program {
     SetupRoot,
     /// Removes a job's root.
     UnsetupRoot,
+    /// Starts a job's ssh server.
+    StartSshd,
+    /// Makes a job's keys.
+    SshKeys,
+    /// Says who a job's user is.
+    Identity,
     /// Judges a node: `shifter doctor`.
     Doctor,
     /// Lists containers: `shifter ps`.
@@ -68,9 +98,32 @@ impl Program {
             Program::Shifterimg => "bin/shifterimg",
             Program::SetupRoot => "sbin/setupRoot",
             Program::UnsetupRoot => "sbin/unsetupRoot",
+            Program::StartSshd => "sbin/startSshd",
+            Program::SshKeys => "lib/shifter/shifter-ssh-keys",
+            Program::Identity => "lib/shifter/shifter-identity",
             Program::Doctor => "lib/shifter/shifter-doctor",
             Program::Ps => "lib/shifter/shifter-ps",
             Program::Node => "lib/shifter/shifter-node",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_of_steps_have_the_steps_number() {
+        assert!(is_step_root(&step_root(0)) && is_step_root(&step_root(u32::MAX)));
+        for other in [
+            "job",
+            "step-",
+            "step-01",
+            "step-+1",
+            "step-1/x",
+            "step-4294967296",
+        ] {
+            assert!(!is_step_root(other), "{other}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::hostlist::{HostSlots, is_host_name};
 use crate::identity::Identity;
 use crate::ids::{ImageId, JobId};
+use crate::ssh::JobKeys;
 use crate::volmap::{Origin, VolumeError, VolumeMap};
 
 /// The only schema this version reads and writes.
@@ -72,6 +73,8 @@ pub struct Modes {
     pub autoshift: bool,
     /// The host's own environment takes the place of an image.
     pub ccm: bool,
+    /// The job asks that its nodes reach one another by ssh.
+    pub ssh: bool,
 }
 
 /// What a job is, and what its root must contain.
@@ -101,10 +104,10 @@ pub struct JobManifest {
     /// How its processes meet the root.
     #[serde(default)]
     pub modes: Modes,
-    /// The public half of the key with which the job's nodes reach one another: one line, as in
-    /// authorized_keys, without options.
+    /// The keys with which the job's nodes reach one another, if they do. Secret: whoever reads
+    /// the manifest can be the job's user on each of them.
     #[serde(default)]
-    pub ssh_public_key: Option<String>,
+    pub ssh: Option<JobKeys>,
 }
 
 impl JobManifest {
@@ -176,10 +179,7 @@ impl JobManifest {
                 "modules",
                 self.modules.len() <= 256 && self.modules.iter().all(|m| plain(m)),
             ),
-            (
-                "ssh_public_key",
-                self.ssh_public_key.as_deref().is_none_or(is_public_key),
-            ),
+            ("ssh", self.ssh.as_ref().is_none_or(JobKeys::is_well_formed)),
             (
                 "hosts",
                 hosts.into_iter().all(is_host_name) && self.slots() <= SLOT_LIMIT,
@@ -192,26 +192,10 @@ impl JobManifest {
     }
 }
 
-/// True for the type and the data of a key, with or without a comment: options, which come first,
-/// could name a command.
-fn is_public_key(text: &str) -> bool {
-    let mut words = text.split(' ');
-    let is_kind = |word: &str| word.starts_with("ssh-") || word.starts_with("ecdsa-");
-    let is_data = |word: &str| {
-        word.len() > 16
-            && word
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b))
-    };
-    text.len() <= 1024
-        && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
-        && words.next().is_some_and(is_kind)
-        && words.next().is_some_and(is_data)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ssh::tests::sample as sample_keys;
 
     fn sample() -> JobManifest {
         JobManifest {
@@ -235,8 +219,9 @@ mod tests {
             modes: Modes {
                 autoshift: true,
                 ccm: false,
+                ssh: true,
             },
-            ssh_public_key: Some(format!("ssh-ed25519 {} job", "A".repeat(68))),
+            ssh: Some(sample_keys()),
         }
     }
 
@@ -258,6 +243,7 @@ mod tests {
             ("aaaaaaaa", "AAAAAAAA"),
             ("\"name\":\"alice\"", "\"name\":\"al:ice\""),
             ("\"restart\":0", "\"restart\":-1"),
+            ("ssh-ed25519", "command=x ssh-ed25519"),
             ("\"restart\":0", "\"restart\":0,\"more\":1"),
             ("\"name\":\"n1\"", "\"name\":\"n1\\nroot\""),
         ];
@@ -278,26 +264,9 @@ mod tests {
             serde_json::from_slice(&sample().to_bytes().unwrap()).unwrap();
         let fields = text.as_object_mut().unwrap();
         fields.remove("modes");
-        fields.remove("ssh_public_key");
+        fields.remove("ssh");
         let read = JobManifest::parse(text.to_string().as_bytes()).unwrap();
-        assert_eq!((read.modes, read.ssh_public_key), (Modes::default(), None));
-    }
-
-    #[test]
-    fn keys_are_one_line_without_options() {
-        let data = "A".repeat(68);
-        assert!(is_public_key(&format!("ssh-ed25519 {data}")));
-        for forged in [
-            String::new(),
-            data.clone(),
-            "ssh-ed25519".into(),
-            "ssh-ed25519 short".into(),
-            format!("command=\"id\" ssh-ed25519 {data}"),
-            format!("ssh-ed25519 {data}\nssh-ed25519 {data}"),
-            format!("ssh-ed25519 {data} {}", "x".repeat(1024)),
-        ] {
-            assert!(!is_public_key(&forged), "{forged}");
-        }
+        assert_eq!((read.modes, read.ssh), (Modes::default(), None));
     }
 
     #[test]

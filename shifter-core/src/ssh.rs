@@ -101,11 +101,11 @@ impl JobKeys {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Keys that nobody has.
-    fn sample() -> JobKeys {
+    pub(crate) fn sample() -> JobKeys {
         let pair = |letter: &str| KeyPair {
             private: format!("{BEGIN}{}\n{END}", letter.repeat(70)),
             public: format!("ssh-ed25519 {}", letter.repeat(PUBLIC_DATA)),

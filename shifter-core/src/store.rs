@@ -1,7 +1,7 @@
 //! Names and records of an image store, as the puller writes and the node reads them.
 //!
 //! ```text
-//! <store>/<id>.squashfs                                 the image
+//! <store>/<id>.squashfs or <id>.erofs                   the image
 //! <store>/<id>.meta                                     see [`crate::meta`]
 //! <store>/index/<type>/<escaped reference>              one JSON object per tag, see [`IndexEntry`]
 //! ```
@@ -66,9 +66,12 @@ pub fn index_path(reference: &ImageRef) -> Result<String, StoreError> {
     Ok(format!("index/{}/{name}", reference.image_type().as_str()))
 }
 
-/// Returns the file name of an image.
-pub fn image_file(id: &ImageId) -> String {
-    format!("{id}.squashfs")
+/// The formats of images; as the C Shifter has it, each is the end of its files' names.
+pub const FORMATS: [&str; 2] = ["squashfs", "erofs"];
+
+/// Returns the file name of an image of one of the [`FORMATS`].
+pub fn image_file(id: &ImageId, format: &str) -> String {
+    format!("{id}.{format}")
 }
 
 /// Returns the file name of an image's metadata.

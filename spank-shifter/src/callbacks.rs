@@ -1,6 +1,5 @@
 //! What each callback does in each of Slurm's contexts: plumbing between `ffi` and the rest.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shifter_core::config::Config;
@@ -9,22 +8,32 @@ use shifter_core::layout;
 
 use crate::context::{self, Callback, Context, FAILED, Level, OK};
 use crate::ffi::{self, Spank, log};
-use crate::options::{self, RawOptions};
+use crate::options::{RawOptions, StepOptions};
 use crate::pins::{self, Pins};
 use crate::prolog::{self, Facts, Outcome, Slurm};
 use crate::settings::Settings;
+use crate::shift::Shift;
 use crate::submit::{Request, SubmitError, Tools};
 use crate::tasks::{self, NodeState, Step};
-use crate::{epilog, report};
+use crate::{epilog, report, ssh, steps};
 
 /// Submit side: the options so far.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
 
-/// Step: true if it was started with `--image`.
-static ASKED: AtomicBool = AtomicBool::new(false);
+/// Step: the options that it was started with.
+static GIVEN: Mutex<StepOptions> = Mutex::new(StepOptions::new());
 
 /// Step: what init_post_opt found for its tasks.
 static STEP: Mutex<Option<Step>> = Mutex::new(None);
+
+/// Step: how its tasks enter their root, if they do.
+static SHIFT: Mutex<Option<Shift>> = Mutex::new(None);
+
+/// Step: the root of its own.
+static OWN_ROOT: Mutex<Option<(JobId, String)>> = Mutex::new(None);
+
+/// Number of the step that is the batch script (SLURM_BATCH_SCRIPT).
+const BATCH_SCRIPT: u32 = 0xffff_fffb;
 
 /// Answers a callback of the plugin.
 pub fn call(callback: Callback, context: Context, spank: &Spank, args: Vec<String>) -> i32 {
@@ -38,8 +47,11 @@ pub fn call(callback: Callback, context: Context, spank: &Spank, args: Vec<Strin
         (Callback::InitPostOpt, Context::Local | Context::Allocator) => {
             submit(context, spank, &settings)
         }
-        (Callback::InitPostOpt, Context::Remote) => ready_step(spank),
-        (Callback::TaskInit, Context::Remote) => admit_task(spank),
+        (Callback::InitPostOpt, Context::Remote) => ready_step(spank, &settings),
+        (Callback::TaskInitPrivileged, Context::Remote) => admit_task(spank),
+        (Callback::TaskInit, Context::Remote) => settle_task(spank),
+        (Callback::TaskPostFork, Context::Remote) => serve_ssh(spank, &settings),
+        (Callback::Exit, Context::Remote) => end_step(&settings),
         (Callback::JobProlog, _) => prologue(spank, &settings),
         (Callback::JobEpilog, _) => epilogue(spank, &settings),
         _ => OK,
@@ -54,7 +66,7 @@ pub fn option(number: i32, value: &[u8], is_remote: bool) -> i32 {
         return FAILED;
     }
     if is_remote {
-        ASKED.fetch_or(options::is_image(number), Ordering::Relaxed);
+        locked(&GIVEN).add(number, value);
         return OK;
     }
     match locked(&OPTIONS).add(number, value) {
@@ -102,10 +114,15 @@ fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     }
     let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
     match prepare(&raw, is_step, settings) {
-        Ok(None) => OK,
-        Ok(Some(pins)) => {
+        Ok(pins) => {
             let set = |(name, value): (&str, Option<String>)| {
-                value.is_none_or(|value| spank.set_job_env(name, &value))
+                value.is_none_or(|value| match is_step {
+                    true => {
+                        ffi::set_own_env(&pins::of_step(name), &value);
+                        true
+                    }
+                    false => spank.set_job_env(name, &value),
+                })
             };
             if pins.to_env().into_iter().all(set) {
                 return OK;
@@ -116,24 +133,22 @@ fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     }
 }
 
-fn prepare(
-    raw: &RawOptions,
-    is_step: bool,
-    settings: &Settings,
-) -> Result<Option<Pins>, SubmitError> {
+fn prepare(raw: &RawOptions, is_step: bool, settings: &Settings) -> Result<Pins, SubmitError> {
     let config = Config::open_trusted(settings.config())?;
     let request = Request::check(raw, &config)?;
-    if is_step {
-        return request.agree(job_pins()?.as_ref()).map(|()| None);
-    }
     let tell = |line: &str| log(Level::Info, line);
     let tools = Tools {
         config: &config,
         settings,
         ready: ffi::isolated,
         tell,
+        is_step,
     };
-    request.resolve(&tools).map(Some)
+    if is_step {
+        request.for_step(job_pins()?, &tools)
+    } else {
+        request.for_job(&tools)
+    }
 }
 
 /// Finds what describes the job that a step is started in: a batch script and an allocation's
@@ -148,13 +163,21 @@ fn job_pins() -> Result<Option<Pins>, SubmitError> {
 }
 
 /// Never fails: an error here would drain the node and complete the job as if all were well.
-fn ready_step(spank: &Spank) -> i32 {
+fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
         return OK;
     };
-    let step = tasks::judge(&NodeState::read(&job), &job, uid, asked(spank));
-    for (name, value) in &step.env {
-        if !spank.set_step_env(name, value.as_deref()) {
+    let given = *locked(&GIVEN);
+    let step = given_root(spank, settings, &job, uid);
+    let step = step.unwrap_or_else(Step::refused);
+    let forgotten = pins::NAMES.map(|name| (pins::of_step(name), None));
+    let known = step.env.iter();
+    let known = known.map(|(name, value)| ((*name).to_owned(), value.clone()));
+    // A step that has nothing to do with us is left as it is.
+    let forgotten = forgotten.into_iter().filter(|_| step != Step::default());
+    for (name, value) in known.chain(forgotten) {
+        let value = value.as_deref().map(str::as_bytes);
+        if !spank.set_step_env(name.as_bytes(), value) && value.is_some() {
             log(
                 Level::Error,
                 &format!("shifter: cannot set '{name}' for job {job}"),
@@ -162,7 +185,66 @@ fn ready_step(spank: &Spank) -> i32 {
         }
     }
     *locked(&STEP) = Some(step);
+    let shifts = locked(&STEP).as_ref().and_then(|step| {
+        let pins = step.pins.as_ref()?;
+        given
+            .autoshift
+            .unwrap_or(pins.modes.autoshift)
+            .then_some(())
+    });
+    if shifts.is_some() {
+        let own = locked(&OWN_ROOT).clone();
+        let root = own.map_or_else(|| layout::JOB_ROOT.to_owned(), |(_, name)| name);
+        match Shift::ready(&job, &root, uid, settings) {
+            Ok(shift) => *locked(&SHIFT) = Some(shift),
+            Err(lines) => *locked(&STEP) = Some(Step::refused(lines)),
+        }
+    }
     OK
+}
+
+/// Judges what the step's tasks are to find, and makes the step a root of its own where it asks for
+/// something else than its job has.
+fn given_root(
+    spank: &Spank,
+    settings: &Settings,
+    job: &JobId,
+    uid: u32,
+) -> Result<Step, Vec<String>> {
+    let own = Pins::from_env(|name| {
+        let value = spank.step_env(&pins::of_step(name))?;
+        Some(value.to_string_lossy().into_owned())
+    });
+    let Some(own) = own.map_err(|error| report::lines(&error, None))? else {
+        return Ok(tasks::judge(&NodeState::read(job), job, uid, asked(spank)));
+    };
+    let jobs = tasks::judge(&NodeState::read(job), job, uid, false);
+    if !jobs.refusal.is_empty() {
+        return Ok(jobs);
+    }
+    let config = Config::open_trusted(settings.config());
+    let config = config.map_err(|error| report::lines(&error, None))?;
+    if jobs
+        .pins
+        .as_ref()
+        .is_some_and(|pins| steps::is_jobs(pins, &own, &config))
+    {
+        return Ok(jobs);
+    }
+    let variable = |name: &str| {
+        let value = own_env(name).or_else(|| Some(spank.step_env(name)?.to_string_lossy().into()));
+        value.filter(|value| !value.is_empty())
+    };
+    let facts = Facts {
+        job: job.clone(),
+        uid,
+        gid: spank.gid().unwrap_or(uid),
+        slurm: Slurm::from_env(variable),
+    };
+    let number = spank.step().unwrap_or(u32::MAX);
+    let name = steps::set_up(facts, number, own.clone(), settings, ffi::isolated)?;
+    *locked(&OWN_ROOT) = Some((job.clone(), name));
+    Ok(Step::of(own))
 }
 
 fn admit_task(spank: &Spank) -> i32 {
@@ -171,21 +253,87 @@ fn admit_task(spank: &Spank) -> i32 {
         Some(job) => tasks::judge_blindly(&NodeState::read(&job), &job, asked(spank)),
         None => Step::default(),
     });
-    if step.refusal.is_empty() {
-        return OK;
-    }
-    // Once a node is enough, however many tasks it has.
-    if spank.task() == Some(0) {
-        for line in &step.refusal {
-            log(Level::User, line);
+    if !step.refusal.is_empty() {
+        // Once a node is enough, however many tasks it has.
+        if spank.task() == Some(0) {
+            tell(&step.refusal);
         }
+        return FAILED;
+    }
+    match locked(&SHIFT).as_ref().map(Shift::enter) {
+        None | Some(Ok(())) => OK,
+        Some(Err(lines)) => tell(&lines),
+    }
+}
+
+fn settle_task(spank: &Spank) -> i32 {
+    let shift = locked(&SHIFT);
+    let Some(shift) = shift.as_ref() else {
+        return OK;
+    };
+    let Some(given) = spank.whole_step_env() else {
+        return tell(&["shifter: Slurm does not say what the environment is".to_owned()]);
+    };
+    let is_batch = spank.step() == Some(BATCH_SCRIPT);
+    let script = spank.program().filter(|_| is_batch).map(Into::into);
+    let changes = match shift.settle(&given, script) {
+        Ok(changes) => changes,
+        Err(lines) => return tell(&lines),
+    };
+    for (name, value) in changes {
+        if !spank.set_step_env(&name, value.as_deref()) && value.is_some() {
+            return tell(&["shifter: Slurm does not take the container's environment".to_owned()]);
+        }
+    }
+    OK
+}
+
+/// Says why a task does not run.
+fn tell(lines: &[String]) -> i32 {
+    for line in lines {
+        log(Level::User, line);
     }
     FAILED
 }
 
+/// Never fails: the job has its container, and says itself what it misses.
+fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
+    if spank.step() != Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
+    let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
+        return OK;
+    };
+    if !layout::job_dir(&job).exists() {
+        return OK;
+    }
+    match ssh::start(&job, uid, settings, ffi::isolated) {
+        Ok(None) => {}
+        Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
+        Err(error) => {
+            for line in report::lines(&error, None) {
+                log(Level::Error, &line);
+            }
+        }
+    }
+    OK
+}
+
+/// Never fails, for nothing could be done about it: the epilog comes after it.
+fn end_step(settings: &Settings) -> i32 {
+    if let Some((job, name)) = locked(&OWN_ROOT).take()
+        && let Err(error) = steps::tear_down(&job, &name, settings, ffi::isolated)
+    {
+        for line in report::lines(&error, None) {
+            log(Level::Error, &line);
+        }
+    }
+    OK
+}
+
 fn asked(spank: &Spank) -> bool {
     let name = format!("SLURM_SPANK_{}", pins::IMAGE);
-    ASKED.load(Ordering::Relaxed) || spank.step_env(&name).is_some()
+    locked(&GIVEN).image || spank.step_env(&name).is_some()
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {
@@ -193,16 +341,11 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(pins) = Pins::from_env(variable).transpose() else {
         return OK;
     };
-    let (Some(job), Some(uid), Some(gid)) = (job_id(spank), spank.uid(), spank.gid()) else {
+    let Some(facts) = facts(spank) else {
         return refuse(&["shifter: Slurm does not say whose job this is".to_owned()]);
     };
-    let facts = Facts {
-        job: job.clone(),
-        uid,
-        gid,
-        slurm: Slurm::from_env(own_env),
-    };
-    match prolog::run(facts, pins, settings, ffi::isolated) {
+    let (job, uid) = (facts.job.clone(), facts.uid);
+    match prolog::run(facts, pins, settings, TOOLS) {
         Ok(Outcome::Ready(message)) => {
             log(
                 Level::Info,
@@ -229,10 +372,15 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
 
 fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(job) = job_id(spank) else { return OK };
+    if own_env(&format!("SPANK_{}", pins::IMAGE)).is_some()
+        && let Some(facts) = facts(spank)
+    {
+        epilog::forget(&facts, settings, TOOLS);
+    }
     if !layout::job_dir(&job).exists() {
         return OK;
     }
-    match epilog::run(&job, settings, ffi::isolated) {
+    match epilog::run(&job, settings, TOOLS) {
         Ok(()) => OK,
         Err(error) => {
             log(
@@ -242,6 +390,22 @@ fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
             refuse(&report::lines(&error, None))
         }
     }
+}
+
+/// What prolog and epilog need of Slurm's.
+const TOOLS: prolog::Tools = prolog::Tools {
+    ready: ffi::isolated,
+    complain: |line| log(Level::Error, line),
+};
+
+/// What Slurm itself says of the job of a prolog or epilog.
+fn facts(spank: &Spank) -> Option<Facts> {
+    Some(Facts {
+        job: job_id(spank)?,
+        uid: spank.uid()?,
+        gid: spank.gid()?,
+        slurm: Slurm::from_env(own_env),
+    })
 }
 
 fn refuse(lines: &[String]) -> i32 {

@@ -32,7 +32,13 @@ pub enum Callback {
     /// `slurm_spank_job_prolog`
     JobProlog,
     /// `slurm_spank_task_init_privileged`
+    TaskInitPrivileged,
+    /// `slurm_spank_task_init`
     TaskInit,
+    /// `slurm_spank_task_post_fork`
+    TaskPostFork,
+    /// `slurm_spank_exit`
+    Exit,
     /// `slurm_spank_job_epilog`
     JobEpilog,
 }
@@ -61,7 +67,8 @@ pub const FAILED: i32 = -1;
 /// else fails what it belongs to: the submission, the prolog, the task, the epilog.
 pub const fn code_after_panic(callback: Callback, context: Context) -> i32 {
     match (callback, context) {
-        (Callback::Option | Callback::InitPostOpt, Context::Remote) | (Callback::Init, _) => OK,
+        (Callback::Option | Callback::InitPostOpt, Context::Remote)
+        | (Callback::Init | Callback::TaskPostFork | Callback::Exit, _) => OK,
         _ => FAILED,
     }
 }
@@ -79,6 +86,7 @@ pub fn stale_variables(is_new_job: bool) -> Vec<String> {
             [format!("SLURM_SPANK_{forwarded}"), forwarded]
         })
         .collect();
+    names.extend(pins::NAMES.iter().map(|name| pins::of_step(name)));
     if is_new_job {
         names.extend(pins::NAMES.iter().map(|name| format!("SLURM_SPANK_{name}")));
     }
@@ -100,7 +108,10 @@ mod tests {
             (Option, Context::Remote, OK),
             (InitPostOpt, Context::Allocator, FAILED),
             (InitPostOpt, Context::Remote, OK),
+            (TaskInitPrivileged, Context::Remote, FAILED),
             (TaskInit, Context::Remote, FAILED),
+            (TaskPostFork, Context::Remote, OK),
+            (Exit, Context::Remote, OK),
             (JobProlog, Context::JobScript, FAILED),
             (JobEpilog, Context::JobScript, FAILED),
         ];

@@ -1,17 +1,18 @@
 //! A node's epilog: whatever a job has left is removed.
 //!
-//! It needs no configuration and asks nothing of the job's environment: what counts is what is
-//! on the node.
+//! For what is on the node it needs no configuration and asks nothing of the job's environment: what
+//! counts is what is there. What the job's nodes shared is removed by the first of them, where that
+//! can be.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 
 use crate::child::{self, Terms};
-use crate::prolog::{NodeError, fixed_environment, privileged};
+use crate::identity;
+use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
 use crate::settings::Settings;
 
 /// Seconds for the teardown: processes that stay behind are asked to end before they are killed.
@@ -20,20 +21,27 @@ const SECONDS: u32 = 120;
 /// Where the suite is if the configuration does not say.
 const PREFIX: Option<&str> = option_env!("SHIFTER_PREFIX");
 
+/// Removes what the nodes of a job that asked for an image told each other. What cannot be removed
+/// now is old before long.
+pub fn forget(facts: &Facts, settings: &Settings, tools: Tools) {
+    if let Ok(config) = Config::open_trusted(settings.config()) {
+        identity::forget(facts, &config, settings, tools);
+    }
+}
+
 /// Removes a job's state from the node.
-pub fn run(
-    job: &JobId,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<(), NodeError> {
+pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeError> {
     let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
+    if let [option, path] = &*settings.config_args() {
+        command.arg(format!("{}={}", option.display(), path.display()));
+    }
     command.arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,
         own_group: true,
         shows_stderr: false,
     };
-    let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    let finished = child::run((tools.ready)(fixed_environment(command)), b"", terms)?;
     if finished.status.success() {
         Ok(())
     } else {

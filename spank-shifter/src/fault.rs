@@ -3,7 +3,7 @@
 //! `SHIFTER_FAULT=CONTEXT:CALLBACK=panic|fail`, from the process's environment, from the job's
 //! (`SPANK_SHIFTER_FAULT` in the prolog, where sbatch, salloc and srun pass it on) or from the step's.
 //! Contexts: Local, Allocator, Remote, JobScript, Slurmd; callbacks: Init, InitPostOpt, JobProlog,
-//! TaskInit, JobEpilog; and Option, whose context is always given as Local.
+//! TaskInitPrivileged, TaskInit, JobEpilog, Exit; and Option, whose context is always given as Local.
 
 use crate::context::{Callback, Context};
 use crate::ffi::Spank;

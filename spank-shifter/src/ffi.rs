@@ -82,6 +82,11 @@ impl Spank {
         self.item(sys::S_JOB_ID)
     }
 
+    /// Returns the number of the step; those that Slurm starts itself have very high ones.
+    pub fn step(&self) -> Option<u32> {
+        self.item(sys::S_JOB_STEPID)
+    }
+
     /// Returns the number of the task on this node.
     pub fn task(&self) -> Option<u32> {
         self.item(sys::S_TASK_ID)
@@ -114,10 +119,55 @@ impl Spank {
         (code == 0).then(|| OsString::from_vec(value.to_bytes().to_vec()))
     }
 
+    /// Returns the first word of what the step runs.
+    pub fn program(&self) -> Option<OsString> {
+        let mut count: c_int = 0;
+        let mut list: *mut *mut c_char = std::ptr::null_mut();
+        // SAFETY: the handle is Slurm's, from the running callback; the item is written through
+        // pointers to an int and to the address of an array.
+        let code =
+            unsafe { sys::spank_get_item(self.0, sys::S_JOB_ARGV, &raw mut count, &raw mut list) };
+        if code != 0 || count < 1 || list.is_null() {
+            return None;
+        }
+        // SAFETY: Slurm's array has `count` words, so a first one.
+        let word = unsafe { *list };
+        if word.is_null() {
+            return None;
+        }
+        // SAFETY: each word is a C string, which nobody changes during the callback.
+        let word = unsafe { CStr::from_ptr(word) };
+        Some(OsString::from_vec(word.to_bytes().to_vec()))
+    }
+
+    /// Returns the step's whole environment, `NAME=value` each.
+    pub fn whole_step_env(&self) -> Option<Vec<Vec<u8>>> {
+        let mut list: *mut *mut c_char = std::ptr::null_mut();
+        // SAFETY: the handle is Slurm's, from the running callback; the item is written through a
+        // pointer to the address of an array.
+        let code = unsafe { sys::spank_get_item(self.0, sys::S_JOB_ENV, &raw mut list) };
+        if code != 0 || list.is_null() {
+            return None;
+        }
+        let mut variables = Vec::new();
+        loop {
+            // SAFETY: Slurm's array ends with NULL, and this is not behind it.
+            let at = unsafe { list.add(variables.len()) };
+            // SAFETY: as above, each initialised.
+            let variable = unsafe { *at };
+            if variable.is_null() {
+                return Some(variables);
+            }
+            // SAFETY: each but the last is a C string, which nobody changes during the callback.
+            let variable = unsafe { CStr::from_ptr(variable) };
+            variables.push(variable.to_bytes().to_vec());
+        }
+    }
+
     /// Sets or removes a variable of the step's environment.
-    pub fn set_step_env(&self, name: &str, value: Option<&str>) -> bool {
-        let name = c_string(name);
-        let Some(value) = value.map(c_string) else {
+    pub fn set_step_env(&self, name: &[u8], value: Option<&[u8]>) -> bool {
+        let name = c_bytes(name);
+        let Some(value) = value.map(c_bytes) else {
             // SAFETY: the handle is the callback's, the name a C string; Slurm keeps neither.
             return unsafe { sys::spank_unsetenv(self.0, name.as_ptr()) } == 0;
         };
@@ -140,7 +190,7 @@ impl Spank {
                 name: spec.name.as_ptr().cast_mut(),
                 arginfo: spec.value.as_ptr().cast_mut(),
                 usage: spec.usage.as_ptr().cast_mut(),
-                has_arg: 1,
+                has_arg: spec.has_value as c_int,
                 val: number,
                 cb: Some(option_given),
             };
@@ -154,6 +204,12 @@ impl Spank {
 pub fn remove_own_env(name: &str) {
     // SAFETY: called from slurm_spank_init, when these programs have started no thread yet.
     unsafe { std::env::remove_var(name) };
+}
+
+/// Sets a variable of our own process, which is srun: what it starts has it.
+pub fn set_own_env(name: &str, value: &str) {
+    // SAFETY: called from slurm_spank_init_post_opt, when srun has started no thread yet.
+    unsafe { std::env::set_var(name, value) };
 }
 
 /// Writes one line to Slurm's log, or to the user.
@@ -191,8 +247,12 @@ pub fn isolated(mut command: Command) -> Command {
 
 /// C strings end at their first NUL, and so does what we pass.
 fn c_string(text: &str) -> CString {
-    let end = text.find('\0').unwrap_or(text.len());
-    CString::new(&text.as_bytes()[..end]).unwrap_or_default()
+    c_bytes(text.as_bytes())
+}
+
+fn c_bytes(bytes: &[u8]) -> CString {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    CString::new(&bytes[..end.unwrap_or(bytes.len())]).unwrap_or_default()
 }
 
 extern "C" fn option_given(number: c_int, value: *const c_char, remote: c_int) -> c_int {
@@ -278,7 +338,18 @@ callback!(
 callback!(slurm_spank_job_prolog, JobProlog, "Prepares a node.");
 callback!(
     slurm_spank_task_init_privileged,
-    TaskInit,
-    "Refuses a task whose job has no root."
+    TaskInitPrivileged,
+    "Refuses a task whose job has no root, or moves it there."
 );
+callback!(
+    slurm_spank_task_init,
+    TaskInit,
+    "Gives a task that was moved its environment."
+);
+callback!(
+    slurm_spank_task_post_fork,
+    TaskPostFork,
+    "Starts a job's ssh server in its extern step."
+);
+callback!(slurm_spank_exit, Exit, "Removes a step's own root.");
 callback!(slurm_spank_job_epilog, JobEpilog, "Cleans a node.");

@@ -9,6 +9,8 @@
 //! sbatch salloc srun   options ─▶ submit ─▶ pins: SHIFTER_* in the job's environment
 //! slurmd, each node    prolog:  pins ─▶ job manifest ─▶ setupRoot        epilog: unsetupRoot
 //! slurmstepd           tasks:   SHIFTER_* for the tasks, or the reason why the job cannot run
+//!                      steps:   a root for a step with an image of its own
+//!                      shift:   with --autoshift, each task into its root
 //! ```
 
 #![cfg_attr(
@@ -24,11 +26,15 @@ compile_error!("fault-injection is for tests and never for what is installed");
 
 mod context;
 mod epilog;
+mod identity;
 mod options;
 mod pins;
 mod prolog;
 mod report;
 mod settings;
+mod shift;
+mod ssh;
+mod steps;
 mod submit;
 mod tasks;
 mod version;

@@ -17,7 +17,7 @@ pub enum OptionError {
     #[error("option number {0} is not one of Shifter's")]
     Foreign(i32),
     /// All values together are too long.
-    #[error("the values of --image, --volume and --module are longer than {LIMIT} bytes together")]
+    #[error("the values of Shifter's options are longer than {LIMIT} bytes together")]
     TooLong,
     /// The value is not text.
     #[error("the value of --{0} is not UTF-8 text")]
@@ -25,6 +25,9 @@ pub enum OptionError {
     /// The value has nothing in it.
     #[error("--{0} needs a value")]
     Empty(&'static str),
+    /// The option is a switch.
+    #[error("--{0} is given alone, or with =yes or =no")]
+    Switch(&'static str),
 }
 
 /// What an option sets.
@@ -33,6 +36,8 @@ enum Target {
     Image,
     Volume,
     Module,
+    Autoshift,
+    Sshd,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -42,36 +47,65 @@ pub struct Spec {
     pub name: &'static CStr,
     /// Placeholder of the value in `--help`.
     pub value: &'static CStr,
+    /// Whether there is one: never, always, or as the user likes.
+    pub has_value: HasValue,
     /// Line of `--help`.
     pub usage: &'static CStr,
     target: Target,
 }
 
+/// Whether an option has a value, numbered as getopt_long(3) does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HasValue {
+    /// Always.
+    Yes = 1,
+    /// Only after a '='.
+    Maybe = 2,
+}
+
 /// The options.
-pub const SPECS: [Spec; 4] = [
+pub const SPECS: [Spec; 6] = [
     Spec {
         name: c"image",
         value: c"REF",
-        usage: c"run the job's \"shifter\" commands in this image",
+        has_value: HasValue::Yes,
+        usage: c"image for the job's \"shifter\" commands",
         target: Target::Image,
     },
     Spec {
         name: c"volume",
         value: c"FROM:TO",
+        has_value: HasValue::Yes,
         usage: c"show directory FROM at TO in the image (repeatable)",
         target: Target::Volume,
     },
     Spec {
         name: c"imagevolume",
         value: c"FROM:TO",
+        has_value: HasValue::Yes,
         usage: c"the same as --volume",
         target: Target::Volume,
     },
     Spec {
         name: c"module",
         value: c"NAME[,NAME]",
+        has_value: HasValue::Yes,
         usage: c"use these modules of the site in the image",
         target: Target::Module,
+    },
+    Spec {
+        name: c"autoshift",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"run script and tasks inside the image as they are",
+        target: Target::Autoshift,
+    },
+    Spec {
+        name: c"sshd",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"let the job's containers reach one another by ssh",
+        target: Target::Sshd,
     },
 ];
 
@@ -84,6 +118,10 @@ pub struct RawOptions {
     pub volumes: Vec<String>,
     /// Every `--module`.
     pub modules: Vec<String>,
+    /// The last `--autoshift`.
+    pub autoshift: Option<bool>,
+    /// The last `--sshd`.
+    pub sshd: Option<bool>,
     bytes: usize,
 }
 
@@ -94,6 +132,8 @@ impl RawOptions {
             image: None,
             volumes: Vec::new(),
             modules: Vec::new(),
+            autoshift: None,
+            sshd: None,
             bytes: 0,
         }
     }
@@ -102,7 +142,7 @@ impl RawOptions {
     pub fn add(&mut self, number: i32, value: &[u8]) -> Result<(), OptionError> {
         let spec = spec(number).ok_or(OptionError::Foreign(number))?;
         let name = spec.name.to_str().unwrap_or_default();
-        if value.is_empty() {
+        if value.is_empty() && spec.has_value == HasValue::Yes {
             return Err(OptionError::Empty(name));
         }
         self.bytes = self.bytes.saturating_add(value.len() + 1);
@@ -119,6 +159,8 @@ impl RawOptions {
             Target::Volume if self.volumes.contains(&text) => {}
             Target::Volume => self.volumes.push(text),
             Target::Module => self.modules.push(text),
+            Target::Autoshift => self.autoshift = Some(switch(value, name)?),
+            Target::Sshd => self.sshd = Some(switch(value, name)?),
         }
         Ok(())
     }
@@ -129,9 +171,40 @@ impl RawOptions {
     }
 }
 
-/// True if the number is that of `--image`.
-pub fn is_image(number: i32) -> bool {
-    spec(number).is_some_and(|spec| spec.target == Target::Image)
+/// What a step was started with, of which Slurm tells it only the last value of each option.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepOptions {
+    /// True if there was an image.
+    pub image: bool,
+    /// The value of `--autoshift`.
+    pub autoshift: Option<bool>,
+}
+
+impl StepOptions {
+    /// Starts without any.
+    pub const fn new() -> Self {
+        Self {
+            image: false,
+            autoshift: None,
+        }
+    }
+
+    /// Takes one value; the submit side has judged it, and what it would have refused is not there.
+    pub fn add(&mut self, number: i32, value: &[u8]) {
+        match spec(number).map(|spec| spec.target) {
+            Some(Target::Image) => self.image = true,
+            Some(Target::Autoshift) => self.autoshift = switch(value, "").ok(),
+            _ => {}
+        }
+    }
+}
+
+fn switch(value: &[u8], name: &'static str) -> Result<bool, OptionError> {
+    match value {
+        b"" | b"yes" => Ok(true),
+        b"no" => Ok(false),
+        _ => Err(OptionError::Switch(name)),
+    }
 }
 
 fn spec(number: i32) -> Option<&'static Spec> {
@@ -167,7 +240,7 @@ mod tests {
     #[test]
     fn hostile_values_are_refused() {
         let mut raw = RawOptions::new();
-        assert_eq!(raw.add(4, b"x"), Err(OptionError::Foreign(4)));
+        assert_eq!(raw.add(9, b"x"), Err(OptionError::Foreign(9)));
         assert_eq!(raw.add(-1, b"x"), Err(OptionError::Foreign(-1)));
         assert_eq!(raw.add(1, b""), Err(OptionError::Empty("volume")));
         assert_eq!(raw.add(0, b"a\xff"), Err(OptionError::NotText("image")));
@@ -186,9 +259,31 @@ mod tests {
     }
 
     #[test]
-    fn only_the_image_is_the_image() {
-        let images: Vec<i32> = (-1..5).filter(|number| is_image(*number)).collect();
-        assert_eq!(images, [0]);
+    fn switches_are_on_alone() {
+        let given = |value: &[u8]| {
+            let mut raw = RawOptions::new();
+            raw.add(4, value).map(|()| raw.autoshift)
+        };
+        assert_eq!(given(b""), Ok(Some(true)));
+        assert_eq!(given(b"yes"), Ok(Some(true)));
+        assert_eq!(given(b"no"), Ok(Some(false)));
+        assert_eq!(given(b"maybe"), Err(OptionError::Switch("autoshift")));
+    }
+
+    #[test]
+    fn a_step_knows_what_it_was_started_with() {
+        let given = |options: &[(i32, &[u8])]| {
+            let mut step = StepOptions::new();
+            options
+                .iter()
+                .for_each(|(number, value)| step.add(*number, value));
+            (step.image, step.autoshift)
+        };
+        assert_eq!(given(&[]), (false, None));
+        assert_eq!(given(&[(0, b"x"), (3, b"m")]), (true, None));
+        assert_eq!(given(&[(4, b"")]), (false, Some(true)));
+        assert_eq!(given(&[(4, b"no"), (9, b"")]), (false, Some(false)));
+        assert_eq!(given(&[(4, b"\xff")]), (false, None));
     }
 
     proptest! {

@@ -5,8 +5,10 @@
 //! SHIFTER_IMAGETYPE     id
 //! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
 //! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
+//! SHIFTER_SSHD          1                            ssh between the nodes; absent if there is none
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
+//! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
 //! ```
 //!
 //! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
@@ -14,6 +16,7 @@
 //! whoever reads them gets only what is well-formed, and judges it again.
 
 use shifter_core::ids::{IdError, ImageId};
+use shifter_core::manifest::Modes;
 use shifter_core::sanitize;
 use shifter_core::volmap::{Origin, VolumeError, VolumeMap};
 use thiserror::Error;
@@ -26,9 +29,17 @@ const IMAGE_TYPE: &str = "SHIFTER_IMAGETYPE";
 const REQUEST: &str = "SHIFTER_IMAGEREQUEST";
 const VOLUME: &str = "SHIFTER_VOLUME";
 const MODULE: &str = "SHIFTER_MODULE";
+const AUTOSHIFT: &str = "SHIFTER_AUTOSHIFT";
+const SSHD: &str = "SHIFTER_SSHD";
 
 /// All of them.
-pub const NAMES: [&str; 5] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE];
+pub const NAMES: [&str; 7] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, SSHD];
+
+/// Returns the name under which srun tells a step of its own what in a job it was given: Slurm keeps
+/// variables of such names whatever `--export` says.
+pub fn of_step(name: &str) -> String {
+    format!("SLURM_STEP_{name}")
+}
 
 /// The name that means no module.
 pub const NO_MODULE: &str = "none";
@@ -60,6 +71,14 @@ pub enum PinError {
     /// More names than any site has modules.
     #[error("a job can use at most {MODULE_LIMIT} modules")]
     TooManyModules,
+    /// What is either there or not has a value that we never write.
+    #[error("{name} is '{}' and not 1", sanitize::text(.value))]
+    Switch {
+        /// The variable.
+        name: &'static str,
+        /// What it says.
+        value: String,
+    },
     /// A value is longer than anything we write.
     #[error("the value of {0} is longer than {LIMIT} bytes")]
     TooLong(&'static str),
@@ -76,11 +95,13 @@ pub struct Pins {
     pub volumes: VolumeMap,
     /// The modules, in the order given.
     pub modules: Vec<String>,
+    /// How the job's tasks meet its root.
+    pub modes: Modes,
 }
 
 impl Pins {
     /// Returns every variable with its value; those without one are to be removed.
-    pub fn to_env(&self) -> [(&'static str, Option<String>); 5] {
+    pub fn to_env(&self) -> [(&'static str, Option<String>); NAMES.len()] {
         let some = |text: String| (!text.is_empty()).then_some(text);
         [
             (IMAGE, Some(self.id.to_string())),
@@ -88,6 +109,8 @@ impl Pins {
             (REQUEST, Some(self.request.clone())),
             (VOLUME, some(self.volumes.signature())),
             (MODULE, some(self.modules.join(","))),
+            (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
+            (SSHD, self.modes.ssh.then(|| "1".to_owned())),
         ]
     }
 
@@ -109,12 +132,26 @@ impl Pins {
         if !plain {
             return Err(PinError::Request(request));
         }
+        let switch = |name| match value(name)?.as_str() {
+            "" => Ok(false),
+            "1" => Ok(true),
+            other => Err(PinError::Switch {
+                name,
+                value: other.to_owned(),
+            }),
+        };
+        let modes = Modes {
+            autoshift: switch(AUTOSHIFT)?,
+            ssh: switch(SSHD)?,
+            ..Modes::default()
+        };
         let modules = value(MODULE)?;
         Ok(Some(Self {
             id: ImageId::parse(&value(IMAGE)?)?,
             request,
             volumes: parse_volumes(Some(value(VOLUME)?.as_str()).filter(|text| !text.is_empty()))?,
             modules: parse_modules(Some(modules.as_str()).filter(|text| !text.is_empty()))?,
+            modes,
         }))
     }
 }
@@ -162,6 +199,11 @@ pub mod tests {
             request: "docker:ubuntu:24.04".into(),
             volumes: parse_volumes(["/scratch:/mnt", "/data:/data2:ro"]).unwrap(),
             modules: vec!["mpi".into(), "gpu".into()],
+            modes: Modes {
+                autoshift: true,
+                ssh: true,
+                ..Modes::default()
+            },
         }
     }
 
@@ -190,6 +232,7 @@ pub mod tests {
         let bare = Pins {
             volumes: VolumeMap::default(),
             modules: Vec::new(),
+            modes: Modes::default(),
             ..sample()
         };
         assert_eq!(written(&bare).len(), 3);
@@ -219,6 +262,7 @@ pub mod tests {
             (MODULE, "a b"),
             (MODULE, "-x"),
             (MODULE, "$(reboot)"),
+            (AUTOSHIFT, "0"),
         ];
         for (name, value) in table {
             let mut env = written(&sample());

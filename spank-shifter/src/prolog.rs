@@ -14,14 +14,17 @@ use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
-use shifter_core::manifest::{JobManifest, ManifestError, Modes, ResolvedImage, SCHEMA};
-use shifter_core::trusted;
+use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::ssh::JobKeys;
+use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
 use crate::child::{self, ChildError, Finished, Terms};
+use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
+use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
@@ -50,6 +53,8 @@ pub struct Slurm {
     pub cpus: String,
     /// How often the job was started before.
     pub restart: String,
+    /// Name of this node.
+    pub node: Option<String>,
 }
 
 impl Slurm {
@@ -62,7 +67,34 @@ impl Slurm {
             nodes: nodes.unwrap_or_default(),
             cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+            node: get("SLURMD_NODENAME"),
         }
+    }
+}
+
+impl Slurm {
+    /// Returns the cluster's name, or the site's for it where Slurm has none.
+    pub fn cluster_or<'a>(&'a self, config: &'a Config) -> &'a str {
+        if self.cluster.is_empty() {
+            &config.system
+        } else {
+            &self.cluster
+        }
+    }
+
+    /// Returns this node's place among those of the job, from 0; nothing if Slurm does not say.
+    pub fn rank(&self) -> Option<usize> {
+        let hosts = hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).ok()?;
+        hosts
+            .iter()
+            .position(|host| Some(&host.name) == self.node.as_ref())
+    }
+}
+
+impl Slurm {
+    /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
+    pub fn count(&self) -> usize {
+        hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
     }
 }
 
@@ -84,6 +116,15 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
+    /// The job asks for ssh at a site without.
+    #[error("this site offers no ssh between the nodes of a job")]
+    NoSsh,
+    /// The job asks for ssh, and its nodes have no way to learn the same keys.
+    #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
+    NoSharedKeys,
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -125,23 +166,39 @@ impl NodeError {
     }
 }
 
+/// What the border to Slurm lends.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// Lets a program inherit nothing of Slurm's.
+    pub ready: fn(Command) -> Command,
+    /// Tells the administrator of trouble that does not stop the job.
+    pub complain: fn(&str),
+}
+
 /// Prepares the node for a job that asked for an image.
 pub fn run(
     facts: Facts,
     pins: Result<Pins, PinError>,
     settings: &Settings,
-    ready: fn(Command) -> Command,
+    tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
+    command.args([
+        "--spool-dir",
+        &spool_dir(&config, facts.slurm.node.as_deref()),
+    ]);
     command.args([
         "--expect-uid",
         &facts.uid.to_string(),
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let input = match describe(&facts, pins, &config)? {
+    let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
+    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
+    let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -156,13 +213,22 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run(ready(fixed_environment(command)), &input, terms) {
+    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
         Ok(finished) => outcome(&finished),
         Err(error) => match (&error, noted_failure(&facts.job)) {
             (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
             _ => Err(error.into()),
         },
     }
+}
+
+/// Returns Slurm's own directory on this node, as slurmd finds it.
+pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let host = host.split('.').next().unwrap_or_default();
+    let dir = config.slurm.spool_dir.to_string_lossy();
+    dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
 }
 
 /// Returns what setupRoot noted before it did what only the user can be blamed for.
@@ -186,22 +252,42 @@ pub fn fixed_environment(mut command: Command) -> Command {
     command
 }
 
-/// Looks the user up and writes the manifest.
-fn describe(
+/// Looks the user up on this node and writes the manifest.
+pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
+) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
+    describe_for(facts, pins, config, || None, |_, _| Ok(Ok(None)))
+}
+
+/// Writes the manifest; looks the user up if `known` does not say who it is, and asks `keys` for the
+/// job's, which the other nodes may have brought.
+fn describe_for(
+    facts: &Facts,
+    pins: Result<Pins, PinError>,
+    config: &Config,
+    known: impl FnOnce() -> Option<identity::Answer>,
+    keys: impl FnOnce(&Identity, Option<JobKeys>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError>,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = with_job_group(node_setup::lookup::identity(facts.uid)?, facts.gid);
+    let (user, shared) = match known() {
+        Some(answer) => (answer.user, answer.ssh),
+        None => (node_setup::lookup::identity(facts.uid)?, None),
+    };
+    let user = with_job_group(user, facts.gid);
+    let ssh = match keys(&user, shared)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    Ok(manifest(facts, pins, config, user, now))
+    Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
 fn manifest(
@@ -209,22 +295,22 @@ fn manifest(
     pins: Pins,
     config: &Config,
     user: Identity,
+    ssh: Option<JobKeys>,
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        cluster,
         nodes,
         cpus,
         restart,
+        ..
     } = &facts.slurm;
+    if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
+        return Err(Mistake::Autoshift(pins.request));
+    }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
-        cluster: if cluster.is_empty() {
-            config.system.clone()
-        } else {
-            cluster.clone()
-        },
+        cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
         restart: restart.parse().unwrap_or(0),
         user,
@@ -240,8 +326,8 @@ fn manifest(
         modules: pins.modules,
         hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
         created,
-        modes: Modes::default(),
-        ssh_public_key: None,
+        modes: pins.modes,
+        ssh,
     };
     Ok(manifest.to_bytes()?)
 }
@@ -303,7 +389,15 @@ mod tests {
 
     #[test]
     fn manifest_says_what_slurm_says() {
-        let bytes = manifest(&facts(&VARS), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&VARS),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         read.expect(2001, &JobId::parse("17").unwrap()).unwrap();
         assert_eq!(
@@ -322,6 +416,20 @@ mod tests {
         );
         assert_eq!(read.modules, ["mpi", "gpu"]);
         assert_eq!(read.image.reference, "docker:ubuntu:24.04");
+        assert!(read.modes.autoshift);
+        let off = Config::parse("[slurm]\nautoshift_images = 'off'", Path::new("/x")).unwrap();
+        let error = manifest(&facts(&VARS), sample(), &off, alice(), None, 7).unwrap_err();
+        assert!(
+            error.to_string().contains("'docker:ubuntu:24.04'"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_spool_directory_is_this_nodes() {
+        let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
+        assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
+        assert!(!spool_dir(&config, None).contains('%'));
     }
 
     #[test]
@@ -330,7 +438,15 @@ mod tests {
             ("SLURM_JOB_NODELIST", "n1"),
             ("SLURM_JOB_CPUS_PER_NODE", "4"),
         ];
-        let bytes = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7).unwrap();
+        let bytes = manifest(
+            &facts(&vars),
+            sample(),
+            &Config::default(),
+            alice(),
+            None,
+            7,
+        )
+        .unwrap();
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
@@ -349,7 +465,14 @@ mod tests {
                 .map(|(n, v)| (n, if n == name { value } else { v }))
                 .into_iter()
                 .collect();
-            let result = manifest(&facts(&vars), sample(), &Config::default(), alice(), 7);
+            let result = manifest(
+                &facts(&vars),
+                sample(),
+                &Config::default(),
+                alice(),
+                None,
+                7,
+            );
             assert!(result.is_err(), "{name}={value}");
         }
     }

@@ -34,6 +34,8 @@ pub struct NodeState {
 pub struct Step {
     /// Variables for the tasks; those without a value are to be removed.
     pub env: Vec<(&'static str, Option<String>)>,
+    /// What the step's root was built from, where there is one.
+    pub pins: Option<Pins>,
     /// The lines with which the tasks fail; they run if there are none.
     pub refusal: Vec<String>,
 }
@@ -79,10 +81,7 @@ pub fn judge(state: &NodeState, job: &JobId, uid: u32, asked: bool) -> Step {
         },
         (None, Some(bytes), None) => match usable(bytes, job, uid) {
             Ok(_) if !state.has_root => refuse(&format!("the container of job {job} is gone")),
-            Ok(pins) => Step {
-                env: pins.to_env().into(),
-                refusal: Vec::new(),
-            },
+            Ok(pins) => Step::of(pins),
             Err(reason) => refuse(&format!("cannot use the container of job {job}: {reason}")),
         },
         (None, None, None) if asked => refuse(&format!(
@@ -103,12 +102,27 @@ pub fn judge_blindly(state: &NodeState, job: &JobId, asked: bool) -> Step {
     }
 }
 
-fn refuse(message: &str) -> Step {
-    let refusal = vec![format!("shifter: {}", sanitize::text(message))];
-    Step {
-        env: Vec::new(),
-        refusal,
+impl Step {
+    /// Lets tasks run that know of this root.
+    pub fn of(pins: Pins) -> Self {
+        Self {
+            env: pins.to_env().into(),
+            pins: Some(pins),
+            refusal: Vec::new(),
+        }
     }
+
+    /// Refuses tasks with these lines.
+    pub fn refused(refusal: Vec<String>) -> Self {
+        Self {
+            refusal,
+            ..Self::default()
+        }
+    }
+}
+
+fn refuse(message: &str) -> Step {
+    Step::refused(vec![format!("shifter: {}", sanitize::text(message))])
 }
 
 /// Shows what was recorded: the message and, where there is one, the way out.
@@ -135,12 +149,18 @@ fn usable(bytes: &[u8], job: &JobId, uid: u32) -> Result<Pins, String> {
         .map_err(|error| error.to_string())?;
     let volumes = manifest.volumes.iter().map(String::as_str);
     let volumes = pins::parse_volumes(volumes).map_err(|error| error.to_string())?;
-    let JobManifest { image, modules, .. } = manifest;
+    let JobManifest {
+        image,
+        modules,
+        modes,
+        ..
+    } = manifest;
     Ok(Pins {
         id: image.id,
         request: image.reference,
         volumes,
         modules,
+        modes,
     })
 }
 
@@ -148,7 +168,7 @@ fn usable(bytes: &[u8], job: &JobId, uid: u32) -> Result<Pins, String> {
 mod tests {
     use shifter_core::hostlist::HostSlots;
     use shifter_core::identity::Identity;
-    use shifter_core::manifest::{Modes, ResolvedImage, SCHEMA};
+    use shifter_core::manifest::{ResolvedImage, SCHEMA};
 
     use super::*;
     use crate::pins::tests::sample;
@@ -177,8 +197,8 @@ mod tests {
                 slots: 1,
             }],
             created: 1,
-            modes: Modes::default(),
-            ssh_public_key: None,
+            modes: pins.modes,
+            ssh: None,
         };
         let manifest = Some(manifest.to_bytes().unwrap());
         NodeState {
@@ -198,13 +218,8 @@ mod tests {
     fn tasks_of_a_ready_job_know_their_image() {
         for asked in [true, false] {
             let step = judge(&ready(), &job(), 2001, asked);
-            assert_eq!(
-                step,
-                Step {
-                    env: sample().to_env().into(),
-                    refusal: Vec::new()
-                }
-            );
+            assert_eq!(step.env, Vec::from(sample().to_env()));
+            assert!(step.pins.is_some() && step.refusal.is_empty(), "{step:?}");
         }
     }
 

@@ -6,7 +6,7 @@
 //! turns out to go on differently, what was left out is copied from where the earlier file has it.
 
 use super::Error;
-use super::data::FileData;
+use super::data::Files;
 use super::duplicates::{Digest, KnownStarts};
 use super::pool::Block;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -43,6 +43,10 @@ impl<W: Read + Write + Seek> Appender<W> {
         })
     }
 
+    pub(super) fn end_sharing(&mut self) {
+        self.known = KnownStarts::default();
+    }
+
     pub(super) fn position(&self) -> u64 {
         self.position
     }
@@ -57,18 +61,18 @@ impl<W: Read + Write + Seek> Appender<W> {
         Ok(start)
     }
 
-    /// Appends one block of a file, which is its block number `index`, or leaves it out.
+    /// Appends one block of a file, by its number among all files' blocks, or leaves it out.
     pub(super) fn append_block(
         &mut self,
-        files: &mut [FileData],
-        (file, index): (usize, usize),
+        files: &mut Files,
+        (file, block_index): (usize, usize),
         block: &Block,
     ) -> Result<(), Error> {
         let word = block.size_word();
-        files[file].blocks[index] = word;
+        let index = files.set_word(file, block_index, word);
         let Some(digest) = block.digest() else {
             let start = self.append(block.bytes())?;
-            files[file].start.get_or_insert(start);
+            start_at(files, file, start);
             return Ok(());
         };
         if self.current.as_ref().is_none_or(|known| known.file != file) {
@@ -84,7 +88,7 @@ impl<W: Read + Write + Seek> Appender<W> {
         };
         current.so_far = current.so_far.then(index, word, digest);
         let (so_far, twin) = (current.so_far, current.twin);
-        let is_alone = files[file].start.is_some();
+        let is_alone = files.file(file).start().is_some();
         let known = self.known.find(&so_far).filter(|_| !is_alone);
         if let Some(earlier) = known {
             let bytes = twin.map_or(0, |(_, bytes)| bytes) + block.bytes().len() as u64;
@@ -93,25 +97,26 @@ impl<W: Read + Write + Seek> Appender<W> {
         }
         current.twin = None;
         if let Some((earlier, bytes)) = twin {
-            let from = files[earlier].start.unwrap_or(0); // all in the table have one
-            files[file].start = Some(self.position);
+            let from = files.file(earlier).start().unwrap_or(0); // all in the table have one
+            files.file(file).set_start(Some(self.position));
             self.copy(from, bytes)?;
         }
         let start = self.append(block.bytes())?;
-        files[file].start.get_or_insert(start);
+        start_at(files, file, start);
         self.known.insert(so_far, file);
         Ok(())
     }
 
     /// Says that no block of the same file follows.
-    pub(super) fn end_file(&mut self, files: &mut [FileData]) {
+    pub(super) fn end_file(&mut self, files: &mut Files) {
         if let Some(Current {
             file,
             twin: Some((earlier, _)),
             ..
         }) = self.current.take()
         {
-            files[file].start = files[earlier].start;
+            let start = files.file(earlier).start();
+            files.file(file).set_start(start);
         }
     }
 
@@ -154,4 +159,10 @@ impl<W: Read + Write + Seek> Appender<W> {
             .map_err(|source| Error::Write { source })?;
         Ok(())
     }
+}
+
+/// Notes where a file's first block is.
+fn start_at(files: &mut Files, file: usize, start: u64) {
+    let file = files.file(file);
+    file.set_start(Some(file.start().unwrap_or(start)));
 }

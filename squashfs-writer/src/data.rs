@@ -33,15 +33,94 @@ pub(super) struct Tail {
 }
 
 /// Where the contents of one file lie.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct FileData {
-    pub(super) start: Option<u64>,
     pub(super) size: u64,
-    /// Bytes in blocks that are holes.
-    pub(super) sparse: u64,
-    /// Size words; 0 is a hole.
-    pub(super) blocks: Vec<u32>,
-    pub(super) tail: Option<Tail>,
+    /// Which of all blocks is its first.
+    first: u64,
+    start: u64,
+    tail: Tail,
+}
+
+/// What `start` and the fragment of a tail are where there is none.
+const NOWHERE: u64 = u64::MAX;
+const NO_TAIL: Tail = Tail {
+    fragment: u32::MAX,
+    offset: 0,
+};
+
+impl FileData {
+    /// Where its first block is stored, if one is.
+    pub(super) fn start(&self) -> Option<u64> {
+        (self.start != NOWHERE).then_some(self.start)
+    }
+
+    pub(super) fn set_start(&mut self, start: Option<u64>) {
+        self.start = start.unwrap_or(NOWHERE);
+    }
+
+    pub(super) fn tail(&self) -> Option<Tail> {
+        (self.tail.fragment != NO_TAIL.fragment).then_some(self.tail)
+    }
+}
+
+/// All files, 32 bytes each, and 4 for each of their blocks.
+pub(super) struct Files {
+    list: Vec<FileData>,
+    /// Size words of the blocks of all files, in their order; 0 is a hole.
+    words: Vec<u32>,
+    block_size: u64,
+}
+
+impl Files {
+    fn start(&mut self) {
+        self.list.push(FileData {
+            size: 0,
+            first: self.words.len() as u64,
+            start: NOWHERE,
+            tail: NO_TAIL,
+        });
+    }
+
+    pub(super) fn get(&self, id: DataId) -> Result<&FileData, Error> {
+        let reason = "the file's contents are of another image";
+        let data = self.list.get(id.0 as usize);
+        data.ok_or(Error::Inode { reason })
+    }
+
+    /// A file that is known to be there.
+    pub(super) fn file(&mut self, index: usize) -> &mut FileData {
+        &mut self.list[index]
+    }
+
+    /// Notes what a block of a file became; returns which one of the file's it is.
+    pub(super) fn set_word(&mut self, file: usize, block: usize, word: u32) -> usize {
+        self.words[block] = word;
+        block - self.list[file].first as usize // an index of `words`
+    }
+
+    /// The size words of a file.
+    pub(super) fn blocks(&self, id: DataId) -> &[u32] {
+        let first = |index: usize| self.list.get(index).map(|data| data.first as usize);
+        let index = id.0 as usize;
+        let start = first(index).unwrap_or(self.words.len());
+        &self.words[start..first(index + 1).unwrap_or(self.words.len())]
+    }
+
+    /// Bytes of a file in blocks that are holes.
+    pub(super) fn sparse(&self, id: DataId) -> u64 {
+        let size = self.list.get(id.0 as usize).map_or(0, |data| data.size);
+        let holes = (0u64..)
+            .zip(self.blocks(id))
+            .filter(|(_, word)| **word == 0);
+        let bytes = |(index, _): (u64, _)| self.block_size.min(size - index * self.block_size);
+        holes.map(bytes).sum()
+    }
+
+    /// Whether any file has holes.
+    pub(super) fn have_holes(&self) -> bool {
+        self.words.contains(&0)
+    }
 }
 
 enum Purpose {
@@ -59,7 +138,7 @@ pub(super) struct DataWriter<W: Read + Write + Seek> {
     pack_tails: bool,
     share_equal: bool,
     format: Format,
-    files: Vec<FileData>,
+    files: Files,
     fragments: Vec<Fragment>,
     known: KnownTails,
     /// The fragment block that is being filled.
@@ -71,7 +150,7 @@ pub(super) struct DataWriter<W: Read + Write + Seek> {
 /// All blocks of an image, and the output they were written to.
 pub(super) struct Finished<W: Read + Write + Seek> {
     pub(super) out: Appender<W>,
-    pub(super) files: Vec<FileData>,
+    pub(super) files: Files,
     pub(super) fragments: Vec<Fragment>,
 }
 
@@ -86,7 +165,11 @@ impl<W: Read + Write + Seek> DataWriter<W> {
             pack_tails: options.pack_tails,
             share_equal: options.share_equal,
             format: options.format,
-            files: Vec::new(),
+            files: Files {
+                list: Vec::new(),
+                words: Vec::new(),
+                block_size: options.block_size.into(),
+            },
             fragments: Vec::new(),
             known: KnownTails::default(),
             fragment: Vec::new(),
@@ -96,8 +179,13 @@ impl<W: Read + Write + Seek> DataWriter<W> {
 
     pub(super) fn start_file(&mut self) -> FileWriter<'_, W> {
         self.block.clear();
-        self.files.push(FileData::default());
+        self.files.start();
         FileWriter { data: self }
+    }
+
+    pub(super) fn end_sharing(&mut self) {
+        self.known = KnownTails::default();
+        self.out.end_sharing();
     }
 
     fn append(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
@@ -119,7 +207,6 @@ impl<W: Read + Write + Seek> DataWriter<W> {
             if self.block.is_empty() && length >= room {
                 self.push_block(0);
                 self.current().size += room;
-                self.current().sparse += room;
                 length -= room;
             } else {
                 let now = length.min(room);
@@ -136,14 +223,13 @@ impl<W: Read + Write + Seek> DataWriter<W> {
 
     /// The file being written: `start_file` is the only way here.
     fn current(&mut self) -> &mut FileData {
-        let last = self.files.len() - 1;
-        &mut self.files[last]
+        let last = self.files.list.len() - 1;
+        self.files.file(last)
     }
 
     fn push_block(&mut self, word: u32) -> usize {
-        let blocks = &mut self.current().blocks;
-        blocks.push(word);
-        blocks.len() - 1
+        self.files.words.push(word);
+        self.files.words.len() - 1
     }
 
     /// Ends a block of the current file, full or not.
@@ -153,10 +239,9 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         let may_be_hole = self.format == Format::Squashfs || self.block.len() == self.block_size;
         let is_hole = may_be_hole && is_zero(&self.block);
         let block = self.push_block(0);
-        let file = self.files.len() - 1;
+        let file = self.files.list.len() - 1;
         self.current().size += length;
         if is_hole {
-            self.current().sparse += length;
             self.block.clear();
             return Ok(());
         }
@@ -175,9 +260,10 @@ impl<W: Read + Write + Seek> DataWriter<W> {
             what: "files",
             limit: u32::MAX.into(),
         };
-        let id = u32::try_from(self.files.len() - 1).map_err(|_| too_many)?;
+        let id = u32::try_from(self.files.list.len() - 1).map_err(|_| too_many)?;
         if !self.block.is_empty() {
-            if self.current().blocks.is_empty() || self.pack_tails {
+            let is_small = self.current().first == self.files.words.len() as u64;
+            if is_small || self.pack_tails {
                 self.pack_tail()?;
             } else {
                 self.end_block()?;
@@ -204,7 +290,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         self.block.clear();
         let file = self.current();
         file.size += length as u64;
-        file.tail = Some(tail);
+        file.tail = tail;
         Ok(())
     }
 

@@ -22,10 +22,11 @@ mod inode;
 mod superblock;
 
 use super::appender::Appender;
-use super::data::{FileData, Finished, Fragment, RAW};
-use super::tree::{Content, InodeId, Kind, Tree};
+use super::compress::Compression;
+use super::data::{FileData, Files, Finished, Fragment, RAW};
+use super::tree::{Content, InodeId, Tree};
 use super::writer::Summary;
-use super::{Error, Options};
+use super::{DataId, Error, Options};
 use directory::Name;
 use inode::{Cluster, Layout, Record};
 use std::io::{Read, Seek, Write};
@@ -41,10 +42,15 @@ const HOLES: u64 = 64 << 30;
 /// Where the root's inode is; number 0 would be no inode to many programs.
 const FIRST: u64 = 64;
 
+/// Whether erofs has this compressor.
+pub(super) fn has(compression: Compression) -> bool {
+    superblock::algorithm(compression).is_some()
+}
+
 /// Refuses what erofs has no form for.
 pub(super) fn check(options: &Options) -> Result<(), Error> {
     let refuse = |option, reason| Err(Error::Options { option, reason });
-    if superblock::algorithm(options.compression).is_none() {
+    if !has(options.compression) {
         return refuse("compression", "erofs images have zstd, lz4 or none");
     }
     if options.pack_tails {
@@ -67,7 +73,7 @@ pub(super) fn finish<W: Read + Write + Seek>(
         files,
         fragments,
     } = data;
-    let has_holes = files.iter().any(|file| file.sparse > 0);
+    let has_holes = files.have_holes();
     let zeroes = match has_holes {
         true => block_of(out.append(&[0; BLOCK])?)?,
         false => 0,
@@ -138,7 +144,7 @@ struct Slot {
 
 struct Image<'a> {
     tree: &'a Tree,
-    files: &'a [FileData],
+    files: &'a Files,
     fragments: &'a [Fragment],
     cluster: u64,
     algorithm: u8,
@@ -215,7 +221,7 @@ impl<'a> Image<'a> {
                     what: "bytes of metadata",
                     limit: u64::from(u32::MAX) * inode::SLOT,
                 })?;
-            self.newest = self.newest.max(attributes.mtime);
+            self.newest = self.newest.max(self.tree.mtime(id));
             self.count += 1;
             Ok(())
         })?;
@@ -235,15 +241,15 @@ impl<'a> Image<'a> {
             }
         };
         Ok(match self.tree.content(id) {
-            Content::Directory(_) => {
+            Content::Directory => {
                 let mut lengths: Vec<_> = self.names(id, id).map(|name| name.name.len()).collect();
                 let size = directory::size(lengths.drain(..));
                 own(size)
             }
-            Content::Other(Kind::Symlink(target)) => own(target.len() as u64),
-            Content::Other(Kind::File(data)) => {
-                let data = self.data(data.0)?;
-                let index = match self.layout(data)? {
+            Content::Symlink(target) => own(target.len() as u64),
+            Content::File(id) => {
+                let data = self.files.get(id)?;
+                let index = match self.layout(id)? {
                     _ if is_packed(data) => 8,
                     Layout::Clusters(_) => inode::index_size(data.size),
                     _ => 0,
@@ -254,14 +260,8 @@ impl<'a> Image<'a> {
                     ..Shape::default()
                 }
             }
-            Content::Other(_) => Shape::default(),
+            _ => Shape::default(),
         })
-    }
-
-    fn data(&self, number: u32) -> Result<&'a FileData, Error> {
-        let reason = "the file's contents are of another image";
-        let data = self.files.get(number as usize);
-        data.ok_or(Error::Inode { reason })
     }
 
     /// The names of a directory with `.` and `..`, in the order of their bytes.
@@ -269,10 +269,7 @@ impl<'a> Image<'a> {
         let name = |name, id: InodeId| Name {
             name,
             inode: self.slots[id.index()].at.into(),
-            kind: match self.tree.content(id) {
-                Content::Directory(_) => 2,
-                Content::Other(kind) => inode::kind_numbers(kind).1,
-            },
+            kind: inode::kind_numbers(self.tree.content(id)).1,
         };
         let mut names: Vec<Name<'a>> = vec![name(&b"."[..], id), name(b"..", parent)];
         names.extend(self.tree.names(id).map(|(text, child)| name(text, child)));
@@ -280,18 +277,19 @@ impl<'a> Image<'a> {
         names.into_iter()
     }
 
-    fn layout(&self, data: &FileData) -> Result<Layout, Error> {
-        if data.sparse > HOLES {
+    fn layout(&self, id: DataId) -> Result<Layout, Error> {
+        let (data, blocks) = (self.files.get(id)?, self.files.blocks(id));
+        if self.files.sparse(id) > HOLES {
             let reason = "a file has more than 64 GiB of holes, which erofs has no form for";
             return Err(Error::Inode { reason });
         }
         if is_packed(data) {
             return Ok(Layout::Clusters(1));
         }
-        if data.blocks.iter().all(|word| word & RAW != 0) {
-            return Ok(Layout::Plain(block_of(data.start.unwrap_or(0))?));
+        if blocks.iter().all(|word| word & RAW != 0) {
+            return Ok(Layout::Plain(block_of(data.start().unwrap_or(0))?));
         }
-        let bytes: u64 = data.blocks.iter().map(|word| u64::from(word & !RAW)).sum();
+        let bytes: u64 = blocks.iter().map(|word| u64::from(word & !RAW)).sum();
         Ok(Layout::Clusters(block_of(bytes)?))
     }
 
@@ -320,8 +318,8 @@ impl<'a> Image<'a> {
             let record = self.record(id, parent, shape, number, next)?;
             pad_to(out, at)?;
             out.append(&record)?;
-            if let Content::Other(Kind::File(data)) = self.tree.content(id) {
-                self.write_index(out, self.data(data.0)?)?;
+            if let Content::File(data) = self.tree.content(id) {
+                self.write_index(out, data)?;
             }
             if shape.blocks > 0 {
                 later.push((parent, id));
@@ -348,9 +346,9 @@ impl<'a> Image<'a> {
     /// The content of a directory or a link.
     fn listing(&self, id: InodeId, parent: InodeId) -> Vec<u8> {
         match self.tree.content(id) {
-            Content::Directory(_) => directory::encode(&self.names(id, parent).collect::<Vec<_>>()),
-            Content::Other(Kind::Symlink(target)) => target.clone(),
-            Content::Other(_) => Vec::new(),
+            Content::Directory => directory::encode(&self.names(id, parent).collect::<Vec<_>>()),
+            Content::Symlink(target) => target.to_vec(),
+            _ => Vec::new(),
         }
     }
 
@@ -363,20 +361,14 @@ impl<'a> Image<'a> {
         number: u32,
         next: u32,
     ) -> Result<Vec<u8>, Error> {
-        let (kind, layout) = match self.tree.content(id) {
-            Content::Directory(_) => (0o040_000, None),
-            Content::Other(kind) => {
-                let layout = match kind {
-                    Kind::File(data) => Some(self.layout(self.data(data.0)?)?),
-                    Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
-                        let device = major << 8 | minor & 0xff | (minor & !0xff) << 12;
-                        Some(Layout::Device(device))
-                    }
-                    Kind::Fifo | Kind::Socket => Some(Layout::Plain(0)),
-                    Kind::Symlink(_) => None,
-                };
-                (inode::kind_numbers(kind).0, layout)
+        let content = self.tree.content(id);
+        let layout = match content {
+            Content::File(data) => Some(self.layout(data)?),
+            Content::CharDevice(number) | Content::BlockDevice(number) => {
+                Some(Layout::Device(number))
             }
+            Content::Fifo | Content::Socket => Some(Layout::Plain(0)),
+            Content::Symlink(_) | Content::Directory => None,
         };
         let layout = layout.unwrap_or(match shape.tail {
             0 => Layout::Plain(next),
@@ -384,11 +376,12 @@ impl<'a> Image<'a> {
         });
         let record = Record {
             layout,
-            kind,
+            kind: inode::kind_numbers(content).0,
             size: shape.size,
             number,
             links: self.slots[id.index()].links,
             attributes: self.tree.attributes(id),
+            mtime: self.tree.mtime(id),
         };
         let mut bytes = record.encode()?;
         if shape.tail > 0 {
@@ -402,22 +395,23 @@ impl<'a> Image<'a> {
     fn write_index<W: Read + Write + Seek>(
         &self,
         out: &mut Appender<W>,
-        data: &FileData,
+        id: DataId,
     ) -> Result<(), Error> {
-        let Layout::Clusters(_) = self.layout(data)? else {
+        let data = self.files.get(id)?;
+        let Layout::Clusters(_) = self.layout(id)? else {
             return Ok(());
         };
         let at = out.position().next_multiple_of(8);
         pad_to(out, at)?;
-        if let Some(tail) = data.tail {
+        if let Some(tail) = data.tail() {
             let offset = u64::from(tail.fragment) * self.cluster + u64::from(tail.offset);
             out.append(&inode::packed_header(offset))?;
             return Ok(());
         }
         out.append(&inode::index_header(self.algorithm))?;
-        let mut position = data.start.unwrap_or(0);
+        let mut position = data.start().unwrap_or(0);
         let mut left = data.size;
-        for &word in &data.blocks {
+        for &word in self.files.blocks(id) {
             let content = left.min(self.cluster);
             self.write_cluster(out, content, position, word)?;
             left -= content;
@@ -469,6 +463,7 @@ impl<'a> Image<'a> {
             number,
             links: 1,
             attributes: &super::Attributes::default(),
+            mtime: 0,
         };
         out.append(&record.encode()?)?;
         out.append(&inode::index_header(self.algorithm))?;
@@ -481,7 +476,7 @@ impl<'a> Image<'a> {
 
 /// Whether all of a file is in a fragment block.
 fn is_packed(data: &FileData) -> bool {
-    data.tail.is_some()
+    data.tail().is_some()
 }
 
 fn pad_to<W: Read + Write + Seek>(out: &mut Appender<W>, position: u64) -> Result<(), Error> {
@@ -496,7 +491,6 @@ fn pad_to<W: Read + Write + Seek>(out: &mut Appender<W>, position: u64) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Compression;
 
     #[test]
     fn compressed_blocks_end_where_their_blocks_end() {

@@ -4,11 +4,12 @@
 //! room: extended attributes, a file with several links, holes, or anything beyond 4 GiB, a
 //! directory with a long listing.
 
+use super::Error;
+use super::attributes::Attributes;
 use super::data::FileData;
 use super::directory::Listing;
-use super::tree::Attributes;
+use super::tree::Content;
 use super::xattr::NONE;
-use super::{Error, Kind};
 
 /// No fragment.
 const NO_FRAGMENT: u32 = u32::MAX;
@@ -21,6 +22,7 @@ const DOTS: u64 = 3;
 /// What every record starts with, apart from its type.
 pub(super) struct Head<'a> {
     pub(super) attributes: &'a Attributes,
+    pub(super) mtime: u32,
     pub(super) uid: u16,
     pub(super) gid: u16,
     pub(super) number: u32,
@@ -29,14 +31,15 @@ pub(super) struct Head<'a> {
 }
 
 /// The basic type of an inode, as directories store it.
-pub(super) fn kind_number(kind: &Kind) -> u16 {
-    match kind {
-        Kind::File(_) => 2,
-        Kind::Symlink(_) => 3,
-        Kind::BlockDevice { .. } => 4,
-        Kind::CharDevice { .. } => 5,
-        Kind::Fifo => 6,
-        Kind::Socket => 7,
+pub(super) fn kind_number(content: Content<'_>) -> u16 {
+    match content {
+        Content::Directory => DIRECTORY,
+        Content::File(_) => 2,
+        Content::Symlink(_) => 3,
+        Content::BlockDevice(_) => 4,
+        Content::CharDevice(_) => 5,
+        Content::Fifo => 6,
+        Content::Socket => 7,
     }
 }
 
@@ -47,7 +50,7 @@ impl Record {
         let mut record = Self(Vec::with_capacity(64));
         let attributes = head.attributes;
         record.u16s(&[kind, attributes.mode, head.uid, head.gid]);
-        record.u32s(&[attributes.mtime, head.number]);
+        record.u32s(&[head.mtime, head.number]);
         record
     }
 
@@ -71,12 +74,12 @@ impl Record {
 }
 
 /// A regular file's record.
-pub(super) fn file(head: &Head<'_>, data: &FileData) -> Vec<u8> {
-    let start = data.start.unwrap_or(0);
+pub(super) fn file(head: &Head<'_>, data: &FileData, blocks: &[u32], sparse: u64) -> Vec<u8> {
+    let start = data.start().unwrap_or(0);
     let (fragment, offset) = data
-        .tail
+        .tail()
         .map_or((NO_FRAGMENT, 0), |t| (t.fragment, t.offset));
-    let basic = head.xattrs == NONE && head.links == 1 && data.sparse == 0;
+    let basic = head.xattrs == NONE && head.links == 1 && sparse == 0;
     let mut record = match (u32::try_from(start), u32::try_from(data.size)) {
         (Ok(start), Ok(size)) if basic => {
             let mut record = Record::new(head, 2);
@@ -85,30 +88,28 @@ pub(super) fn file(head: &Head<'_>, data: &FileData) -> Vec<u8> {
         }
         _ => {
             let mut record = Record::new(head, 2 + EXTENDED);
-            record.u64s(&[start, data.size, data.sparse]);
+            record.u64s(&[start, data.size, sparse]);
             record.u32s(&[head.links, fragment, offset, head.xattrs]);
             record
         }
     };
-    record.u32s(&data.blocks);
+    record.u32s(blocks);
     record.0
 }
 
 /// The record of anything that is neither a regular file nor a directory.
-pub(super) fn special(head: &Head<'_>, kind: &Kind) -> Vec<u8> {
+pub(super) fn special(head: &Head<'_>, content: Content<'_>) -> Vec<u8> {
     let is_extended = head.xattrs != NONE;
-    let number = kind_number(kind) + if is_extended { EXTENDED } else { 0 };
+    let number = kind_number(content) + if is_extended { EXTENDED } else { 0 };
     let mut record = Record::new(head, number);
     record.u32s(&[head.links]);
-    match kind {
-        Kind::Symlink(target) => {
+    match content {
+        Content::Symlink(target) => {
             record.u32s(&[target.len() as u32]); // at most 4095
             record.0.extend_from_slice(target);
         }
-        Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
-            record.u32s(&[major << 8 | minor & 0xff | (minor & !0xff) << 12]);
-        }
-        Kind::Fifo | Kind::Socket | Kind::File(_) => {}
+        Content::CharDevice(number) | Content::BlockDevice(number) => record.u32s(&[number]),
+        Content::Fifo | Content::Socket | Content::File(_) | Content::Directory => {}
     }
     if is_extended {
         record.u32s(&[head.xattrs]);

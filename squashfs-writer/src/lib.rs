@@ -40,9 +40,8 @@
 //!
 //! - some 4 MiB for each thread ([`Options::threads`] says of what it consists), and 1 MiB of
 //!   output not yet written;
-//! - some 350 bytes for each file with its name, most of it in the [`Tree`], and 4 for each of its
-//!   blocks. The example `tar2squashfs`, which keeps all paths besides, needs 450 MB for a million
-//!   files in a thousand directories;
+//! - some 150 bytes for each file with its name, half of them in the [`Tree`] and half in what becomes of it, and
+//!   4 for each of its blocks;
 //! - to find equal files, 50 bytes for each block and each small file, at most 90 MB.
 //!
 //! # What goes where
@@ -103,6 +102,7 @@
 #![forbid(unsafe_code)]
 
 mod appender;
+mod attributes;
 mod compress;
 mod data;
 mod directory;
@@ -110,6 +110,7 @@ mod duplicates;
 mod erofs;
 mod inode;
 mod metadata;
+mod names;
 mod pool;
 mod superblock;
 mod tables;
@@ -120,9 +121,10 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::{AttributeTable, Attributes, Shared, Xattr, clamp_time};
 pub use compress::Compression;
 pub use data::{DataId, FileWriter};
-pub use tree::{Attributes, InodeId, Kind, Tree, Xattr, clamp_time};
+pub use tree::{InodeId, Kind, Tree};
 pub use writer::{Summary, Writer};
 
 use std::io;
@@ -140,6 +142,21 @@ pub enum Format {
     Squashfs,
     /// Erofs as Linux 6.1 reads it, with zstd from 6.10 on; compressed by zstd, lz4 or not at all.
     Erofs,
+}
+
+impl Format {
+    /// Whether images of this format can be compressed so.
+    pub fn has(self, compression: Compression) -> bool {
+        self == Self::Squashfs || erofs::has(compression)
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Squashfs => "squashfs",
+            Self::Erofs => "erofs",
+        }
+    }
 }
 
 impl std::str::FromStr for Format {

@@ -24,6 +24,14 @@ impl Position {
         self.block << 16 | u64::from(self.offset)
     }
 
+    /// The position that a reference of [`Self::reference`] names.
+    pub(super) fn of(reference: u64) -> Self {
+        Self {
+            block: reference >> 16,
+            offset: reference as u16, // the lower half
+        }
+    }
+
     /// The block as the 32-bit number that inodes and directory headers have room for.
     pub(super) fn block32(self) -> Result<u32, Error> {
         u32::try_from(self.block).map_err(|_| Error::TooMany {

@@ -5,11 +5,12 @@
 //! metadata: in this order each is read and decompressed least often, by walks (a quarter less
 //! often than with a directory's files side by side) and also by programs that start.
 
-use super::data::FileData;
+use super::attributes::Attributes;
+use super::data::Files;
 use super::directory::{self, Name};
 use super::inode::{self, Head};
 use super::metadata::{MetadataWriter, Position};
-use super::tree::{Attributes, Content, InodeId, Kind, Tree};
+use super::tree::{Content, InodeId, Tree};
 use super::xattr::XattrWriter;
 use super::{Compression, Error};
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ const MAX_IDS: usize = u16::MAX as usize;
 /// The inode and directory tables while they grow.
 pub(super) struct Tables<'a> {
     tree: &'a Tree,
-    files: &'a [FileData],
+    files: &'a Files,
     inodes: MetadataWriter,
     directories: MetadataWriter,
     xattrs: XattrWriter<'a>,
@@ -43,7 +44,15 @@ struct Slot {
     links: u32,
     /// A directory's parent.
     parent: u32,
-    written: Option<Position>,
+    /// Where it is.
+    reference: u64,
+    is_written: bool,
+}
+
+impl Slot {
+    fn written(&self) -> Option<Position> {
+        self.is_written.then(|| Position::of(self.reference))
+    }
 }
 
 /// The finished tables.
@@ -62,7 +71,7 @@ pub(super) struct Built<'a> {
 impl<'a> Tables<'a> {
     pub(super) fn new(
         tree: &'a Tree,
-        files: &'a [FileData],
+        files: &'a Files,
         compression: Compression,
     ) -> Result<Self, Error> {
         Ok(Self {
@@ -73,13 +82,13 @@ impl<'a> Tables<'a> {
             xattrs: XattrWriter::new(compression)?,
             ids: Vec::new(),
             id_index: HashMap::new(),
-            slots: vec![Slot::default(); tree.inodes.len()],
+            slots: vec![Slot::default(); tree.len()],
             count: 0,
             newest: 0,
         })
     }
 
-    pub(super) fn build(mut self) -> Result<Built<'a>, Error> {
+    pub(super) fn build(mut self, export: bool) -> Result<Built<'a>, Error> {
         let tree = self.tree;
         self.number();
         let mut root = Position::default();
@@ -87,16 +96,18 @@ impl<'a> Tables<'a> {
         while let Some(step) = waiting.pop() {
             match step {
                 Step::Leave(id) => root = self.write_directory(id)?,
-                Step::Enter(id) => match &tree.inode(id).content {
-                    Content::Directory(names) => {
+                Step::Enter(id) => match tree.content(id) {
+                    Content::Directory => {
                         waiting.push(Step::Leave(id));
-                        waiting.extend(names.values().rev().map(|&child| Step::Enter(child)));
+                        let first = waiting.len();
+                        waiting.extend(tree.names(id).map(|(_, child)| Step::Enter(child)));
+                        waiting[first..].reverse();
                     }
-                    Content::Other(kind) => self.write_other(id, kind)?,
+                    content => self.write_other(id, content)?,
                 },
             }
         }
-        let numbered = self.numbered();
+        let numbered = if export { self.numbered() } else { Vec::new() };
         Ok(Built {
             inodes: self.inodes.finish()?,
             directories: self.directories.finish()?,
@@ -122,11 +133,8 @@ impl<'a> Tables<'a> {
             ..Slot::default()
         };
         while let Some(id) = waiting.pop() {
-            let Content::Directory(names) = &tree.inode(id).content else {
-                continue;
-            };
             let parent = self.slots[id.0 as usize].number;
-            for &child in names.values() {
+            for (_, child) in tree.names(id) {
                 let slot = &mut self.slots[child.0 as usize];
                 slot.links += 1;
                 if slot.number == 0 {
@@ -148,7 +156,7 @@ impl<'a> Tables<'a> {
     fn numbered(&self) -> Vec<u8> {
         let mut numbered = vec![0; self.count as usize * 8];
         for slot in &self.slots {
-            if let Some(position) = slot.written {
+            if let Some(position) = slot.written() {
                 let at = (slot.number as usize - 1) * 8; // what is written has a number
                 numbered[at..at + 8].copy_from_slice(&position.reference().to_le_bytes());
             }
@@ -158,21 +166,14 @@ impl<'a> Tables<'a> {
 
     fn write_directory(&mut self, id: InodeId) -> Result<Position, Error> {
         let tree = self.tree;
-        let Content::Directory(children) = &tree.inode(id).content else {
-            return Ok(Position::default()); // `build` leaves directories only
-        };
-        let mut names = Vec::with_capacity(children.len());
-        for (name, &child) in children {
+        let mut names = Vec::new();
+        for (name, child) in tree.names(id) {
             let slot = self.slots[child.0 as usize];
-            let kind = match &tree.inode(child).content {
-                Content::Directory(_) => inode::DIRECTORY,
-                Content::Other(kind) => inode::kind_number(kind),
-            };
             names.push(Name {
                 name,
-                inode: slot.written.unwrap_or_default(), // children are written first
+                inode: slot.written().unwrap_or_default(), // children are written first
                 number: slot.number,
-                kind,
+                kind: inode::kind_number(tree.content(child)),
             });
         }
         let listing = directory::write(&mut self.directories, &names)?;
@@ -182,16 +183,16 @@ impl<'a> Tables<'a> {
     }
 
     /// Writes an inode that is not a directory, when its first name comes.
-    fn write_other(&mut self, id: InodeId, kind: &Kind) -> Result<(), Error> {
-        if self.slots[id.0 as usize].written.is_some() {
+    fn write_other(&mut self, id: InodeId, content: Content<'_>) -> Result<(), Error> {
+        if self.slots[id.0 as usize].is_written {
             return Ok(());
         }
         let head = self.head(id)?;
-        let record = match kind {
-            Kind::File(data) => {
-                let data = self.files.get(data.0 as usize);
-                let reason = "the file's contents are of another image";
-                inode::file(&head, data.ok_or(Error::Inode { reason })?)
+        let record = match content {
+            Content::File(id) => {
+                let data = self.files.get(id)?;
+                let (blocks, sparse) = (self.files.blocks(id), self.files.sparse(id));
+                inode::file(&head, data, blocks, sparse)
             }
             other => inode::special(&head, other),
         };
@@ -202,16 +203,19 @@ impl<'a> Tables<'a> {
     fn write_record(&mut self, id: InodeId, record: &[u8]) -> Result<Position, Error> {
         let position = self.inodes.position();
         self.inodes.write(record)?;
-        self.slots[id.0 as usize].written = Some(position);
+        let slot = &mut self.slots[id.0 as usize];
+        (slot.reference, slot.is_written) = (position.reference(), true);
         Ok(position)
     }
 
     fn head(&mut self, id: InodeId) -> Result<Head<'a>, Error> {
-        let attributes: &'a Attributes = &self.tree.inode(id).attributes;
+        let attributes: &'a Attributes = self.tree.attributes(id);
+        let mtime = self.tree.mtime(id);
         let slot = self.slots[id.0 as usize];
-        self.newest = self.newest.max(attributes.mtime);
+        self.newest = self.newest.max(mtime);
         Ok(Head {
             attributes,
+            mtime,
             uid: self.id(attributes.uid)?,
             gid: self.id(attributes.gid)?,
             number: slot.number,

@@ -3,38 +3,14 @@
 //! Inodes live in one list and are named by [`InodeId`], so that any depth and any number of hard
 //! links is plain data. An inode that no directory links to is left out of the image.
 
+use super::attributes::{AttributeTable, Attributes, Shared};
+use super::names::{At, Names, Text};
 use super::{DataId, Error};
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 /// Longest name in a directory.
 pub(super) const MAX_NAME: usize = 255;
 /// Longest target of a symbolic link (Linux's PATH_MAX less its NUL).
 pub(super) const MAX_TARGET: usize = 4095;
-
-/// An extended attribute: full name (such as `user.comment`) and value.
-pub type Xattr = (Vec<u8>, Vec<u8>);
-
-/// Owner, permissions, time and extended attributes of an inode.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Attributes {
-    /// Permission bits with setuid, setgid and sticky: at most 0o7777.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time in seconds since 1970; the format has no sign and no fraction. See
-    /// [`clamp_time`].
-    pub mtime: u32,
-    /// Extended attributes whose names begin with `user.`, `trusted.` or `security.`.
-    pub xattrs: Vec<Xattr>,
-}
-
-/// The nearest time that an image can hold: from 1970 to the 7th of February 2106.
-pub fn clamp_time(seconds: i64) -> u32 {
-    seconds.clamp(0, u32::MAX.into()) as u32 // just clamped
-}
 
 /// What an inode is; directories are made by [`Tree::add_directory`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,19 +49,43 @@ impl InodeId {
     }
 }
 
-pub(super) enum Content {
-    Directory(BTreeMap<Vec<u8>, InodeId>),
-    Other(Kind),
+/// An inode as the tree keeps it, in 16 bytes.
+struct Inode {
+    content: Packed,
+    attributes: Shared,
 }
 
-pub(super) struct Inode {
-    pub(super) content: Content,
-    pub(super) attributes: Attributes,
+enum Packed {
+    /// Which of the tree's directories.
+    Directory(u32),
+    File(DataId),
+    Symlink(At),
+    CharDevice(u32),
+    BlockDevice(u32),
+    Fifo,
+    Socket,
+}
+
+/// What an inode is, directories included.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    Directory,
+    File(DataId),
+    Symlink(&'a [u8]),
+    /// The number as the kernel encodes it.
+    CharDevice(u32),
+    /// The same.
+    BlockDevice(u32),
+    Fifo,
+    Socket,
 }
 
 /// All names of an image.
 pub struct Tree {
-    pub(super) inodes: Vec<Inode>,
+    inodes: Vec<Inode>,
+    directories: Vec<Names>,
+    text: Text,
+    attributes: AttributeTable,
 }
 
 impl Tree {
@@ -94,8 +94,13 @@ impl Tree {
 
     /// Starts a tree that has only its root directory.
     pub fn new(root: Attributes) -> Result<Self, Error> {
-        let mut tree = Self { inodes: Vec::new() };
-        tree.push(Content::Directory(BTreeMap::new()), root)?;
+        let mut tree = Self {
+            inodes: Vec::new(),
+            directories: Vec::new(),
+            text: Text::default(),
+            attributes: AttributeTable::default(),
+        };
+        tree.push_directory(root)?;
         Ok(tree)
     }
 
@@ -117,9 +122,24 @@ impl Tree {
             {
                 "the device's minor number is above 1048575"
             }
-            _ => return self.push(Content::Other(kind), attributes),
+            _ => {
+                let packed = self.pack(kind)?;
+                return self.push(packed, attributes);
+            }
         };
         Err(Error::Inode { reason })
+    }
+
+    fn pack(&mut self, kind: Kind) -> Result<Packed, Error> {
+        let device = |major: u32, minor: u32| major << 8 | minor & 0xff | (minor & !0xff) << 12;
+        Ok(match kind {
+            Kind::File(data) => Packed::File(data),
+            Kind::Symlink(target) => Packed::Symlink(self.text.push(&target)?),
+            Kind::CharDevice { major, minor } => Packed::CharDevice(device(major, minor)),
+            Kind::BlockDevice { major, minor } => Packed::BlockDevice(device(major, minor)),
+            Kind::Fifo => Packed::Fifo,
+            Kind::Socket => Packed::Socket,
+        })
     }
 
     /// Adds an empty directory below `parent`.
@@ -129,7 +149,7 @@ impl Tree {
         name: &[u8],
         attributes: Attributes,
     ) -> Result<InodeId, Error> {
-        let id = self.push(Content::Directory(BTreeMap::new()), attributes)?;
+        let id = self.push_directory(attributes)?;
         self.insert(parent, name, id)?;
         Ok(id)
     }
@@ -138,12 +158,12 @@ impl Tree {
     pub fn link(&mut self, parent: InodeId, name: &[u8], inode: InodeId) -> Result<(), Error> {
         match self.inodes.get(inode.0 as usize) {
             Some(Inode {
-                content: Content::Other(_),
+                content: Packed::Directory(_),
                 ..
-            }) => self.insert(parent, name, inode),
-            Some(_) => Err(Error::Inode {
+            }) => Err(Error::Inode {
                 reason: "a directory has one name only",
             }),
+            Some(_) => self.insert(parent, name, inode),
             None => Err(Error::Inode {
                 reason: "the inode is of another tree",
             }),
@@ -167,22 +187,28 @@ impl Tree {
             return refuse("it contains '/' or NUL");
         }
         let Some(Inode {
-            content: Content::Directory(names),
+            content: Packed::Directory(at),
             ..
-        }) = self.inodes.get_mut(parent.0 as usize)
+        }) = self.inodes.get(parent.0 as usize)
         else {
             return refuse("its parent is not a directory");
         };
-        match names.entry(name.to_vec()) {
-            Entry::Occupied(_) => refuse("the directory has it already"),
-            Entry::Vacant(slot) => {
-                slot.insert(inode);
-                Ok(())
-            }
+        let names = &mut self.directories[*at as usize];
+        match names.insert(&mut self.text, name, inode)? {
+            true => Ok(()),
+            false => refuse("the directory has it already"),
         }
     }
 
-    fn push(&mut self, content: Content, attributes: Attributes) -> Result<InodeId, Error> {
+    fn push_directory(&mut self, attributes: Attributes) -> Result<InodeId, Error> {
+        // There are no more directories than inodes, which `push` counts.
+        let at = self.directories.len() as u32;
+        let id = self.push(Packed::Directory(at), attributes)?;
+        self.directories.push(Names::default());
+        Ok(id)
+    }
+
+    fn push(&mut self, content: Packed, attributes: Attributes) -> Result<InodeId, Error> {
         if attributes.mode > 0o7777 {
             return Err(Error::Inode {
                 reason: "the mode has bits above 7777",
@@ -197,6 +223,7 @@ impl Tree {
             what: "inodes",
             limit: limit.into(),
         })?;
+        let attributes = self.attributes.add(attributes);
         self.inodes.push(Inode {
             content,
             attributes,
@@ -204,41 +231,54 @@ impl Tree {
         Ok(InodeId(id))
     }
 
-    pub(super) fn inode(&self, id: InodeId) -> &Inode {
-        &self.inodes[id.0 as usize]
-    }
-
     /// Inodes of the tree, those that nothing links to among them.
     pub(super) fn len(&self) -> usize {
         self.inodes.len()
     }
 
-    pub(super) fn content(&self, id: InodeId) -> &Content {
-        &self.inode(id).content
+    pub(super) fn content(&self, id: InodeId) -> Content<'_> {
+        match self.inodes[id.index()].content {
+            Packed::Directory(_) => Content::Directory,
+            Packed::File(data) => Content::File(data),
+            Packed::Symlink(target) => Content::Symlink(self.text.get(target)),
+            Packed::CharDevice(number) => Content::CharDevice(number),
+            Packed::BlockDevice(number) => Content::BlockDevice(number),
+            Packed::Fifo => Content::Fifo,
+            Packed::Socket => Content::Socket,
+        }
     }
 
+    /// All attributes but the time.
     pub(super) fn attributes(&self, id: InodeId) -> &Attributes {
-        &self.inode(id).attributes
+        self.attributes.timeless(self.inodes[id.index()].attributes)
+    }
+
+    pub(super) fn mtime(&self, id: InodeId) -> u32 {
+        self.inodes[id.index()].attributes.mtime()
     }
 
     /// The names in a directory in the order of their bytes; none in anything else.
     pub(super) fn names(&self, id: InodeId) -> impl Iterator<Item = (&[u8], InodeId)> {
-        let names = match self.content(id) {
-            Content::Directory(names) => Some(names),
-            Content::Other(_) => None,
+        let names = match self.inodes[id.index()].content {
+            Packed::Directory(at) => self.directories.get(at as usize),
+            _ => None,
         };
-        let names = names.into_iter().flatten();
-        names.map(|(name, &child)| (name.as_slice(), child))
+        names.into_iter().flat_map(|names| names.iter(&self.text))
     }
 
     pub(super) fn is_directory(&self, id: InodeId) -> bool {
-        matches!(self.inode(id).content, Content::Directory(_))
+        matches!(self.inodes[id.index()].content, Packed::Directory(_))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inodes_are_small() {
+        assert_eq!(size_of::<Inode>(), 16);
+    }
 
     #[test]
     fn names_and_inodes_that_the_kernel_could_not_show_are_refused() {

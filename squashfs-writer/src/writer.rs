@@ -67,6 +67,11 @@ impl<W: Read + Write + Seek> Writer<W> {
         self.data.start_file()
     }
 
+    /// Gives back the memory in which equal files are found. What is still written is not shared with what was.
+    pub fn end_sharing(&mut self) {
+        self.data.end_sharing();
+    }
+
     /// Appends the metadata of `tree` and completes the image. The output is flushed, but not
     /// synchronised with the disk.
     pub fn finish(self, tree: &Tree) -> Result<(W, Summary), Error> {
@@ -80,7 +85,7 @@ impl<W: Read + Write + Seek> Writer<W> {
             fragments,
         } = finished;
         let compression = self.options.compression;
-        let tables = Tables::new(tree, &files, compression)?.build()?;
+        let tables = Tables::new(tree, &files, compression)?.build(self.options.export)?;
 
         let mut records = Vec::with_capacity(fragments.len() * 16);
         for fragment in &fragments {

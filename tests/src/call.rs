@@ -181,7 +181,7 @@ impl Call {
             ]);
         }
         if let Some(pid) = self.node_pid {
-            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u"]);
+            add(&["nsenter", "-t", &pid.to_string(), "-m", "-u", "-n"]);
             add(if self.has_own_pids {
                 &["-p", "--"]
             } else {

@@ -1,10 +1,13 @@
 //! A real Slurm cluster on this machine: munged, slurmctld and one slurmd per node.
 //!
 //! Each node has a mount and UTS namespace of its own, held open by a keeper process, so that
-//! slurmd can be restarted in it: its own host name, `/run`, `/tmp` and mount table. As on a
+//! slurmd can be restarted in it: its own host name, `/run`, `/tmp`, spool and mount table. As on a
 //! machine booted by systemd, every mount of a node is shared with later namespaces, so a mount
 //! that leaks is seen to leak. All files are where Debian's packages expect them; clients need no
 //! environment.
+//!
+//! The nodes share the network of the login node and differ by their ports, unless a test wants
+//! what they have elsewhere: an address, and every port, for each.
 
 use std::fs;
 use std::path::Path;
@@ -19,6 +22,8 @@ const LOGS: &str = "/var/log/slurm";
 
 const NODES: &str = "/run/testbed-nodes";
 
+const HOSTS: &str = "/etc/hosts";
+
 const KEEPER: &str = r#"
 set -e
 hostname "$1"
@@ -27,6 +32,8 @@ mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir /run/munge /run/lock
 mount --move /mnt /run/munge
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mkdir -p /var/spool/slurmd
+mount -t tmpfs -o mode=0755 tmpfs /var/spool/slurmd
 mount --make-rshared /
 echo ready
 exec sleep infinity
@@ -41,6 +48,8 @@ pub struct Options {
     pub plugstack: String,
     /// More lines of slurm.conf.
     pub slurm_conf: String,
+    /// Gives each node a network of its own, with an address on one that all share.
+    pub networks: bool,
 }
 
 /// A cluster that runs until it is dropped.
@@ -48,6 +57,15 @@ pub struct Options {
 pub struct Cluster {
     nodes: Vec<Node>,
     daemons: Vec<Child>,
+    _bridge: Option<Bridge>,
+}
+
+/// The network between nodes that have their own; taken away when it is dropped.
+#[derive(Debug)]
+struct Bridge {
+    nodes: usize,
+    /// What /etc/hosts said before.
+    hosts: String,
 }
 
 /// One node.
@@ -64,6 +82,7 @@ impl Default for Options {
             nodes: 2,
             plugstack: String::new(),
             slurm_conf: String::new(),
+            networks: false,
         }
     }
 }
@@ -77,6 +96,10 @@ impl Cluster {
         let mut cluster = Self {
             nodes: Vec::new(),
             daemons: Vec::new(),
+            _bridge: options
+                .networks
+                .then(|| Bridge::make(options.nodes))
+                .transpose()?,
         };
         cluster.daemons.push(start_munged()?);
         let slurmctld = Call::new(["slurmctld", "-D", "-c"]).timeout(0);
@@ -84,7 +107,7 @@ impl Cluster {
             .daemons
             .push(slurmctld.start(&format!("{LOGS}/slurmctld.out"))?);
         for number in 1..=options.nodes {
-            cluster.nodes.push(Node::start(&format!("n{number}"))?);
+            cluster.nodes.push(Node::start(number, options.networks)?);
         }
         cluster.wait_until_idle()?;
         Ok(cluster)
@@ -174,10 +197,60 @@ impl Drop for Cluster {
     }
 }
 
+impl Bridge {
+    const ADDRESS: &str = "10.1.0.254";
+
+    fn make(nodes: usize) -> Result<Self> {
+        Call::shell(&format!(
+            "ip link add nodes type bridge && ip address add {}/24 dev nodes && \
+             ip link set nodes up",
+            Self::ADDRESS
+        ))
+        .ok()?;
+        let hosts = fs::read_to_string(HOSTS)?;
+        let mut text = format!("127.0.0.1 localhost\n{} login\n", Self::ADDRESS);
+        for number in 1..=nodes {
+            text += &format!("10.1.0.{number} n{number}\n");
+        }
+        fs::write(HOSTS, text)?;
+        Ok(Self { nodes, hosts })
+    }
+
+    /// Puts a cable between the bridge and the network of a process.
+    fn connect(number: usize, pid: u32) -> Result<()> {
+        Call::shell(&format!(
+            "ip link add n{number} type veth peer name eth0 netns {pid} && \
+             ip link set n{number} master nodes up"
+        ))
+        .ok()?;
+        Call::shell(&format!(
+            "ip link set lo up && ip address add 10.1.0.{number}/24 dev eth0 && \
+             ip link set eth0 up && ip route add default via {}",
+            Self::ADDRESS
+        ))
+        .in_namespaces_of(pid)
+        .ok()?;
+        Ok(())
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        // The kernel takes its time over a namespace that nobody is in any more.
+        let cables = (1..=self.nodes).map(|number| format!("n{number}"));
+        for link in cables.chain(["nodes".to_owned()]) {
+            let _ = Call::new(["ip", "link", "delete", &link]).output();
+        }
+        let _ = fs::write(HOSTS, &self.hosts);
+    }
+}
+
 impl Node {
-    fn start(name: &str) -> Result<Self> {
+    fn start(number: usize, has_network: bool) -> Result<Self> {
+        let name = &*format!("n{number}");
         let log = format!("{LOGS}/keeper.{name}.out");
         let keeper = Call::new(["unshare", "-m", "-u", "--propagation", "private"])
+            .args(has_network.then_some("-n"))
             .args(["bash", "-c", KEEPER, "keeper", name])
             .timeout(0)
             .start(&log)?;
@@ -186,6 +259,9 @@ impl Node {
         // For people who want to look around: `tests/cluster.sh node n1` reads it.
         fs::create_dir_all(NODES)?;
         fs::write(format!("{NODES}/{name}"), keeper.id().to_string())?;
+        if has_network {
+            Bridge::connect(number, keeper.id())?;
+        }
         let slurmd = start_slurmd(name, keeper.id(), &[])?;
         Ok(Self {
             name: name.into(),
@@ -338,14 +414,19 @@ fn configure(options: &Options) -> Result<()> {
         fs::create_dir_all(dir)?;
     }
     let count = options.nodes;
+    let (login, nodes) = if options.networks {
+        (Bridge::ADDRESS, format!("10.1.0.[1-{count}]"))
+    } else {
+        ("127.0.0.1", "127.0.0.1".to_owned())
+    };
     let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
     let slurm_conf = format!(
         "ClusterName=testbed\n\
-         SlurmctldHost={}(127.0.0.1)\n\
+         SlurmctldHost={}({login})\n\
          SlurmUser=root\n\
          AuthType=auth/munge\n\
          StateSaveLocation=/var/spool/slurmctld\n\
-         SlurmdSpoolDir=/var/spool/slurmd.%n\n\
+         SlurmdSpoolDir=/var/spool/slurmd\n\
          SlurmctldPidFile=/run/slurmctld.pid\n\
          SlurmdPidFile=/run/slurmd.%n.pid\n\
          SlurmctldLogFile={LOGS}/slurmctld.log\n\
@@ -368,7 +449,7 @@ fn configure(options: &Options) -> Result<()> {
          SchedulerParameters=sched_interval=2,batch_sched_delay=0\n\
          SlurmdParameters=config_overrides\n\
          UsePAM=0\n\
-         NodeName=n[1-{count}] NodeAddr=127.0.0.1 Port=[17001-{}] CPUs=16 RealMemory=4000 State=UNKNOWN\n\
+         NodeName=n[1-{count}] NodeAddr={nodes} Port=[17001-{}] CPUs=16 RealMemory=4000 State=UNKNOWN\n\
          PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES:8\n\
          {}\n",
         host.trim(),

@@ -101,7 +101,17 @@ pub fn turn() -> Result<MutexGuard<'static, ()>> {
 /// Makes an image whose `/etc/marker` is its name, and puts it into the site's store as the site's
 /// owner would.
 pub fn stored(product: &Product, registry: &Registry, name: &str) -> Result<Stored> {
-    let image = Recipe::tiny(name).build()?;
+    stored_as(product, registry, name, Recipe::tiny(name))
+}
+
+/// Makes an image and puts it into the site's store.
+pub fn stored_as(
+    product: &Product,
+    registry: &Registry,
+    name: &str,
+    recipe: Recipe,
+) -> Result<Stored> {
+    let image = recipe.build()?;
     let reference = registry.push(&image, &format!("{name}:latest"))?;
     product
         .shifterimg(["pull", "--quiet", &reference])

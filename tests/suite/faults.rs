@@ -10,14 +10,16 @@ use shifter_tests::world::{self, User::Alice};
 use crate::bench::Bench;
 
 /// Every callback in every process that calls it.
-const PLACES: [&str; 8] = [
+const PLACES: [&str; 10] = [
     "Local:Init",
     "Local:InitPostOpt",
     "Allocator:Init",
     "Allocator:InitPostOpt",
     "Remote:Init",
     "Remote:InitPostOpt",
+    "Remote:TaskInitPrivileged",
     "Remote:TaskInit",
+    "Remote:Exit",
     "JobScript:JobProlog",
 ];
 

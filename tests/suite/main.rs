@@ -5,12 +5,15 @@
 //! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the other
 //! in one.
 
+mod autoshift;
 mod bench;
 mod commands;
 mod containers;
+mod erofs;
 mod failures;
 mod faults;
 mod figures;
+mod identity;
 mod images;
 mod images_equal;
 mod images_limits;
@@ -21,9 +24,13 @@ mod kernel;
 mod long;
 mod mistakes;
 mod modules;
+mod mpi;
 mod node;
 mod secure_cluster;
+mod seen;
 mod selftest;
 mod sharing;
+mod ssh;
+mod steps;
 mod teardown;
 mod torque;

@@ -9,7 +9,7 @@ use shifter_tests::world::User::{self, Alice, Bob};
 use crate::bench::{Bench, Stored};
 
 /// Starts a job on n1 whose container stays until the job is cancelled.
-fn sleeper(bench: &Bench, user: User, image: &Stored) -> Result<Job> {
+pub fn sleeper(bench: &Bench, user: User, image: &Stored) -> Result<Job> {
     let script = "srun shifter sh -c 'cat /etc/marker; echo up; sleep 300'";
     let options = ["-w", "n1", "-n1", &image.option()];
     let job = bench.cluster.submit(user, &options, script)?;

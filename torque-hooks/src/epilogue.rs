@@ -24,8 +24,9 @@ use crate::state::StateDir;
 /// Where the suite is if the configuration does not say.
 const PREFIX: Option<&str> = option_env!("SHIFTER_PREFIX");
 
-/// The part of the time for which a prologue of the same job is waited for.
-const WAIT_SHARE: u32 = 2;
+/// The part of the time that is kept for the work itself, when a prologue of the same job has been
+/// waited for: it has undone most of it.
+const WORK_SHARE: u32 = 4;
 
 /// Does the work of an epilogue on a launch node and returns its exit code.
 pub fn run(work: &Work) -> u8 {
@@ -75,7 +76,7 @@ fn clean_up(work: &Work) -> Result<String, String> {
     let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
     let _tombstone = dir.bury(&call.job).map_err(|error| error.chain())?;
     let job = dir
-        .lock(&call.job, time / WAIT_SHARE)
+        .lock(&call.job, time - time / WORK_SHARE)
         .map_err(|error| format!("the prologue is still at work: {}", error.chain()))?;
     let record = job.record().map_err(|error| error.chain())?;
     let result = match &record {

@@ -188,7 +188,8 @@ fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
 
 /// Makes everything ready; returns what to say of it, if the job is ours.
 fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
-    let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
+    let time = Duration::from_secs(work.seconds.into());
+    let deadline = Instant::now() + time;
     let call = &work.call;
     let site = Site {
         config,
@@ -196,7 +197,8 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
         job: &call.job,
     };
     let dir = StateDir::open(&config.torque.state_dir).map_err(Refusal::State)?;
-    let job = dir.lock(&call.job, LOCK_PATIENCE).map_err(Refusal::State)?;
+    let patience = LOCK_PATIENCE.min(time / 2);
+    let job = dir.lock(&call.job, patience).map_err(Refusal::State)?;
     let is_wanted =
         || !job.is_buried() && !dir.has_ended_since(&call.job, &work.start).unwrap_or(false);
     let removed = || Refusal::Removed(call.job.clone());
@@ -209,7 +211,7 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     }
     // An earlier prologue died, and no epilogue came.
     if let Some(old) = job.record().map_err(Refusal::State)? {
-        undo(&site, &job, &old, deadline);
+        undo(&site, &job, &old, time);
     }
     let _ = dir.sweep();
     let result = try_prepare(work, &site, &job, &is_wanted, deadline);
@@ -228,7 +230,7 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
         Err(refusal) => refusal,
     };
     if let Some(record) = job.record().map_err(Refusal::State)? {
-        undo(&site, &job, &record, deadline);
+        undo(&site, &job, &record, time);
     }
     if let Err(error) = job.remove() {
         say::log(
@@ -301,6 +303,7 @@ fn try_prepare(
         cluster: config.system.clone(),
         restart: listed.start_count.unwrap_or(0),
         hosts: nodes.hosts.clone(),
+        own: nodes.own.map(|own| nodes.hosts[own].name.clone()),
         has_root: manifest.is_some(),
         is_shared,
         boot: state::boot_id(),
@@ -475,12 +478,14 @@ fn manifest(
         hosts: nodes.hosts.clone(),
         created: state::now_secs(),
         modes: Modes::default(),
-        ssh_public_key: None,
+        ssh: None,
     })
 }
 
 /// Undoes on all nodes what a record says; what cannot be undone is noted and left to the nodes.
-fn undo(site: &Site<'_>, job: &Job, record: &Record, deadline: Instant) {
+fn undo(site: &Site<'_>, job: &Job, record: &Record, time: Duration) {
+    // Not longer, if a node does not answer: an epilogue may wait for it.
+    let deadline = Instant::now() + time / UNDO_SHARE;
     let line = site::tear_down(site, job, record, deadline);
     if let Err(line) = line {
         say::log(Weight::Warning, &format!("job {}: {line}", site.job));

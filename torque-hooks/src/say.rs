@@ -45,9 +45,14 @@ pub fn log(weight: Weight, line: &str) {
     let _ = socket.send_to(text.as_bytes(), "/dev/log");
 }
 
-/// Writes a line for whoever reads the job's standard error.
+/// Writes a line for whoever reads the job's standard error; a hint belongs to the line before it.
 pub fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "shifter: {line}");
+    let name = if line.starts_with("hint: ") {
+        ""
+    } else {
+        "shifter: "
+    };
+    let _ = writeln!(std::io::stderr().lock(), "{name}{line}");
 }
 
 /// Sets the job's comment, if the site wants that.

@@ -11,8 +11,6 @@ use thiserror::Error;
 
 use crate::fanout::template::{Report as How, Template};
 use crate::fanout::{self, FanoutError, Outcome, Plan};
-use crate::host;
-use crate::nodes::is_one_of;
 use crate::report::Report;
 use crate::shared::{self, Reports};
 use crate::state::{Job, Record};
@@ -164,11 +162,8 @@ pub fn tear_down(
     if record.hosts.is_empty() {
         return Ok("nothing to remove".into());
     }
-    let own_names = host::own_names(None);
-    let own = record
-        .hosts
-        .iter()
-        .position(|host| is_one_of(&host.name, &own_names));
+    let mut names = record.hosts.iter().map(|host| &host.name);
+    let own = names.position(|name| Some(name) == record.own.as_ref());
     let order = Order {
         verb: Verb::Teardown,
         record,

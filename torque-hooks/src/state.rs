@@ -53,6 +53,8 @@ pub struct Record {
     pub restart: u32,
     /// The nodes.
     pub hosts: Vec<HostSlots>,
+    /// Which of them this machine is, whatever it is called.
+    pub own: Option<String>,
     /// Whether there is a root, or only services.
     pub has_root: bool,
     /// Whether the job's files are in the shared state.
@@ -313,6 +315,7 @@ mod tests {
             cluster: "mini".into(),
             restart: 0,
             hosts: Vec::new(),
+            own: None,
             has_root: true,
             is_shared: false,
             boot: boot_id(),

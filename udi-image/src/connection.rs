@@ -13,7 +13,7 @@ use russh::server::{
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty, Sig};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::session::{Program, Running, Window, start};
 use crate::terms::Terms;
@@ -48,6 +48,9 @@ pub struct Connection {
     terms: Arc<Terms>,
     /// Until the client has proved who it is: whom that is told.
     letting_in: Option<oneshot::Sender<()>>,
+    /// Places for those who have, and this one's.
+    free: Arc<Semaphore>,
+    place: Option<OwnedSemaphorePermit>,
     /// `SSH_CONNECTION`: addresses and ports of both sides.
     ends: String,
     places: HashMap<ChannelId, Place>,
@@ -55,7 +58,12 @@ pub struct Connection {
 
 impl Connection {
     /// Starts with a stranger.
-    pub fn new(terms: Arc<Terms>, stream: &TcpStream, letting_in: oneshot::Sender<()>) -> Self {
+    pub fn new(
+        terms: Arc<Terms>,
+        stream: &TcpStream,
+        free: Arc<Semaphore>,
+        letting_in: oneshot::Sender<()>,
+    ) -> Self {
         let ends = match (stream.peer_addr(), stream.local_addr()) {
             (Ok(peer), Ok(own)) => format!(
                 "{} {} {} {}",
@@ -69,6 +77,8 @@ impl Connection {
         Self {
             terms,
             letting_in: Some(letting_in),
+            free,
+            place: None,
             ends,
             places: HashMap::new(),
         }
@@ -132,7 +142,14 @@ impl Handler for Connection {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(self.judge(user, key.public_key))
+        let verdict = self.judge(user, key.public_key);
+        if verdict == Auth::Accept {
+            self.place = self.free.clone().try_acquire_owned().ok();
+            if self.place.is_none() {
+                return Ok(Auth::reject());
+            }
+        }
+        Ok(verdict)
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {

@@ -4,8 +4,11 @@
 //! files that root has placed in the container and no user can change.
 #![forbid(unsafe_code)]
 
+pub mod client;
+pub mod client_config;
 pub mod connection;
 pub mod keys;
+pub mod options;
 pub mod server;
 pub mod session;
 pub mod sftp;

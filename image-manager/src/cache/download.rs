@@ -266,6 +266,10 @@ impl Part<'_> {
             return Ok(());
         }
         let result = source(have, &mut |bytes| self.take(bytes));
+        // What is known to be wrong is shown to no reader: it would fail first, for another reason.
+        if matches!(result, Err(RegistryError::Forged { .. })) {
+            self.buffer.clear();
+        }
         let flushed = self.flush();
         match result {
             Ok(()) => {}

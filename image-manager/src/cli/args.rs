@@ -39,8 +39,9 @@ options for pull:
   -u, --username NAME       the user name
   --password-stdin          read the password from standard input
 options for pull and import:
-  --user NAME,...           let these users have the image, and nobody else
-  --group NAME,...          let these groups have it
+  --user NAME,...           let these users have an image that not everybody may have;
+                            an imported one is then no longer everybody's
+  --group NAME,...          the same for groups
 options for images:
   --digests                 print whole digests
   --filter KEY=VALUE        reference=PATTERN, store=site|user, dangling=true|false,
@@ -67,7 +68,8 @@ options for all:
 IMAGE is [TYPE:][HOST[:PORT]/]NAME[:TAG][@DIGEST] or id:ID.
 
 exit status: 0 done, 2 wrong usage, 3 denied, 4 no such image or not usable,
-7 the registry failed, 1 anything else; 130 and 143 after Ctrl-C and SIGTERM
+6 the store is not its owner's alone, 7 the registry failed, 1 anything else;
+130 and 143 after Ctrl-C and SIGTERM
 ";
 
 /// What was asked for.
@@ -151,9 +153,9 @@ pub(super) enum UsageError {
         /// What it was.
         found: String,
     },
-    /// Options that contradict each other or one that needs another.
-    #[error("{0}")]
-    Combination(&'static str),
+    /// A password of nobody.
+    #[error("--password-stdin needs --username")]
+    NoUsername,
     /// The command needs another number of words.
     #[error("'{command}' needs {needs}")]
     Count {
@@ -288,15 +290,10 @@ impl Options {
 
     /// Checks what options say of one another.
     fn check_login(&self) -> Result<(), UsageError> {
-        let say = |text| Err(UsageError::Combination(text));
-        if self.password_stdin && self.username.is_none() {
-            return say("--password-stdin needs --username");
+        match self.password_stdin && self.username.is_none() {
+            true => Err(UsageError::NoUsername),
+            false => Ok(()),
         }
-        let input_words = self.words.iter().filter(|word| *word == "-").count();
-        if self.password_stdin && self.command == Command::Import && input_words > 0 {
-            return say("standard input cannot be the password and the file");
-        }
-        Ok(())
     }
 
     /// True if a login is to be used that is not in the user's files.

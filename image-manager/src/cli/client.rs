@@ -1,7 +1,7 @@
 //! The registry client of a command: the site's rules, the user's, and the user's logins.
 //!
-//! `pull`, `import` and `login` all take it from here, so that they reach registries alike. Through
-//! sudo the caller's environment and files mean nothing.
+//! `pull` and `login` both take it from here, so that they reach registries alike. Through sudo the
+//! caller's environment and files mean nothing.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use shifter_core::exit::ExitCode;
 
 use super::config::read_text;
 use super::failure::Failure;
+use super::login::of_registry;
 use super::{Session, output};
 use crate::registry::{Client, Logins, Proxies, RegistryError, Rules, User};
 
@@ -57,10 +58,6 @@ impl Session {
     }
 
     fn rules(&self, context: &str) -> Result<Rules, Failure> {
-        let of_registry = |error: RegistryError| {
-            let message = format!("{context}: {}", output::chain(&error));
-            Failure::new(error.exit_code(), message)
-        };
         let file = match &self.options.config {
             Some(config) => {
                 let path = config.with_file_name(FILE_NAME);
@@ -70,7 +67,8 @@ impl Session {
                 .map_err(|error| of_config(&error, ExitCode::Internal))?,
         };
         let configured = self.config.registry.clone();
-        let mut rules = Rules::of_site(configured, file).map_err(of_registry)?;
+        let mut rules = Rules::of_site(configured, file)
+            .map_err(|error: RegistryError| of_registry(context, &error))?;
         if let Some(path) = self.user_file()
             && let Some(own) = self.registries(&path)?
         {

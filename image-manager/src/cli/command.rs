@@ -20,13 +20,25 @@ pub(super) enum Command {
     Verify,
 }
 
-/// One line of the table: a name, what it means, its options, and its words.
+/// One line of the table: a name, what it means, its words, and its options.
 struct Entry {
     name: &'static str,
     command: Command,
+    words: &'static Words,
     options: &'static [&'static str],
-    words: (usize, usize),
+}
+
+/// How many words a command has.
+struct Words {
+    least: usize,
+    most: usize,
     needs: &'static str,
+}
+
+impl Words {
+    const fn of(least: usize, most: usize, needs: &'static str) -> Self {
+        Self { least, most, needs }
+    }
 }
 
 /// A command of the C Shifter that needs its gateway.
@@ -37,6 +49,25 @@ pub(super) struct Removed {
 }
 
 const MANY: usize = usize::MAX;
+const ANYTHING: Words = Words::of(0, MANY, "images or nothing");
+const NOTHING: Words = Words::of(0, 0, "no argument");
+const IMAGE: Words = Words::of(1, 1, "one image");
+const IMAGES: Words = Words::of(1, MANY, "at least one image");
+const PATTERN: Words = Words::of(0, 1, "at most one pattern");
+const REGISTRY: Words = Words::of(0, 1, "at most one registry");
+const FILE: Words = Words::of(1, 2, "a file and at most one name");
+
+const PULL: &[&str] = &[
+    "json",
+    "quiet",
+    "store",
+    "platform",
+    "login",
+    "username",
+    "password-stdin",
+    "user",
+    "group",
+];
 const IMPORT: &[&str] = &[
     "json",
     "quiet",
@@ -47,109 +78,43 @@ const IMPORT: &[&str] = &[
     "group",
     "platform",
 ];
+const LIST: &[&str] = &["json", "quiet", "digests", "filter", "store"];
+const COLLECT: &[&str] = &["json", "quiet", "store", "dry-run", "older-than"];
+const LOGIN: &[&str] = &["username", "password-stdin", "quiet"];
+
+const fn entry(
+    name: &'static str,
+    command: Command,
+    words: &'static Words,
+    options: &'static [&'static str],
+) -> Entry {
+    Entry {
+        name,
+        command,
+        words,
+        options,
+    }
+}
 
 const TABLE: [Entry; 13] = [
-    Entry {
-        name: "pull",
-        command: Command::Pull,
-        options: &[
-            "json",
-            "quiet",
-            "store",
-            "platform",
-            "login",
-            "username",
-            "password-stdin",
-            "user",
-            "group",
-        ],
-        words: (1, MANY),
-        needs: "at least one image",
-    },
-    Entry {
-        name: "images",
-        command: Command::Images,
-        options: &["json", "quiet", "digests", "filter", "store"],
-        words: (0, 1),
-        needs: "at most one pattern",
-    },
-    Entry {
-        name: "lookup",
-        command: Command::Lookup,
-        options: &["json"],
-        words: (1, 1),
-        needs: "one image",
-    },
-    Entry {
-        name: "inspect",
-        command: Command::Inspect,
-        options: &["format", "json"],
-        words: (1, MANY),
-        needs: "at least one image",
-    },
-    Entry {
-        name: "rmi",
-        command: Command::Remove,
-        options: &["store"],
-        words: (1, MANY),
-        needs: "at least one image",
-    },
-    Entry {
-        name: "import",
-        command: Command::Import,
-        options: IMPORT,
-        words: (1, 2),
-        needs: "a file and at most one name",
-    },
-    Entry {
-        name: "load",
-        command: Command::Import,
-        options: IMPORT,
-        words: (1, 2),
-        needs: "a file and at most one name",
-    },
-    Entry {
-        name: "login",
-        command: Command::Login,
-        options: &["username", "password-stdin", "quiet"],
-        words: (0, 1),
-        needs: "at most one registry",
-    },
-    Entry {
-        name: "logout",
-        command: Command::Logout,
-        options: &["quiet"],
-        words: (0, 1),
-        needs: "at most one registry",
-    },
-    Entry {
-        name: "gc",
-        command: Command::Collect,
-        options: &["json", "quiet", "store", "dry-run", "older-than"],
-        words: (0, 0),
-        needs: "no argument",
-    },
-    Entry {
-        name: "verify",
-        command: Command::Verify,
-        options: &["json", "quiet", "store"],
-        words: (0, MANY),
-        needs: "images or nothing",
-    },
-    Entry {
-        name: "help",
-        command: Command::Help,
-        options: &[],
-        words: (0, MANY),
-        needs: "",
-    },
-    Entry {
-        name: "version",
-        command: Command::Version,
-        options: &[],
-        words: (0, MANY),
-        needs: "",
-    },
+    entry("pull", Command::Pull, &IMAGES, PULL),
+    entry("images", Command::Images, &PATTERN, LIST),
+    entry("lookup", Command::Lookup, &IMAGE, &["json"]),
+    entry("inspect", Command::Inspect, &IMAGES, &["format", "json"]),
+    entry("rmi", Command::Remove, &IMAGES, &["store"]),
+    entry("import", Command::Import, &FILE, IMPORT),
+    entry("load", Command::Import, &FILE, IMPORT),
+    entry("login", Command::Login, &REGISTRY, LOGIN),
+    entry("logout", Command::Logout, &REGISTRY, &["quiet"]),
+    entry("gc", Command::Collect, &NOTHING, COLLECT),
+    entry(
+        "verify",
+        Command::Verify,
+        &ANYTHING,
+        &["json", "quiet", "store"],
+    ),
+    entry("help", Command::Help, &ANYTHING, &[]),
+    entry("version", Command::Version, &ANYTHING, &[]),
 ];
 
 /// Requests to the C Shifter's image gateway, and what to do instead.
@@ -189,9 +154,8 @@ impl Command {
         if let Some(option) = given.iter().find(|option| !entry.options.contains(option)) {
             return Err(UsageError::Misplaced { command, option });
         }
-        let (least, most) = entry.words;
+        let Words { least, most, needs } = *entry.words;
         if words < least || words > most {
-            let needs = entry.needs;
             return Err(UsageError::Count { command, needs });
         }
         Ok(())

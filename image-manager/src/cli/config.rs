@@ -56,6 +56,6 @@ pub(super) fn read_text(path: &Path, uid: u32) -> Result<String, Failure> {
         file.take(LIMIT).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|error| fail(error.to_string()))?;
+    let bytes = read().map_err(|error| fail(output::chain(&error)))?;
     String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))
 }

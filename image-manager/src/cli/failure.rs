@@ -63,7 +63,7 @@ pub(super) fn file_hint(text: &str) -> Option<String> {
         .then(|| format!("did you mean the file ./{}?", sanitize::text(text)))
 }
 
-/// Keeps the first failure's code for the end of the program.
+/// Keeps the worst failure's code for the end of the program.
 #[derive(Default)]
 pub(super) struct Outcome(Option<ExitCode>);
 

@@ -45,6 +45,7 @@ impl Session {
     pub(super) fn collect(&self) -> Result<ExitCode, Failure> {
         let context = "cannot collect";
         let kinds = match (self.options.store, self.is_image_owner()) {
+            (Some(StoreKind::Site), false) => return Err(self.not_owner(context)),
             (Some(kind), _) => vec![kind],
             (None, true) => vec![StoreKind::Site, StoreKind::User],
             (None, false) => vec![StoreKind::User],
@@ -58,11 +59,7 @@ impl Session {
             if !kinds.contains(&store.kind()) || self.cancel.is_cancelled() {
                 continue;
             }
-            let done = match store.kind() {
-                StoreKind::Site if !self.is_image_owner() => return Err(self.not_owner()),
-                _ => self.collect_in(&store),
-            };
-            match done {
+            match self.collect_in(&store) {
                 Ok((collected, freed)) => self.tell_collected(&store, &collected, freed)?,
                 Err(error) => outcome.add(Failure::of_store(context, &error).report()),
             }

@@ -24,7 +24,7 @@ impl Session {
             )));
         }
         let Some((program, arguments)) = self.config.store.site_pull_command.split_first() else {
-            return Err(self.not_owner());
+            return Err(self.not_owner("cannot pull"));
         };
         let mut command = Command::new(program);
         command.args(arguments).env_clear().env("PATH", FIXED_PATH);
@@ -71,8 +71,9 @@ impl Session {
         words
     }
 
-    pub(super) fn not_owner(&self) -> Failure {
+    /// Says that only the owner of the site's store can do it.
+    pub(super) fn not_owner(&self, context: &str) -> Failure {
         let owner = self.config.store.image_owner;
-        Failure::of_store("cannot pull", &StoreError::NotOwner { owner })
+        Failure::of_store(context, &StoreError::NotOwner { owner })
     }
 }

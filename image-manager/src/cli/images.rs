@@ -10,7 +10,7 @@ use super::failure::{Failure, Outcome};
 use super::lookup::ImageRecord;
 use super::table::{align, is_match, utc};
 use super::{Session, output, viewer};
-use crate::store::{StoredImage, megabytes};
+use crate::store::{StoreKind, StoredImage, megabytes};
 
 const TITLES: [&str; 7] = [
     "REPOSITORY",
@@ -92,7 +92,15 @@ impl Session {
         let mut outcome = Outcome::default();
         let (mut rows, mut lines) = (Vec::new(), String::new());
         let fail = |error| Failure::of_store(context, &error);
-        for store in self.stores().map_err(fail)? {
+        for kind in [StoreKind::Site, StoreKind::User] {
+            let store = match self.store(kind) {
+                Ok(Some(store)) => store,
+                Ok(None) => continue,
+                Err(problem) => {
+                    outcome.add(fail(problem).report());
+                    continue;
+                }
+            };
             let (images, problems) = store.list(&rules, &viewer).map_err(fail)?;
             for problem in problems {
                 outcome.add(fail(problem).report());

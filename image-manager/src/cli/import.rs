@@ -53,20 +53,22 @@ impl Session {
         let archive = archive.map_err(failed)?;
         let names = archive.names();
         if name.is_some() && names.len() > 1 {
+            let count = names.len();
             let names = names.into_iter().flatten().collect();
-            return Err(failed(ImportError::Several { names }));
+            return Err(failed(ImportError::Several { count, names }));
         }
         let mut outcome = Outcome::default();
-        let options = self.build_options();
+        let options = self.build_options(store.kind());
         for (number, own) in names.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 break;
             }
-            let targets = match &name {
+            let names = match &name {
                 Some(name) => Ok(vec![name.clone()]),
                 None => own_names(own, &self.config.type_rules()),
             };
-            let done = targets.map_err(failed).and_then(|names| {
+            let first = names.as_ref().ok().and_then(|names| names.first().cloned());
+            let done = names.map_err(failed).and_then(|names| {
                 let target = Target {
                     names,
                     importer: audience.puller,
@@ -76,7 +78,7 @@ impl Session {
                 self.import_one(&archive, number, &store, &target, &context)
             });
             if let Err(failure) = done {
-                outcome.add(failure.report());
+                outcome.add(self.report(first.as_ref(), &failure)?);
             }
         }
         Ok(outcome.code())
@@ -101,13 +103,7 @@ impl Session {
         };
         let imported = archive.import(number, store, target, &self.cancel, &watch);
         progress.clear();
-        let imported = imported.map_err(|error| {
-            let failure = fail(context, &error);
-            match self.report_json(Some(first), &failure) {
-                Ok(()) => failure,
-                Err(other) => other,
-            }
-        })?;
+        let imported = imported.map_err(|error| fail(context, &error))?;
         warn_of_left_out(&imported.left_out);
         for name in &target.names {
             self.tell(name, store, &imported, begin.elapsed().as_secs_f64())?;

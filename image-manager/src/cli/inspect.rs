@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use shifter_core::exit::ExitCode;
+use shifter_core::sanitize;
 
 use super::failure::{Failure, Outcome};
 use super::lookup::ImageRecord as Described;
@@ -38,7 +39,9 @@ impl Session {
             Some(format) => {
                 let filled = found.iter().map(|value| fill(format, value));
                 let lines = filled.collect::<Result<Vec<_>, _>>().map_err(|error| {
-                    Failure::new(ExitCode::Usage, format!("cannot use --format: {error}"))
+                    let message = format!("cannot use --format: {error}");
+                    Failure::new(ExitCode::Usage, sanitize::text(&message))
+                        .with_hint("shifterimg inspect IMAGE shows all there is".to_owned())
                 })?;
                 let lines = lines.into_iter().map(|line| output::harmless(&line) + "\n");
                 lines.collect()
@@ -47,19 +50,15 @@ impl Session {
         output::data(&text)?;
         Ok(outcome.code())
     }
-}
 
-impl Session {
     /// Returns what is known of where an image came from.
-    pub(super) fn known(&self, image: &StoredImage) -> Result<Option<ImageRecord>, Failure> {
+    fn known(&self, image: &StoredImage) -> Result<Option<ImageRecord>, Failure> {
         let context = format!("cannot read the record of image '{}'", image.id);
         let fail = |error| Failure::of_store(&context, &error);
-        for store in self.stores().map_err(fail)? {
-            if store.kind() == image.kind {
-                return store.record(&image.id).map_err(fail);
-            }
+        match self.store(image.kind).map_err(fail)? {
+            Some(store) => store.record(&image.id).map_err(fail),
+            None => Ok(None),
         }
-        Ok(None)
     }
 }
 

@@ -63,9 +63,11 @@ impl Session {
             .erase(&registry)
             .map_err(|error| of_registry(&context, &error))?;
         if !self.options.quiet {
+            let path = sanitize::text(&file.path().display().to_string());
             output::result(&match found {
                 true => format!("the login for '{registry}' is forgotten"),
-                false => format!("there is no login for '{registry}'"),
+                // Pulls look into others' files, too.
+                false => format!("there is no login for '{registry}' in '{path}'"),
             });
         }
         Ok(ExitCode::Success)
@@ -92,7 +94,8 @@ impl Session {
     /// Finds out user and password: from the options, standard input, and the terminal.
     fn ask_login(&self, registry: &str) -> Result<(String, String), Failure> {
         let fail = |error: io::Error| {
-            let message = format!("cannot ask for the login at '{registry}': {error}");
+            let reason = output::chain(&error);
+            let message = format!("cannot ask for the login at '{registry}': {reason}");
             Failure::new(ExitCode::Usage, message)
                 .with_hint("--username NAME --password-stdin".to_owned())
         };

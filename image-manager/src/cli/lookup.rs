@@ -62,6 +62,7 @@ impl Session {
         let text = text.unwrap_or_default();
         let reference = self.reference(text)?;
         let found = self.find(&reference, text)?;
+        self.check_use(&reference, &found)?;
         if self.options.json {
             let name = reference.canonical();
             let record = ImageRecord::new(&found, Some(&name), reference.image_type());
@@ -72,9 +73,9 @@ impl Session {
         Ok(ExitCode::Success)
     }
 
-    /// Finds an image in the stores that may be used; `text` is how the user wrote its name.
+    /// Finds an image in the stores; `text` is how the user wrote its name.
     pub(super) fn find(&self, reference: &ImageRef, text: &str) -> Result<StoredImage, Failure> {
-        let context = format!("cannot find image '{}'", shown(reference));
+        let context = not_found(reference);
         let fail = |error: StoreError| Failure::of_store(&context, &error);
         if !reference.image_type().is_stored() {
             let message = format!("{context}: only images of a store can be looked up");
@@ -82,22 +83,14 @@ impl Session {
                 .with_hint(format!("shifter run {}", shown(reference))));
         }
         let viewer = viewer(&context)?;
-        for store in self.stores().map_err(fail)? {
-            let Some(found) = store.lookup(reference, &viewer).map_err(fail)? else {
+        // One after the other: what is wrong with the user's own concerns nobody who does not need it.
+        for kind in [StoreKind::Site, StoreKind::User] {
+            let Some(store) = self.store(kind).map_err(fail)? else {
                 continue;
             };
-            if found.kind == StoreKind::User && self.config.store.user_images == UserImages::No {
-                let message = format!(
-                    "{context}: it is only in your own store, and this site does not run images from there"
-                );
-                return Err(Failure::new(ExitCode::Denied, message).with_hint(
-                    match self.config.store.site_pull_command.is_empty() {
-                        true => "ask the site to pull it into the site store".to_owned(),
-                        false => format!("shifter pull {}", reference.name()),
-                    },
-                ));
+            if let Some(found) = store.lookup(reference, &viewer).map_err(fail)? {
+                return Ok(found);
             }
-            return Ok(found);
         }
         let place = match self.config.store.user_images {
             UserImages::No => "not in the site store",
@@ -108,4 +101,25 @@ impl Session {
         let message = format!("{context}: {place}");
         Err(Failure::new(ExitCode::Image, message).with_hint(file_hint(text).or(pull)))
     }
+
+    /// Refuses an image that this site would not run.
+    fn check_use(&self, reference: &ImageRef, found: &StoredImage) -> Result<(), Failure> {
+        let store = &self.config.store;
+        if found.kind != StoreKind::User || store.user_images != UserImages::No {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: it is only in your own store, and this site does not run images from there",
+            not_found(reference)
+        );
+        let hint = match store.site_pull_command.is_empty() {
+            true => "ask the site to pull it into the site store".to_owned(),
+            false => format!("shifter pull {}", reference.name()),
+        };
+        Err(Failure::new(ExitCode::Denied, message).with_hint(hint))
+    }
+}
+
+fn not_found(reference: &ImageRef) -> String {
+    format!("cannot find image '{}'", shown(reference))
 }

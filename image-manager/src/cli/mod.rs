@@ -143,22 +143,24 @@ impl Session {
 
     /// Returns the stores that exist and are asked for, the site's first.
     fn stores(&self) -> Result<Vec<Store>, StoreError> {
-        let is_wanted = |kind| self.options.store.is_none_or(|only| only == kind);
-        let mut stores = Vec::new();
-        let config = &self.config.store;
-        if is_wanted(StoreKind::Site) {
-            let site = Store::open_site(&config.path)?;
-            stores.extend(site.map(|store| self.with_cache(store)));
+        let kinds = [StoreKind::Site, StoreKind::User];
+        let opened = kinds
+            .into_iter()
+            .filter_map(|kind| self.store(kind).transpose());
+        opened.collect()
+    }
+
+    /// Opens a store for reading, if it exists and is asked for.
+    fn store(&self, kind: StoreKind) -> Result<Option<Store>, StoreError> {
+        if self.options.store.is_some_and(|only| only != kind) {
+            return Ok(None);
         }
-        if let Some(home) = self
-            .caller
-            .home
-            .as_ref()
-            .filter(|_| is_wanted(StoreKind::User))
-        {
-            stores.extend(Store::open_user(home)?.map(|store| self.with_cache(store)));
-        }
-        Ok(stores)
+        let store = match (kind, &self.caller.home) {
+            (StoreKind::Site, _) => Store::open_site(&self.config.store.path)?,
+            (StoreKind::User, Some(home)) => Store::open_user(home)?,
+            (StoreKind::User, None) => None,
+        };
+        Ok(store.map(|store| self.with_cache(store)))
     }
 
     /// Opens the store that is to be written to.
@@ -199,7 +201,7 @@ impl Session {
     fn audience(&self) -> Result<Audience, Failure> {
         let (users, groups) = (&self.options.users, &self.options.groups);
         Audience::with(self.caller.puller(), users, groups)
-            .map_err(|error| Failure::new(ExitCode::Usage, output::chain(&error)))
+            .map_err(|error| Failure::new(error.exit_code(), output::chain(&error)))
     }
 
     /// True if the caller may change the site's store.
@@ -212,9 +214,6 @@ impl Session {
     fn each(&self, action: impl Fn(&ImageRef) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
         let mut outcome = Outcome::default();
         for reference in &self.references()? {
-            if self.cancel.is_cancelled() {
-                break;
-            }
             if let Err(failure) = action(reference) {
                 outcome.add(failure.report());
             }
@@ -232,5 +231,8 @@ impl Session {
 
 /// Describes who runs the program.
 fn viewer(context: &str) -> Result<Viewer, Failure> {
-    Viewer::current().map_err(|error| Failure::internal(format!("{context}: {error}")))
+    Viewer::current().map_err(|error| {
+        let reason = output::chain(&error);
+        Failure::internal(format!("{context}: {reason}"))
+    })
 }

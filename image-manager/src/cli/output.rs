@@ -4,7 +4,6 @@
 
 use std::io::{self, Write};
 
-use shifter_core::exit::ExitCode;
 use shifter_core::sanitize;
 
 use super::failure::Failure;
@@ -21,7 +20,7 @@ pub(super) fn data(text: &str) -> Result<(), Failure> {
         .and_then(|()| stdout.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::silent(),
-        _ => Failure::internal(format!("cannot write the output: {error}")),
+        _ => Failure::internal(format!("cannot write the output: {}", chain(&error))),
     })
 }
 
@@ -43,12 +42,8 @@ pub(super) fn pretty(document: &impl serde::Serialize) -> Result<String, Failure
 /// Escapes what a terminal would obey: JSON's own rules leave a part of it as it is. Such characters
 /// are only in strings, where the escape means the same.
 fn escaped(text: serde_json::Result<String>) -> Result<String, Failure> {
-    let text = text.map_err(|error| {
-        Failure::new(
-            ExitCode::Internal,
-            format!("cannot write the output: {error}"),
-        )
-    })?;
+    let text =
+        text.map_err(|error| Failure::internal(format!("cannot write the output: {error}")))?;
     let mut out = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         if c == '\n' || sanitize::is_printable(c) {

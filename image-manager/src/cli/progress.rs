@@ -210,6 +210,15 @@ impl Progress {
         state.draw(true);
     }
 
+    /// Says how much of `all` bytes has been compared.
+    pub fn compared(&self, done: u64, all: u64) {
+        let mut state = self.state();
+        // A store may grow meanwhile.
+        let percent = u128::from(done) * 100 / u128::from(all.max(1));
+        state.model.percent = Some(u8::try_from(percent).unwrap_or(u8::MAX).min(100));
+        state.draw(false);
+    }
+
     /// Removes what is drawn; what is printed from now on stands on lines of its own.
     pub fn clear(&self) {
         if let View::Bars(bars) = &mut self.state().view {

@@ -57,7 +57,7 @@ impl Session {
     pub(super) fn pull(&self) -> Result<ExitCode, Failure> {
         let has_command = !self.config.store.site_pull_command.is_empty();
         let target = choose(self.options.store, self.is_image_owner(), has_command)
-            .ok_or_else(|| self.not_owner())?;
+            .ok_or_else(|| self.not_owner("cannot pull"))?;
         match target {
             Target::Handover => self.hand_over(),
             Target::Site => self.pull_into(StoreKind::Site),
@@ -83,7 +83,7 @@ impl Session {
             if let Err(failure) =
                 self.pull_one(&client, &store, (reference, text), &wanted, &audience)
             {
-                outcome.add(self.report(reference, &failure)?);
+                outcome.add(self.report(Some(reference), &failure)?);
             }
         }
         let is_useless = kind == StoreKind::User && self.config.store.user_images == UserImages::No;
@@ -94,8 +94,8 @@ impl Session {
     }
 
     /// How this site wants its images.
-    pub(super) fn build_options(&self) -> BuildOptions {
-        image_options::of_site(&self.config.store)
+    pub(super) fn build_options(&self, kind: StoreKind) -> BuildOptions {
+        image_options::of_site(&self.config.store, kind)
     }
 
     fn pull_one(
@@ -116,7 +116,7 @@ impl Session {
             reference,
             wanted,
             audience,
-            options: &self.build_options(),
+            options: &self.build_options(store.kind()),
             cancel: &self.cancel,
             watch: &|event| progress.show(&event),
         });
@@ -158,15 +158,15 @@ impl Session {
     /// Tells of a failure, in JSON too where that was asked for.
     pub(super) fn report(
         &self,
-        reference: &ImageRef,
+        reference: Option<&ImageRef>,
         failure: &Failure,
     ) -> Result<ExitCode, Failure> {
-        self.report_json(Some(reference), failure)?;
+        self.report_json(reference, failure)?;
         Ok(failure.report())
     }
 
-    /// Tells of a failure in JSON, where that was asked for; without a reference it is one of the
-    /// whole command.
+    /// Tells of a failure in JSON, where that was asked for; without a reference it is one of an image
+    /// without a name, or of the whole command.
     pub(super) fn report_json(
         &self,
         reference: Option<&ImageRef>,

@@ -5,7 +5,7 @@
 //! {{json .a.b}}   the value as JSON
 //! ```
 //!
-//! Keys are compared without regard to case, so that `{{.Config.Env}}` finds `config.Env`.
+//! Keys are compared without regard to case, so that `{{.Record.Digest}}` finds `record.digest`.
 
 use serde_json::Value;
 

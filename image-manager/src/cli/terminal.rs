@@ -55,17 +55,25 @@ pub(super) fn ask_hidden(question: &str) -> io::Result<String> {
             output::prompt(question);
             read_line(&terminal)
         });
-    restore();
+    show_again();
     answer
 }
 
-/// Shows again what is typed, if that was turned off; also called when the program is to end.
+/// Leaves the terminal as it was, where a question ends with the program.
 pub(super) fn restore() {
-    if let Some((terminal, before)) = hidden().take() {
-        // There is nothing to be done for a terminal that has gone.
-        let _ = termios::tcsetattr(&terminal, OptionalActions::Flush, &before);
+    if show_again() {
         output::prompt("\n");
     }
+}
+
+/// Shows again what is typed; false if that was not turned off.
+fn show_again() -> bool {
+    let Some((terminal, before)) = hidden().take() else {
+        return false;
+    };
+    // There is nothing to be done for a terminal that has gone.
+    let _ = termios::tcsetattr(&terminal, OptionalActions::Flush, &before);
+    true
 }
 
 /// True while a question waits for its answer.
@@ -103,6 +111,8 @@ fn read_line(terminal: &File) -> io::Result<String> {
     ASKING.store(false, Ordering::SeqCst);
     read?;
     if line.is_empty() {
+        // What is said of it stands on a line of its own.
+        output::prompt("\n");
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())

@@ -28,13 +28,19 @@ impl Session {
     /// Verifies all that the caller can read, or the named images.
     pub(super) fn verify(&self) -> Result<ExitCode, Failure> {
         let context = "cannot verify";
+        let mut outcome = Outcome::default();
         let mut only: Vec<ImageId> = Vec::new();
         for (reference, text) in self.references()?.iter().zip(&self.options.words) {
-            only.push(self.find(reference, text)?.id);
+            match self.find(reference, text) {
+                Ok(found) => only.push(found.id),
+                Err(failure) => outcome.add(failure.report()),
+            }
+        }
+        if only.is_empty() && !self.options.words.is_empty() {
+            return Ok(outcome.code());
         }
         signals::watch(&self.cancel);
         let only = (!only.is_empty()).then_some(&only[..]);
-        let mut outcome = Outcome::default();
         for store in self
             .stores()
             .map_err(|error| Failure::of_store(context, &error))?
@@ -53,9 +59,13 @@ impl Session {
         wishes.quiet |= wishes.json;
         wishes.json = false;
         let progress = Progress::new(&format!("{kind} store"), wishes);
-        progress.phase(Phase::Reading);
+        progress.phase(Phase::Comparing);
+        let all = store.image_bytes(only).map_err(fail)?;
         let bytes = Cell::new(0);
-        let watch = |count| bytes.set(bytes.get() + count);
+        let watch = |count| {
+            bytes.set(bytes.get() + count);
+            progress.compared(bytes.get(), all);
+        };
         let rules = self.config.type_rules();
         let findings = store.verify(only, &rules, &self.cancel, &watch);
         progress.clear();

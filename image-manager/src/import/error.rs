@@ -48,6 +48,14 @@ pub enum ImportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It has more of something than any real one.
+    #[error("it has more than {limit} {what}")]
+    Beyond {
+        /// How many it may have.
+        limit: u64,
+        /// Of what.
+        what: &'static str,
+    },
     /// A document in it is not what it should be.
     #[error("'{}' in it cannot be used", sanitize::text(name))]
     Document {
@@ -68,8 +76,10 @@ pub enum ImportError {
     #[error("there is no image in it")]
     NoImage,
     /// It has several images, and one name was given.
-    #[error("it holds {} images: {}", names.len(), list(names))]
+    #[error("it holds {count} images: {}", list(names))]
     Several {
+        /// How many.
+        count: usize,
         /// What they are called.
         names: Vec<String>,
     },
@@ -175,7 +185,9 @@ impl ImportError {
             Self::Open { .. } | Self::Name { .. } | Self::NoName | Self::Several { .. } => {
                 ExitCode::Usage
             }
-            Self::Read(_) | Self::Cancelled(_) => ExitCode::Internal,
+            // What the system says of the file is one thing, and what decoders say of its bytes another.
+            Self::Read(source) if source.raw_os_error().is_some() => ExitCode::Internal,
+            Self::Cancelled(_) => ExitCode::Internal,
             Self::SquashfsDenied => ExitCode::Denied,
             Self::Store(error) => error.exit_code(),
             Self::Build(error) => error.exit_code(),
@@ -203,6 +215,7 @@ impl ImportError {
             Self::NoName => "name it: shifter import FILE NAME",
             Self::Store(error) => return error.hint(),
             Self::Build(error) => error.hint()?,
+            Self::Document { source, .. } => source.hint()?,
             _ => return None,
         };
         Some(hint.to_owned())
@@ -211,6 +224,9 @@ impl ImportError {
 
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
+    if names.is_empty() {
+        return "none with a name".into();
+    }
     let mut shown: Vec<String> = names
         .iter()
         .take(SHOWN)

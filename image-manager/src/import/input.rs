@@ -302,18 +302,12 @@ impl<'a> Spool<'a> {
             }
             self.written += count as u64;
             if self.written > limit() {
-                return Err(self.too_large(limit()));
+                let (limit, what) = (limit(), "bytes");
+                return Err(ImportError::Beyond { limit, what });
             }
             self.file
                 .write_all(&piece[..count])
                 .map_err(|error| self.failed(error))?;
-        }
-    }
-
-    fn too_large(&self, limit: u64) -> ImportError {
-        ImportError::Member {
-            name: "-".into(),
-            reason: format!("has more than {limit} bytes"),
         }
     }
 

@@ -111,9 +111,9 @@ impl Names {
                 .and_modify(|place| *place = Place::Twice)
                 .or_insert(place);
             if entries.len() > ENTRY_LIMIT {
-                return Err(ImportError::Member {
-                    name: "the archive".into(),
-                    reason: format!("has more than {ENTRY_LIMIT} entries"),
+                return Err(ImportError::Beyond {
+                    limit: ENTRY_LIMIT as u64,
+                    what: "entries",
                 });
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use serde::Deserialize;
 use shifter_core::reference::Digest;
 
@@ -180,9 +181,9 @@ impl Layout<'_> {
             Ok(None) => Err(ImportError::Missing(name.to_owned())),
             Err(error) => Err(ImportError::Member {
                 name: name.to_owned(),
-                reason: match error.raw_os_error() {
-                    // ELOOP and EXDEV: what stands there must be the file itself.
-                    Some(40 | 18) => "is or lies behind a symbolic link".into(),
+                reason: match Errno::from_io_error(&error) {
+                    // What stands there must be the file itself.
+                    Some(Errno::LOOP | Errno::XDEV) => "is or lies behind a symbolic link".into(),
                     _ => format!("cannot be opened: {error}"),
                 },
             }),

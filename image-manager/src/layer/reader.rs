@@ -6,7 +6,7 @@ use super::sparse::{self, MapReader, OldMap, Part, SparseMap};
 use super::stream::{Budget, Check, End, Stream};
 use super::{LayerError, normalise};
 use shifter_core::sanitize;
-use squashfs_writer::Xattr;
+use squashfs_writer::Attributes as Metadata;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -16,21 +16,6 @@ const MAX_EXTENSION: u64 = 1 << 20;
 const XATTR_COST: usize = 64;
 /// Longest target of a symbolic link.
 const MAX_TARGET: usize = 4095;
-
-/// Owner, permissions, time and extended attributes of an entry.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Metadata {
-    /// Permission bits with setuid, setgid and sticky.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Seconds since 1970; what lies outside of 32 bits without sign is set to the nearest.
-    pub mtime: u32,
-    /// Extended attributes as found, whatever their name space.
-    pub xattrs: Vec<Xattr>,
-}
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,14 +4,14 @@
 //! pieces are decompressed ahead; their buffers are used again.
 
 use super::gzip::Gzip;
-use super::{LayerError, Limits};
+use super::{LayerError, Limits, window};
 use crate::cancel::Cancel;
 use crate::hash::Hasher;
 use shifter_core::sanitize;
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 const PIECE: usize = 256 * 1024;
@@ -20,8 +20,6 @@ const PIECES_AHEAD: usize = 4;
 const BLOB_BUFFER: usize = 256 * 1024;
 /// How long a request to stop may go unnoticed.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// 128 MiB, what every zstd tool accepts without being asked; a frame may demand up to 2 TiB.
-const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// What is left of an image's limits, and of its time, shared by its layers.
 #[derive(Debug)]
@@ -33,6 +31,10 @@ pub struct Budget {
     bytes: AtomicU64,
     entries: AtomicU64,
     name_bytes: AtomicU64,
+    /// Layers that were opened, and how many of those, the first ones, are read no more.
+    opened: AtomicU64,
+    ended: Mutex<u64>,
+    turn: Condvar,
 }
 
 impl Budget {
@@ -51,7 +53,23 @@ impl Budget {
             bytes: AtomicU64::new(limits.bytes),
             entries: AtomicU64::new(limits.entries.into()),
             name_bytes: AtomicU64::new(limits.name_bytes),
+            opened: AtomicU64::new(0),
+            ended: Mutex::new(0),
+            turn: Condvar::new(),
         })
+    }
+
+    /// Waits until all layers that were opened before this one have been read: one at a time may take as
+    /// much memory as it likes. They are read in the order in which they are opened.
+    fn wait_for_turn(&self, number: u64) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.turn.wait_while(ended, |ended| *ended < number);
+        drop(waited);
+    }
+
+    fn end_turn(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.turn.notify_all();
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -189,6 +207,16 @@ pub(super) struct Stream {
     budget: Arc<Budget>,
     /// Uncompressed bytes so far.
     bytes: u64,
+    _turn: Turn,
+}
+
+/// A layer that is open; the next one's turn comes when it is dropped.
+struct Turn(Arc<Budget>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.end_turn();
+    }
 }
 
 impl Stream {
@@ -208,14 +236,19 @@ impl Stream {
             let started = builder.spawn(work);
             started.map_err(|source| LayerError::Thread { source })
         };
+        let number = budget.opened.fetch_add(1, Ordering::Relaxed);
+        let turn = Turn(Arc::clone(&budget));
+        let shared = Arc::clone(&budget);
         // Nobody waits for these threads: they end when nobody listens or the blob ends, and a
         // blob that is still arriving may keep one of them waiting.
         start(
             "layer",
             Box::new(move || {
                 let mut blob = Blob::new(blob);
-                let result = detect(&mut blob, promised, media_type)
-                    .and_then(|packing| decompress(packing, check.crc, blob, &buffers, &sender));
+                let result = detect(&mut blob, promised, media_type).and_then(|packing| {
+                    let wait = || shared.wait_for_turn(number);
+                    decompress(packing, check.crc, blob, wait, &buffers, &sender)
+                });
                 if let Err(error) = result {
                     let _ = sender.send(Message::Failed(error));
                 }
@@ -234,6 +267,7 @@ impl Stream {
             end: None,
             budget,
             bytes: 0,
+            _turn: turn,
         })
     }
 
@@ -360,6 +394,7 @@ fn decompress<R: Read>(
     packing: Packing,
     check_crc: bool,
     mut blob: Blob<R>,
+    wait_for_turn: impl FnOnce(),
     buffers: &Receiver<Vec<u8>>,
     messages: &SyncSender<Message>,
 ) -> Result<(), LayerError> {
@@ -370,8 +405,16 @@ fn decompress<R: Read>(
             pump(&mut decoder, |it| it.get_ref().count, buffers, messages)
         }
         Packing::Zstd => {
+            let is_usual = window::is_usual(blob.fill_buf().map_err(classify)?);
+            let log = match is_usual {
+                true => window::USUAL_LOG,
+                false => {
+                    wait_for_turn();
+                    window::LARGEST_LOG
+                }
+            };
             let mut decoder = zstd::Decoder::with_buffer(blob).map_err(classify)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(classify)?;
+            decoder.window_log_max(log).map_err(classify)?;
             pump(&mut decoder, |it| it.get_ref().count, buffers, messages)
         }
     }

@@ -384,3 +384,62 @@ fn contents_need_not_be_read() {
     assert_eq!(reader.next_chunk().unwrap(), None);
     assert_eq!(reader.finish().unwrap().diff_id, None);
 }
+
+/// Counts what is read.
+struct Counted(
+    Cursor<Vec<u8>>,
+    std::sync::Arc<std::sync::atomic::AtomicUsize>,
+);
+
+impl Read for Counted {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(out)?;
+        self.1
+            .fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+#[test]
+fn a_layer_with_a_large_window_waits_for_those_before_it() {
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    })
+    .take(1_000_000)
+    .collect();
+    let plain = archive(&[Sample::file("noise", noise.clone())]);
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(24).unwrap();
+    io::Write::write_all(&mut encoder, &plain).unwrap();
+    let large = encoder.finish().unwrap();
+    assert!(large.len() > 900_000);
+
+    let budget = Budget::new(&Limits::default());
+    let count = std::sync::Arc::default();
+    let mut first = LayerReader::open(Cursor::new(zstd(&plain)), ZSTD, true, &budget).unwrap();
+    let blob = Counted(Cursor::new(large.clone()), std::sync::Arc::clone(&count));
+    let mut second = LayerReader::open(blob, ZSTD, true, &budget).unwrap();
+    let read = |reader: &mut LayerReader| {
+        assert_eq!(reader.next_entry().unwrap().unwrap().path, b"noise");
+        let mut body = Vec::new();
+        while let Some(Chunk::Data(bytes)) = reader.next_chunk().unwrap() {
+            body.extend_from_slice(bytes);
+        }
+        assert!(body == noise);
+    };
+    read(&mut first);
+    // Its header, with what is read at once, and nothing more.
+    let so_far = count.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(so_far <= 256 * 1024, "{so_far}");
+    first.finish().unwrap();
+    read(&mut second);
+    second.finish().unwrap();
+    assert_eq!(
+        count.load(std::sync::atomic::Ordering::Relaxed),
+        large.len()
+    );
+}

@@ -1,10 +1,11 @@
 //! The tree while it is merged: nodes in one list, directories as maps from names to nodes.
 
 use super::MergeError;
+use super::label::Label;
 use super::name::split;
 use crate::layer::Metadata;
 use shifter_core::sanitize;
-use squashfs_writer::{self as squashfs, Attributes, DataId, InodeId, Kind, Tree};
+use squashfs_writer::{self as squashfs, AttributeTable, DataId, InodeId, Kind, Shared, Tree};
 use std::collections::BTreeMap;
 
 /// As many links as Linux follows in one path.
@@ -34,23 +35,34 @@ impl NodeId {
     }
 }
 
-pub(super) struct Node {
-    pub(super) kind: NodeKind,
-    pub(super) metadata: Metadata,
+struct Node {
+    kind: NodeKind,
+    metadata: Shared,
 }
 
 pub(super) enum NodeKind {
-    Directory(Directory),
-    File { source: Source, size: u64 },
-    Symlink(Vec<u8>),
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    Directory(Box<Directory>),
+    File {
+        source: Source,
+        size: u64,
+    },
+    Symlink(Box<[u8]>),
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
+    /// It has its inode; another name may follow.
+    Written(InodeId),
 }
 
 #[derive(Default)]
 pub(super) struct Directory {
-    names: BTreeMap<Vec<u8>, Child>,
+    names: BTreeMap<Label, Child>,
     /// The last layer that hid all lower contents; makes hiding twice free.
     hidden_in: u32,
 }
@@ -65,6 +77,7 @@ struct Child {
 /// All nodes; those that nothing refers to any more stay until the end.
 pub(super) struct Nodes {
     nodes: Vec<Node>,
+    metadata: AttributeTable,
     limit: usize,
     /// Counted from 1.
     layer: u32,
@@ -81,12 +94,14 @@ struct Step<'a> {
 
 impl Nodes {
     pub(super) fn new(limit: u32) -> Self {
+        let mut metadata = AttributeTable::default();
         let root = Node {
-            kind: NodeKind::Directory(Directory::default()),
-            metadata: implied(),
+            kind: NodeKind::Directory(Box::default()),
+            metadata: metadata.add(implied()),
         };
         Self {
             nodes: vec![root],
+            metadata,
             limit: limit as usize,
             layer: 0,
             last_made: None,
@@ -98,17 +113,18 @@ impl Nodes {
         self.last_made = None;
     }
 
-    pub(super) fn add(&mut self, node: Node) -> Result<NodeId, MergeError> {
+    pub(super) fn add(&mut self, kind: NodeKind, metadata: Metadata) -> Result<NodeId, MergeError> {
         if self.nodes.len() > self.limit {
             return Err(MergeError::TooMany { limit: self.limit });
         }
         let id = NodeId(self.nodes.len() as u32); // the limit is one of 32 bits
-        self.nodes.push(node);
+        let metadata = self.metadata.add(metadata);
+        self.nodes.push(Node { kind, metadata });
         Ok(id)
     }
 
     pub(super) fn set_metadata(&mut self, node: NodeId, metadata: Metadata) {
-        self.nodes[node.at()].metadata = metadata;
+        self.nodes[node.at()].metadata = self.metadata.add(metadata);
     }
 
     fn directory(&self, node: NodeId) -> Option<&Directory> {
@@ -226,10 +242,7 @@ impl Nodes {
         for (name, node) in steps {
             let node = match node {
                 Some(node) => node,
-                None => self.add(Node {
-                    kind: NodeKind::Directory(Directory::default()),
-                    metadata: implied(),
-                })?,
+                None => self.add(NodeKind::Directory(Box::default()), implied())?,
             };
             self.put(here, &name, node);
             here = node;
@@ -251,10 +264,7 @@ impl Nodes {
                 self.set_metadata(node, metadata);
                 node
             }
-            None => {
-                let kind = NodeKind::Directory(Directory::default());
-                self.add(Node { kind, metadata })?
-            }
+            None => self.add(NodeKind::Directory(Box::default()), metadata)?,
         };
         self.put(parent, name, node);
         Ok(())
@@ -273,7 +283,7 @@ impl Nodes {
                 self.last_made = None;
             }
         } else {
-            directory.names.insert(name.to_vec(), child);
+            directory.names.insert(Label::new(name), child);
         }
     }
 
@@ -362,16 +372,22 @@ impl Merged {
 
     #[cfg(test)]
     pub(super) fn into_nodes(self) -> impl Iterator<Item = Metadata> {
-        self.nodes.nodes.into_iter().map(|node| node.metadata)
+        let Nodes {
+            nodes, metadata, ..
+        } = self.nodes;
+        nodes
+            .into_iter()
+            .map(move |node| metadata.get(node.metadata))
     }
 
     #[cfg(any(test, fuzzing))]
     fn list(&self, node: NodeId, path: &str, lines: &mut BTreeMap<String, (NodeId, String)>) {
         let Node { kind, metadata } = &self.nodes.nodes[node.at()];
+        let metadata = self.nodes.metadata.get(*metadata);
         let what = match kind {
             NodeKind::Directory(directory) => {
                 for (name, child) in &directory.names {
-                    let path = format!("{path}/{}", String::from_utf8_lossy(name));
+                    let path = format!("{path}/{}", String::from_utf8_lossy(name.bytes()));
                     self.list(child.node, &path, lines);
                 }
                 "dir".to_owned()
@@ -381,6 +397,7 @@ impl Merged {
             NodeKind::CharDevice { major, minor } => format!("char {major}:{minor}"),
             NodeKind::BlockDevice { major, minor } => format!("block {major}:{minor}"),
             NodeKind::Fifo => "fifo".to_owned(),
+            NodeKind::Written(_) => "written".to_owned(),
         };
         let line = format!("{what} {:o} {}", metadata.mode, metadata.uid);
         lines.insert(path.to_owned(), (node, line));
@@ -392,16 +409,17 @@ impl Merged {
         self,
         mut data: impl FnMut(Source, u64) -> Result<DataId, E>,
     ) -> Result<(Tree, u64), E> {
-        let mut nodes: Vec<Option<Node>> = self.nodes.nodes.into_iter().map(Some).collect();
-        let mut inodes: Vec<Option<InodeId>> = vec![None; nodes.len()];
-        let mut take = |id: NodeId| nodes[id.at()].take();
-
-        let root = take(NodeId::ROOT).unwrap_or(Node {
-            kind: NodeKind::Fifo,
-            metadata: implied(),
-        });
-        let mut tree = Tree::new(attributes(root.metadata))?;
-        let mut waiting = vec![(Tree::ROOT, root.kind)];
+        let Nodes {
+            mut nodes,
+            metadata: table,
+            ..
+        } = self.nodes;
+        let root = &mut nodes[NodeId::ROOT.at()];
+        let mut tree = Tree::new(table.get(root.metadata))?;
+        let mut waiting = vec![(
+            Tree::ROOT,
+            std::mem::replace(&mut root.kind, NodeKind::Fifo),
+        )];
         let mut count = 0;
         while let Some((parent, kind)) = waiting.pop() {
             let NodeKind::Directory(directory) = kind else {
@@ -409,48 +427,42 @@ impl Merged {
             };
             for (name, child) in directory.names {
                 count += 1;
-                // A node that was taken already has been seen under another name.
-                let Some(node) = take(child.node) else {
-                    if let Some(inode) = inodes[child.node.at()] {
-                        tree.link(parent, &name, inode)?;
+                let name = name.bytes();
+                let node = &mut nodes[child.node.at()];
+                let attributes = table.get(node.metadata);
+                let kind = match std::mem::replace(&mut node.kind, NodeKind::Fifo) {
+                    NodeKind::Written(inode) => {
+                        node.kind = NodeKind::Written(inode);
+                        tree.link(parent, name, inode)?;
+                        continue;
                     }
-                    continue;
-                };
-                let attributes = attributes(node.metadata);
-                let kind = match node.kind {
                     kind @ NodeKind::Directory(_) => {
-                        let inode = tree.add_directory(parent, &name, attributes)?;
+                        let inode = tree.add_directory(parent, name, attributes)?;
                         waiting.push((inode, kind));
                         continue;
                     }
                     NodeKind::File { source, size } => Kind::File(data(source, size)?),
-                    NodeKind::Symlink(target) => Kind::Symlink(target),
+                    NodeKind::Symlink(target) => Kind::Symlink(target.into()),
                     NodeKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
                     NodeKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
                     NodeKind::Fifo => Kind::Fifo,
                 };
                 let inode = tree.add_inode(kind, attributes)?;
-                inodes[child.node.at()] = Some(inode);
-                tree.link(parent, &name, inode)?;
+                node.kind = NodeKind::Written(inode);
+                tree.link(parent, name, inode)?;
             }
         }
         Ok((tree, count))
     }
 }
 
-fn attributes(metadata: Metadata) -> Attributes {
-    let Metadata {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs,
-    } = metadata;
-    Attributes {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_small() {
+        assert_eq!(size_of::<Node>(), 32);
+        assert_eq!(size_of::<(Label, Child)>(), 32);
     }
 }

@@ -49,8 +49,8 @@ impl Layers<'_> {
 
     /// Builds the image into `out`. Blobs that turn out to be damaged in the cache, or that came
     /// wrong from the registry at first, are worth a second try.
-    pub fn build(&self, out: &mut File) -> Result<(), PullError> {
-        match self.attempt(out) {
+    pub fn build(&self, out: &mut File, options: &BuildOptions) -> Result<(), PullError> {
+        match self.attempt(out, options) {
             // A damaged blob may look like a damaged archive: its end, which tells, is not read then.
             Err(PullError::Build(error)) if !is_full(&error) => {
                 if !self.cache.recover()? {
@@ -60,13 +60,13 @@ impl Layers<'_> {
                     let source = squashfs_writer::Error::Write { source };
                     PullError::Build(BuildError::Write { source })
                 })?;
-                self.attempt(out)
+                self.attempt(out, options)
             }
             result => result,
         }
     }
 
-    fn attempt(&self, out: &mut File) -> Result<(), PullError> {
+    fn attempt(&self, out: &mut File, options: &BuildOptions) -> Result<(), PullError> {
         let opens: Vec<_> = self.layers.iter().map(|layer| self.open(layer)).collect();
         let described = self.layers.iter().zip(self.diff_ids).zip(&opens);
         let sources: Vec<LayerSource<'_>> = described
@@ -79,7 +79,7 @@ impl Layers<'_> {
         let blobs = self.blobs();
         let options = BuildOptions {
             cancel: self.request.cancel.clone(),
-            ..self.request.options.clone()
+            ..options.clone()
         };
         (self.request.watch)(Event::Downloading);
         let copy = out.try_clone();

@@ -4,6 +4,7 @@
 //! escaped before it is stored here.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -166,7 +167,7 @@ pub enum RegistryError {
     /// The name of the registry is not one.
     #[error("'{0}' is not the address of a registry")]
     Address(String),
-    /// Plain http is not configured for this registry, a proxy is malformed, or the like.
+    /// A variable that should name a proxy does not.
     #[error("{variable} does not name a proxy: '{value}'")]
     Proxy {
         /// The environment variable.
@@ -192,10 +193,15 @@ impl RegistryError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotFound { .. } => ExitCode::Image,
-            Self::TokenServer { .. } => ExitCode::Denied,
-            Self::Denied { .. } | Self::Blocked { .. } => ExitCode::Denied,
-            Self::Twice { .. } => ExitCode::Internal,
             Self::Manifest { source, .. } if source.is_about_the_image() => ExitCode::Image,
+            Self::TokenServer { .. } | Self::Denied { .. } | Self::Blocked { .. } => {
+                ExitCode::Denied
+            }
+            Self::Address(_) => ExitCode::Usage,
+            // What the site or the user has set up.
+            Self::Twice { .. } | Self::File { .. } | Self::Proxy { .. } | Self::Helper { .. } => {
+                ExitCode::Internal
+            }
             Self::Write(_) => ExitCode::Internal,
             _ => ExitCode::Registry,
         }
@@ -211,8 +217,8 @@ impl RegistryError {
         match self {
             Self::Stalled { .. } | Self::BrokeOff { .. } => true,
             Self::Unreachable { source, .. } => source
-                .downcast_ref::<ureq::Error>()
-                .is_some_and(is_passing_fault),
+                .downcast_ref::<Fault>()
+                .is_some_and(|Fault(error)| is_passing_fault(error)),
             Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             _ => false,
         }
@@ -246,14 +252,7 @@ impl RegistryError {
             Self::Forbidden { target, .. } => Some(format!(
                 "if that is meant, name the host of '{target}' in registries.toml"
             )),
-            Self::Manifest {
-                source: ManifestError::SchemaOne,
-                ..
-            } => Some("pull it with docker 25 or older, or skopeo, and push it again".into()),
-            Self::Manifest {
-                source: ManifestError::NoPlatform { .. },
-                ..
-            } => Some("choose one of them with '--platform'".into()),
+            Self::Manifest { source, .. } => source.hint().map(str::to_owned),
             Self::Refused { status: 429, .. } => Some(
                 "the registry limits anonymous pulls; wait, or log in with 'shifter login'".into(),
             ),
@@ -262,6 +261,21 @@ impl RegistryError {
         }
     }
 }
+
+/// Why a server cannot be reached: what the system says of it, as it says it.
+#[derive(Debug)]
+pub(super) struct Fault(pub ureq::Error);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            ureq::Error::Io(error) => error.fmt(f),
+            other => other.fmt(f),
+        }
+    }
+}
+
+impl Error for Fault {}
 
 /// True for a fault of the network rather than of what was asked for: not for a certificate that
 /// does not fit, a name that does not exist, or an answer that is not HTTP.

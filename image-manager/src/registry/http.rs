@@ -7,7 +7,7 @@
 //! answer leads to this machine or a private network unless the one who answers is there itself.
 
 use std::io::{self, Read};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use shifter_core::sanitize;
 use ureq::http::Response;
@@ -15,7 +15,7 @@ use ureq::{Body, Timeout};
 
 use super::address::Address;
 use super::connect::Connections;
-use super::error::RegistryError;
+use super::error::{Fault, RegistryError};
 use super::guard::{self, Allowed, Forbidden};
 use super::manifest;
 use super::proxy::Proxies;
@@ -237,7 +237,7 @@ impl Http {
             error => {
                 return RegistryError::Unreachable {
                     address,
-                    source: Box::new(error),
+                    source: Box::new(Fault(error)),
                 };
             }
         };
@@ -276,9 +276,7 @@ impl Answer {
 
     /// Returns how long the server asks to be left alone.
     pub fn asked_pause(&self) -> Option<Duration> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |time| time.as_secs());
-        retry::asked(self.header("retry-after")?, now)
+        retry::asked(self.header("retry-after")?, crate::store::now())
     }
 
     /// Reads the whole body if it is not larger than `limit`.

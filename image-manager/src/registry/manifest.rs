@@ -93,6 +93,17 @@ impl ManifestError {
             Self::SchemaOne | Self::NotAnImage(_) | Self::NotALayer(_) | Self::NoPlatform { .. }
         )
     }
+
+    /// Returns a known way out.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::SchemaOne => {
+                Some("pull it with docker 25 or older, or skopeo, and push it again")
+            }
+            Self::NoPlatform { .. } => Some("choose one of them with '--platform'"),
+            _ => None,
+        }
+    }
 }
 
 /// Names a blob or manifest: its kind, digest and length.

@@ -9,6 +9,7 @@
 use std::io;
 use std::process::{Command, Stdio};
 
+use shifter_core::exit::ExitCode;
 use shifter_core::meta::ImageMeta;
 use shifter_core::sanitize;
 use thiserror::Error;
@@ -29,6 +30,16 @@ pub enum AclError {
     /// The host could not be asked.
     #[error("cannot run '{GETENT}'")]
     Lookup(#[source] io::Error),
+}
+
+impl AclError {
+    /// Returns the code the program ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unknown { .. } => ExitCode::Usage,
+            Self::Lookup(_) => ExitCode::Internal,
+        }
+    }
 }
 
 /// For whom an image is pulled that not everybody may have.

@@ -74,7 +74,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Wraps an operation on `path`; no space becomes [`StoreError::Full`].
+    /// Wraps an operation on `path` that needs no room; others become [`StoreError::Full`] if there
+    /// is none.
     pub(crate) fn io<'a>(
         action: &'static str,
         path: &'a Path,
@@ -91,6 +92,7 @@ impl StoreError {
         match self {
             Self::NotOwner { .. } | Self::HasTags { .. } => ExitCode::Denied,
             Self::Untrusted { .. } | Self::NoHome => ExitCode::Privilege,
+            Self::Meta { .. } => ExitCode::Image,
             _ => ExitCode::Internal,
         }
     }

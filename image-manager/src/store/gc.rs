@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use shifter_core::ids::ImageId;
-use shifter_core::store as layout;
 
 use super::image_lock::{ImageLock, lock_name};
 use super::{Store, StoreError, is_full};
@@ -74,7 +73,7 @@ impl Store {
             if names.contains(&lock_name(&id)) {
                 continue;
             }
-            let size = files::size(&self.dir, &layout::image_file(&id)).unwrap_or_default();
+            let size = self.image_file(&id).map_or(0, |(_, size)| size);
             let unused = Unused { id, size };
             if keep.is_zero() || self.age(&mark)? >= keep {
                 if dry_run || self.remove_unused(&unused.id)? {
@@ -114,7 +113,7 @@ impl Store {
             let Some(id) = stem.and_then(|stem| ImageId::parse(stem).ok()) else {
                 continue;
             };
-            let has_image = || files::size(&self.dir, &layout::image_file(&id)).is_some();
+            let has_image = || self.image_file(&id).is_some();
             let is_used = has_image() || tagged.contains(&id) || names.contains(&lock_name(&id));
             let is_gone = collected.removed.iter().any(|removed| removed.id == id);
             if is_used || is_gone {

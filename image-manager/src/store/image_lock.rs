@@ -17,6 +17,7 @@ use super::acl;
 use super::lease::{self, Lease, Owner};
 use super::record::{self, ImageRecord};
 use super::{Store, StoreError};
+use crate::build::BuildOptions;
 use crate::files;
 
 const LOCK_PREFIX: &str = ".lock-";
@@ -78,8 +79,8 @@ impl<'a> ImageLock<'a> {
 
     /// Returns the image's metadata if the image is complete.
     pub fn complete(&self) -> Result<Option<ImageMeta>, StoreError> {
-        let size = files::size(&self.store.dir, &layout::image_file(&self.id));
-        if size.is_none_or(|size| size == 0) {
+        let file = self.store.image_file(&self.id);
+        if file.is_none_or(|(_, size)| size == 0) {
             return Ok(None);
         }
         self.store.meta(&self.id)
@@ -88,6 +89,13 @@ impl<'a> ImageLock<'a> {
     /// Returns what is known of where the image came from, if anything is.
     pub fn record(&self) -> Result<Option<ImageRecord>, StoreError> {
         self.store.record(&self.id)
+    }
+
+    /// The form in which the image is to be built: one that is there keeps its format, so that whoever has
+    /// read its metadata finds the file.
+    pub fn form(&self, wanted: &BuildOptions) -> Result<BuildOptions, StoreError> {
+        let found = self.complete()?.and_then(|found| found.format.parse().ok());
+        Ok(found.map_or_else(|| wanted.clone(), |format| wanted.in_format(format)))
     }
 
     /// Opens the file that the image is built into.
@@ -122,7 +130,7 @@ impl<'a> ImageLock<'a> {
         // Who may see an image that was there may see it still.
         let found = self.complete().ok().flatten();
         let meta = &found.map_or_else(|| meta.clone(), |found| acl::union(meta, &found));
-        let (store, target) = (self.store, layout::image_file(&self.id));
+        let (store, target) = (self.store, layout::image_file(&self.id, &meta.format));
         let path = store.path.join(&target);
         let mode = store.image_mode(meta);
         self.check()?;
@@ -169,13 +177,14 @@ impl<'a> ImageLock<'a> {
 
     /// Returns where the image is and its size.
     pub fn image(&self) -> Result<(PathBuf, u64), StoreError> {
-        let name = layout::image_file(&self.id);
-        let path = self.store.path.join(&name);
-        match files::size(&self.store.dir, &name) {
-            Some(size) => Ok((path, size)),
-            None => Err(StoreError::io("examine", &path)(
-                io::ErrorKind::NotFound.into(),
-            )),
+        match self.store.image_file(&self.id) {
+            Some((name, size)) => Ok((self.store.path.join(name), size)),
+            None => {
+                let path = self.store.path.join(self.id.as_str());
+                Err(StoreError::io("examine", &path)(
+                    io::ErrorKind::NotFound.into(),
+                ))
+            }
         }
     }
 
@@ -200,7 +209,8 @@ impl<'a> ImageLock<'a> {
         }
         self.check()?;
         let mode = rustix::fs::Mode::from_raw_mode(self.store.image_mode(&meta));
-        let names = [layout::image_file(&self.id), record::file_name(&self.id)];
+        let image = layout::image_file(&self.id, &found.format);
+        let names = [image, record::file_name(&self.id)];
         for name in names {
             let path = self.store.path.join(&name);
             let changed = match files::open(&self.store.dir, &name) {
@@ -261,7 +271,10 @@ impl<'a> ImageLock<'a> {
         // The metadata first: without it the image counts as missing.
         self.store.unlink(&layout::meta_file(&self.id))?;
         self.store.unlink(&record::file_name(&self.id))?;
-        self.store.unlink(&layout::image_file(&self.id))
+        for format in layout::FORMATS {
+            self.store.unlink(&layout::image_file(&self.id, format))?;
+        }
+        Ok(())
     }
 
     fn remove_temporaries(&self) -> Result<(), StoreError> {

@@ -1,7 +1,7 @@
 //! Image stores: the site's, and each user's own in `~/.shifter`.
 //!
 //! ```text
-//! <id>.squashfs  <id>.meta  index/<type>/<escaped reference>     see shifter_core::store
+//! <id>.squashfs or <id>.erofs  <id>.meta  index/<type>/<escaped reference>     see shifter_core::store
 //! <id>.json      where the image came from, see [`ImageRecord`]
 //! .lock-<id>     lease, held while an image is built or removed, see `lease`
 //! .new-<id>      the image is not yet one: tells what a killed pull left from what was there
@@ -24,9 +24,11 @@ mod record;
 mod verify;
 mod write;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::ids::ImageId;
 use shifter_core::meta::{self, ImageMeta};
@@ -62,6 +64,12 @@ impl StoreKind {
             StoreKind::User => "user",
         }
     }
+}
+
+/// Returns the time as tags and records have it, in seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
 }
 
 /// Who wants to see images.
@@ -283,10 +291,11 @@ impl Store {
             Ok(image) => images.extend(image),
             Err(problem) => problems.push(problem),
         };
-        let mut tagged = Vec::new();
+        let mut tagged = BTreeSet::new();
         for entry in self.entries(rules)? {
-            tagged.push(entry.id.clone());
-            keep(self.image(&entry.id.clone(), Some(entry), viewer));
+            let id = entry.id.clone();
+            keep(self.image(&id, Some(entry), viewer));
+            tagged.insert(id);
         }
         for id in self.ids()?.into_iter().filter(|id| !tagged.contains(id)) {
             keep(self.image(&id, None, viewer));
@@ -315,8 +324,7 @@ impl Store {
         entry: Option<IndexEntry>,
         viewer: &Viewer,
     ) -> Result<Option<StoredImage>, StoreError> {
-        let name = layout::image_file(id);
-        let (Some(meta), Some(size)) = (self.meta(id)?, files::size(&self.dir, &name)) else {
+        let (Some(meta), Some((name, size))) = (self.meta(id)?, self.image_file(id)) else {
             return Ok(None);
         };
         if self.kind == StoreKind::Site && !meta.permits(viewer.uid, &viewer.gids, Some(self.owner))
@@ -397,10 +405,22 @@ impl Store {
 
     fn ids(&self) -> Result<Vec<ImageId>, StoreError> {
         let names = self.names(".")?;
-        let stems = names
-            .iter()
-            .filter_map(|name| name.strip_suffix(".squashfs"));
-        Ok(stems.filter_map(|stem| ImageId::parse(stem).ok()).collect())
+        let stem = |name: &String| {
+            let (stem, end) = name.rsplit_once('.')?;
+            layout::FORMATS.contains(&end).then(|| stem.to_owned())
+        };
+        let stems = names.iter().filter_map(stem);
+        let ids = stems.filter_map(|stem| ImageId::parse(&stem).ok());
+        Ok(ids.collect())
+    }
+
+    /// Finds the file of an image, whatever its format; its name and size.
+    fn image_file(&self, id: &ImageId) -> Option<(String, u64)> {
+        layout::FORMATS.iter().find_map(|format| {
+            let name = layout::image_file(id, format);
+            let size = files::size(&self.dir, &name)?;
+            Some((name, size))
+        })
     }
 
     /// Lists a directory of the store; a missing one is empty.

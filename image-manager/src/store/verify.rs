@@ -113,6 +113,16 @@ impl Store {
         Ok(findings)
     }
 
+    /// Counts what [`Store::verify`] will read of images.
+    pub fn image_bytes(&self, only: Option<&[ImageId]>) -> Result<u64, StoreError> {
+        let ids = self.ids()?;
+        let wanted = ids
+            .iter()
+            .filter(|id| only.is_none_or(|only| only.contains(id)));
+        let sizes = wanted.filter_map(|id| self.image_file(id));
+        Ok(sizes.map(|(_, size)| size).sum())
+    }
+
     /// Compares one image; none if the caller may not read it.
     fn verify_image(
         &self,
@@ -120,7 +130,10 @@ impl Store {
         cancel: &Cancel,
         watch: &dyn Fn(u64),
     ) -> Result<Option<Finding>, StoreError> {
-        let name = layout::image_file(id);
+        // Removed meanwhile.
+        let Some((name, _)) = self.image_file(id) else {
+            return Ok(None);
+        };
         let path = self.path.join(&name);
         let file = match files::open(&self.dir, &name) {
             Ok(Some(file)) => file,
@@ -173,7 +186,7 @@ impl Store {
             return Some(Fault::Misplaced);
         }
         let reference = entry.reference.clone();
-        match files::size(&self.dir, &layout::image_file(&entry.id)) {
+        match self.image_file(&entry.id).map(|(_, size)| size) {
             None => Some(Fault::NoImage {
                 reference,
                 id: entry.id.clone(),

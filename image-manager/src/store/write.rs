@@ -133,7 +133,7 @@ impl Store {
         id: &ImageId,
         on_wait: impl Fn(&Owner),
     ) -> Result<Option<Removed>, StoreError> {
-        if files::size(&self.dir, &layout::image_file(id)).is_none() {
+        if self.image_file(id).is_none() {
             return Ok(None);
         }
         let lock = self.lock(id, on_wait)?;

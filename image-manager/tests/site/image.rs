@@ -66,17 +66,18 @@ impl Blob {
     }
 }
 
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// Makes a layer of regular files.
 pub fn layer(packing: Packing, files: &[(&str, &[u8])]) -> Layer {
     let tar = tar(files);
     let (suffix, bytes) = match packing {
         Packing::Plain => ("", tar.clone()),
-        Packing::Gzip => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(&tar).unwrap();
-            ("+gzip", encoder.finish().unwrap())
-        }
+        Packing::Gzip => ("+gzip", gzip(&tar)),
         Packing::Zstd => ("+zstd", zstd::encode_all(tar.as_slice(), 1).unwrap()),
     };
     let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
@@ -109,8 +110,18 @@ pub fn image(architecture: &str, process: Value, layers: &[Layer]) -> Image {
 
 /// A small image with one file.
 pub fn small(content: &str) -> Image {
+    with_motd(content, json!({"Env": ["PATH=/bin"]}))
+}
+
+/// The same with a label.
+pub fn labelled(content: &str) -> Image {
+    let process = json!({"Env": ["PATH=/bin"], "Labels": {"team": "climate"}});
+    with_motd(content, process)
+}
+
+fn with_motd(content: &str, process: Value) -> Image {
     let layer = layer(Packing::Gzip, &[("etc/motd", content.as_bytes())]);
-    image("amd64", json!({"Env": ["PATH=/bin"]}), &[layer])
+    image("amd64", process, &[layer])
 }
 
 impl Image {

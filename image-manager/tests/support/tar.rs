@@ -128,6 +128,17 @@ impl Sample {
         pad(&mut bytes);
         bytes
     }
+
+    /// The entry without pax records, with other bytes at a place of its header.
+    pub fn patched(&self, at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut header = self.header();
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+        checksum(&mut header);
+        let mut all = header.to_vec();
+        all.extend_from_slice(&self.body);
+        pad(&mut all);
+        all
+    }
 }
 
 /// Computes a header's checksum.

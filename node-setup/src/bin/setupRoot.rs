@@ -8,9 +8,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use node_setup::error::{Context, Error, Result};
-use node_setup::{job, out, process};
+use node_setup::job::{self, Plan};
+use node_setup::metrics;
+use node_setup::record::{Event, Phases, Record};
+use node_setup::{out, process};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
+use shifter_core::layout::{JOB_ROOT, is_step_root};
 use shifter_core::manifest::{JobManifest, ManifestError, SIZE_LIMIT};
 use shifter_core::trusted;
 
@@ -18,6 +22,7 @@ const NAME: &str = "setupRoot";
 
 const HELP: &str = "\
 Usage: setupRoot [--config=FILE] [--verbose] [--record-failure]
+                 [--root=NAME] [--spool-dir=DIR]
                  --manifest=FILE|- --expect-uid=UID --expect-job=JOB
        setupRoot --refuse=MESSAGE --expect-uid=UID --expect-job=JOB
 
@@ -26,6 +31,8 @@ says; '-' reads the manifest from standard input. UID and JOB are what the batch
 system itself says; a manifest that disagrees is refused.
 
   --record-failure  keep a mistake of the user's for the job's tasks to report
+  --root=NAME       build a step's own root, 'step-NUMBER', beside the job's
+  --spool-dir=DIR   show the batch system's own directory, if it exists
   --refuse=MESSAGE  keep MESSAGE as such a mistake, and build nothing
 ";
 
@@ -34,6 +41,8 @@ struct Options {
     config: Option<PathBuf>,
     manifest: Option<PathBuf>,
     refuse: Option<String>,
+    root: Option<String>,
+    spool: Option<String>,
     uid: Option<u32>,
     job: Option<JobId>,
     record: bool,
@@ -70,7 +79,10 @@ fn run(options: &Options) -> Result<()> {
             hint: None,
         });
     }
-    let result = set_up(options, uid, expected);
+    let mut phases = Phases::begin();
+    let mut site = Site::default();
+    let result = set_up(options, uid, expected, &mut site, &mut phases);
+    keep(options, expected, &site, &phases, &result);
     if let Err(error) = &result
         && options.record
         && error.exit_code().is_users_mistake()
@@ -84,21 +96,53 @@ fn run(options: &Options) -> Result<()> {
     result
 }
 
-fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
+/// What was read on the way.
+#[derive(Default)]
+struct Site {
+    config: Option<Config>,
+    manifest: Option<JobManifest>,
+}
+
+/// Keeps what came of the set-up for those who look after the node.
+fn keep(options: &Options, job: &JobId, site: &Site, phases: &Phases, result: &Result<()>) {
+    let root = options.root.as_deref().unwrap_or(JOB_ROOT);
+    let name = (job.as_str(), root);
+    let record = Record::new(Event::Setup, name, site.manifest.as_ref(), phases, result);
+    record.log(NAME);
+    let metrics = site.config.as_ref().map(|config| &config.metrics);
+    if let Some(dir) = metrics.and_then(|metrics| metrics.textfile.as_deref())
+        && let Err(error) = metrics::count(dir, &record)
+    {
+        out::complain(NAME, &error.chain());
+    }
+}
+
+fn set_up(
+    options: &Options,
+    uid: u32,
+    expected: &JobId,
+    site: &mut Site,
+    phases: &mut Phases,
+) -> Result<()> {
     let start = Instant::now();
     let path = options
         .manifest
         .as_deref()
         .ok_or_else(|| usage("--manifest is needed"))?;
     let config = options.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    let config = Config::open_trusted(config)?;
+    let config = site.config.insert(Config::open_trusted(config)?);
     let manifest = JobManifest::parse(&read_manifest(path)?)?;
     manifest.expect(uid, expected)?;
+    let manifest = site.manifest.insert(manifest);
     if manifest.user.uid == 0 || manifest.user.gid == 0 {
         let what = "containers run for users, not for root or group root".into();
         return Err(Error::Denied { what, hint: None });
     }
-    for warning in job::set_up(&config, &manifest)? {
+    let plan = Plan {
+        name: options.root.as_deref().unwrap_or(JOB_ROOT),
+        spool: options.spool.as_deref(),
+    };
+    for warning in job::set_up(config, manifest, plan, phases)? {
         out::complain(NAME, &warning);
     }
     if options.verbose {
@@ -137,6 +181,9 @@ fn parse(words: Vec<String>) -> Result<Options> {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (word, None),
         };
+        if ["--record-failure", "--verbose"].contains(&&*name) && inline.is_some() {
+            return Err(usage(&format!("option '{name}' takes no value")));
+        }
         if name == "--record-failure" {
             options.record = true;
             continue;
@@ -151,6 +198,13 @@ fn parse(words: Vec<String>) -> Result<Options> {
             "--config" => options.config = Some(value.into()),
             "--manifest" => options.manifest = Some(value.into()),
             "--refuse" => options.refuse = Some(value),
+            "--root" if is_step_root(&value) => options.root = Some(value),
+            "--root" => {
+                return Err(usage(&format!(
+                    "'{value}' is not the name of a step's root"
+                )));
+            }
+            "--spool-dir" => options.spool = Some(value),
             "--expect-uid" => {
                 let uid = value
                     .parse()

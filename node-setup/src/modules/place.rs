@@ -1,7 +1,8 @@
-//! What modules put into a root: everything below /opt/udiImage.
+//! What is put into a root below /opt/udiImage: the product's own programs and what modules bring.
 //!
 //! ```text
-//! /opt/udiImage                            the site's directory, with ours over it
+//! /opt/udiImage                            the site's directory, the product's and ours over it
+//!   bin/shifter                            for scripts that say `shifter COMMAND` inside
 //!   modules/environment.json               changes to the environment that no configuration says
 //!   modules/NAME                           copy_path, with ours over it
 //!   modules/NAME/lib/libmpi.so.12          a library of the host, as a mount
@@ -21,7 +22,8 @@ use rustix::fs::{Mode, OFlags};
 use shifter_core::config::Module;
 use shifter_core::elf::Elf;
 use shifter_core::env::EnvChanges;
-use shifter_core::trusted;
+use shifter_core::layout;
+use shifter_core::trusted::{self, TrustError};
 
 use super::{devices, selected};
 use crate::error::{Context, Error, Result};
@@ -90,17 +92,12 @@ pub fn plan(
     make_dir: impl FnOnce() -> Result<OwnedFd>,
 ) -> Result<Brought> {
     let mut brought = Brought::default();
-    let site = match &request.config.root.udi_image {
-        Some(path) => Some(open_trusted(path)?),
-        None => None,
-    };
+    let mut below: Vec<OwnedFd> = products_own(request)?.into_iter().collect();
+    if let Some(path) = &request.config.root.udi_image {
+        below.push(open_trusted(path)?);
+    }
     if request.modules.is_empty() {
-        if let Some(site) = site {
-            let is_whole = request.image.is_rootless();
-            brought
-                .mounts
-                .push(Planned::read_only(UDI_IMAGE, &site, is_whole)?);
-        }
+        brought.mounts.extend(stacked(&below, request)?);
         return Ok(brought);
     }
     let dir = make_dir()?;
@@ -129,12 +126,37 @@ pub fn plan(
         ENVIRONMENT,
         &bytes.step("write", ENVIRONMENT)?,
     )?;
-    let mount = match site {
-        Some(site) => Planned::laid_over(UDI_IMAGE, &dir, &site)?,
-        None => Planned::read_only(UDI_IMAGE, &dir, false)?,
-    };
-    brought.mounts.push(mount);
+    below.insert(0, dir);
+    brought.mounts.extend(stacked(&below, request)?);
     Ok(brought)
+}
+
+/// Opens what every container has of the product; nothing where it is not installed.
+fn products_own(request: &RootRequest<'_>) -> Result<Option<OwnedFd>> {
+    let path = layout::udi_image(&request.config.prefix);
+    match open_trusted(&path) {
+        Err(Error::Untrusted(TrustError::Unreadable { source, .. }))
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        // Whoever has installed it for themselves alone runs nothing with privilege.
+        Err(Error::Untrusted(_)) if request.image.is_rootless() => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Makes one mount of directories that are laid over one another, the first one on top.
+fn stacked(dirs: &[OwnedFd], request: &RootRequest<'_>) -> Result<Option<Planned>> {
+    let is_whole = request.image.is_rootless();
+    match dirs {
+        [] => Ok(None),
+        [only] => Planned::read_only(UDI_IMAGE, only, is_whole).map(Some),
+        several => {
+            let several: Vec<&OwnedFd> = several.iter().collect();
+            Planned::laid_over(UDI_IMAGE, &several).map(Some)
+        }
+    }
 }
 
 /// Reads, in a container, what its modules change in the environment beside what the
@@ -257,7 +279,7 @@ impl Part<'_> {
             mounts.push(if self.names.is_empty() {
                 Planned::read_only(&target, &source, false)?
             } else {
-                Planned::laid_over(&target, &own, &source)?
+                Planned::laid_over(&target, &[&own, &source])?
             });
         }
         mounts.append(&mut self.mounts);

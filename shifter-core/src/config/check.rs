@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{Config, Module, NodeCache, SharedState, registries, site_map, torque};
+use super::{Config, ImageFormat, Module, NodeCache, SharedState, registries, site_map, torque};
 use crate::ids::is_tree_name;
 use crate::reference::is_plain_name;
 use crate::volmap;
@@ -69,6 +69,7 @@ fn paths(config: &Config) -> Fault {
         (&["store", "path"], &store.path),
         (&["kernel", "kmod_base_path"], &kernel.kmod_base_path),
         (&["root", "udi_mount"], &root.udi_mount),
+        (&["slurm", "spool_dir"], &config.slurm.spool_dir),
     ];
     paths.extend(
         store
@@ -159,6 +160,10 @@ fn images(config: &Config) -> Fault {
         });
     if !is_known {
         let fault = format!("'{text}' is not zstd[:1-22], gzip[:1-9], xz[:0-9] or lz4");
+        return Some((key(&["store", "compression"]), fault));
+    }
+    if config.store.format == ImageFormat::Erofs && !matches!(name, "zstd" | "lz4") {
+        let fault = format!("'{text}': erofs images have zstd or lz4");
         return Some((key(&["store", "compression"]), fault));
     }
     let text = &config.store.block_size;
@@ -289,6 +294,12 @@ fn shared_state(config: &Config) -> Fault {
     let of_state = |last| key(&["shared_state", last]);
     path.iter()
         .find_map(|path| absolute(&["shared_state", "path"], path))
+        .or_else(|| {
+            absolute(
+                &["metrics", "textfile"],
+                config.metrics.textfile.as_deref()?,
+            )
+        })
         .or_else(|| {
             let fault = "at least a minute must pass, and at most a week".to_owned();
             let is_meant = (60..=7 * 24 * 3600).contains(max_age_secs);

@@ -42,6 +42,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What the nodes of a job tell each other.
     pub shared_state: SharedState,
+    /// Numbers for those who watch the nodes.
+    pub metrics: Metrics,
     /// The Slurm plugin.
     pub slurm: Slurm,
     /// The hooks of Torque, OpenPBS and ALPS.
@@ -69,6 +71,8 @@ pub struct Store {
     pub user_cache_size_limit: String,
     /// Whether and how images that users own are run.
     pub user_images: UserImages,
+    /// File system of new images in the site store.
+    pub format: ImageFormat,
     /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
     pub compression: String,
     /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
@@ -79,6 +83,17 @@ pub struct Store {
     /// Trees of the host that users run by a name of at most 31 bytes (`local:NAME`), as with
     /// CHOS.
     pub trees: BTreeMap<String, PathBuf>,
+}
+
+/// File systems of images.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// What every kernel and every tool reads.
+    #[default]
+    Squashfs,
+    /// What recent kernels read with less work.
+    Erofs,
 }
 
 /// What may be done with images that users own.
@@ -129,6 +144,9 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
+    /// long as it takes.
+    pub answer_timeout_secs: u32,
     /// Where a job's root can be seen.
     pub visibility: Visibility,
     /// Where the host sees it, if it does.
@@ -214,6 +232,15 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// Numbers for those who watch the nodes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Directory, root's alone, in which set-ups and teardowns are counted for node_exporter's
+    /// textfile collector.
+    pub textfile: Option<PathBuf>,
+}
+
 /// A directory on shared storage in which the nodes of a job tell each other who its user is.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -239,6 +266,44 @@ pub struct Slurm {
     pub submit_pull_timeout_secs: u32,
     /// Seconds within which a node's root must be ready.
     pub setup_timeout_secs: u32,
+    /// Whether jobs with an image run inside it without saying so (`--autoshift`).
+    pub autoshift: bool,
+    /// In which images jobs may do that.
+    pub autoshift_images: AutoshiftImages,
+    /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
+    /// `*` after them.
+    pub autoshift_list: Vec<String>,
+    /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
+    /// show it at the same place. `%n` is the node's name, `%h` the host's.
+    pub spool_dir: PathBuf,
+}
+
+/// In which images a job may run without saying so in every command.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoshiftImages {
+    /// In any.
+    #[default]
+    All,
+    /// In those of [`Slurm::autoshift_list`].
+    Listed,
+    /// In none.
+    Off,
+}
+
+impl Slurm {
+    /// True if a job may run inside the image of this reference without saying so.
+    pub fn permits_autoshift(&self, reference: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => reference.starts_with(beginning),
+            None => pattern == reference,
+        };
+        match self.autoshift_images {
+            AutoshiftImages::All => true,
+            AutoshiftImages::Listed => self.autoshift_list.iter().any(fits),
+            AutoshiftImages::Off => false,
+        }
+    }
 }
 
 /// ssh between the nodes of a job, in its container.
@@ -287,6 +352,7 @@ impl Default for Config {
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
             shared_state: SharedState::default(),
+            metrics: Metrics::default(),
             slurm: Slurm::default(),
             torque: Torque::default(),
             ssh: Ssh::default(),
@@ -304,6 +370,7 @@ impl Default for Store {
             cache_size_limit: "32g".into(),
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
+            format: ImageFormat::default(),
             compression: "zstd:1".into(),
             block_size: "64k".into(),
             local_dirs: Vec::new(),
@@ -345,6 +412,7 @@ impl Default for Root {
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             visibility: Visibility::default(),
             udi_mount: "/var/udiMount".into(),
+            answer_timeout_secs: 60,
         }
     }
 }
@@ -419,6 +487,10 @@ impl Default for Slurm {
             lookup_timeout_secs: 10,
             submit_pull_timeout_secs: 0,
             setup_timeout_secs: 60,
+            autoshift: false,
+            autoshift_images: AutoshiftImages::All,
+            autoshift_list: Vec::new(),
+            spool_dir: "/var/spool/slurmd".into(),
         }
     }
 }

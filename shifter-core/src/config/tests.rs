@@ -6,6 +6,19 @@ fn parse(text: &str) -> Result<Config, String> {
 }
 
 #[test]
+fn autoshift_is_for_the_images_that_the_site_lists() {
+    let permits = |rule: &str, reference: &str| {
+        let text = format!("[slurm]\nautoshift_list = ['docker:lab/*', 'docker:x:1']\n{rule}");
+        let config = Config::parse(&text, Path::new("/x")).unwrap();
+        config.slurm.permits_autoshift(reference)
+    };
+    assert!(permits("", "docker:any:1") && !permits("autoshift_images = 'off'", "docker:x:1"));
+    let listed = |reference| permits("autoshift_images = 'listed'", reference);
+    assert!(listed("docker:lab/a:1") && listed("docker:x:1"));
+    assert!(!listed("docker:x:12") && !listed("docker:labs:1"));
+}
+
+#[test]
 fn empty_file_is_the_default() {
     assert_eq!(parse("").unwrap(), Config::default());
 }
@@ -107,6 +120,11 @@ fn errors_name_line_key_and_text() {
         (
             "[store]\ncompression = 'brotli'",
             ":2: store.compression: ",
+            "",
+        ),
+        (
+            "[store]\nformat = 'erofs'\ncompression = 'gzip'",
+            ":3: store.compression: 'gzip': erofs images",
             "",
         ),
         ("[store]\nblock_size = '48k'", ":2: store.block_size: ", ""),

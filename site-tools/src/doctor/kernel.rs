@@ -5,7 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use shifter_core::config::{Config, UserImages};
+use shifter_core::config::{Config, ImageFormat, UserImages};
 use shifter_core::volmap::CacheFs;
 
 use crate::finding::Finding;
@@ -127,6 +127,9 @@ fn file_systems(config: &Config, known: &str, modules: &Modules) -> Vec<Finding>
         ("overlay", "roots"),
         ("tmpfs", "roots"),
     ];
+    if config.store.format == ImageFormat::Erofs {
+        needed.push(("erofs", "images"));
+    }
     let has_cache = |fs: CacheFs| {
         let mut caches = config.per_node_cache.values();
         caches.any(|cache| cache.fs_types.contains(&fs))

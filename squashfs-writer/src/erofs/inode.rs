@@ -11,7 +11,8 @@
 
 use super::{BLOCK, BLOCK_BITS};
 use crate::Error;
-use crate::tree::{Attributes, Kind, Xattr};
+use crate::attributes::{Attributes, Xattr};
+use crate::tree::Content;
 
 pub(super) const SIZE: u64 = 64;
 /// Positions of inodes are multiples of this, and their numbers count it.
@@ -49,17 +50,19 @@ pub(super) struct Record<'a> {
     pub(super) number: u32,
     pub(super) links: u32,
     pub(super) attributes: &'a Attributes,
+    pub(super) mtime: u32,
 }
 
 /// The type in modes, and the one in directories.
-pub(super) fn kind_numbers(kind: &Kind) -> (u16, u8) {
-    match kind {
-        Kind::File(_) => (0o100_000, 1),
-        Kind::CharDevice { .. } => (0o020_000, 3),
-        Kind::BlockDevice { .. } => (0o060_000, 4),
-        Kind::Fifo => (0o010_000, 5),
-        Kind::Socket => (0o140_000, 6),
-        Kind::Symlink(_) => (0o120_000, 7),
+pub(super) fn kind_numbers(content: Content<'_>) -> (u16, u8) {
+    match content {
+        Content::File(_) => (0o100_000, 1),
+        Content::Directory => (0o040_000, 2),
+        Content::CharDevice(_) => (0o020_000, 3),
+        Content::BlockDevice(_) => (0o060_000, 4),
+        Content::Fifo => (0o010_000, 5),
+        Content::Socket => (0o140_000, 6),
+        Content::Symlink(_) => (0o120_000, 7),
     }
 }
 
@@ -93,7 +96,7 @@ impl Record<'_> {
             self.number,
             self.attributes.uid,
             self.attributes.gid,
-            self.attributes.mtime,
+            self.mtime,
             0, // high bits of the time
             0, // nanoseconds
             self.links,

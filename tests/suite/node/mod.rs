@@ -206,6 +206,14 @@ impl Site {
             .configure_with(&text.replace("[store]", &format!("[store]\n{lines}")))
     }
 
+    /// Configures the root with this line for its site mounts.
+    pub fn configure_root(&self, line: &str) -> Result<()> {
+        self.product.configure("")?;
+        let text = fs::read_to_string(CONFIG)?;
+        self.product
+            .configure_with(&text.replace("site_mounts = ['/scratch', '/home']", line))
+    }
+
     /// Installs the copy that is not setuid.
     pub fn copy(&self) -> Result<()> {
         let program = self.product.path("bin/shifter");

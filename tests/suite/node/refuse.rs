@@ -25,6 +25,10 @@ fn privileged_manifests_that_disagree_or_overreach_are_refused() -> Result<()> {
     ensure_refused(&call("2002", "17", good.clone())?, 3, "for uid 2001")?;
     ensure_refused(&call("2001", "18", good.clone())?, 3, "for job 17")?;
     ensure_refused(&call("2001", "../17", good.clone())?, 2, "not a job id")?;
+    for flag in ["--verbose", "--record-failure"] {
+        let output = Call::new([&*program, &format!("{flag}=x")]).output()?;
+        ensure_refused(&output, 2, &format!("option '{flag}' takes no value"))?;
+    }
     ensure_refused(&call("2001", "17", "{".into())?, 2, "manifest")?;
     ensure_refused(&call("2001", "17", " ".repeat(2 << 20))?, 2, "larger than")?;
     let table = [
@@ -196,6 +200,34 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
 }
 
 /// S36: a source that changes between directory and link never shows what the user cannot read.
+#[test]
+fn privileged_site_mounts_that_exclude_each_other_say_so() -> Result<()> {
+    let site = Site::prepare()?;
+    fs::create_dir_all("/scratch/site/dir")?;
+    fs::write("/scratch/site/file", "")?;
+    let both = "a directory and a file are to be there, both the site's";
+    for (mounts, reason) in [
+        ("'/scratch/site/dir:/x', '/scratch/site/file:/x'", both),
+        ("'/scratch/site/file:/x', '/scratch/site/dir:/x'", both),
+        (
+            "'/scratch/site/file:/x', '/scratch/site/dir:/x/y'",
+            "another of its mounts is '/x', a file",
+        ),
+    ] {
+        let lines = format!("site_mounts = [{mounts}]");
+        site.configure_root(&lines)?;
+        let output = site.shifter(&["--image=tiny", "true"])?;
+        ensure_refused(&output, 5, "cannot mount the site's '/x")?;
+        ensure!(output.stderr.contains(reason), "{output}");
+    }
+    // Two of a kind are none too many: the later one is seen.
+    site.configure_root("site_mounts = ['/scratch:/x', '/scratch/site:/x']")?;
+    ensure!(site.script(&[], "ls /x")? == "dir\nfile\n");
+    fs::remove_dir_all("/scratch/site")?;
+    site.tear_down("0")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
 #[test]
 fn privileged_s36_a_racing_source_never_leads_out() -> Result<()> {
     let site = Site::prepare()?;

@@ -8,7 +8,8 @@ use shifter_tests::call::{Call, wait_for};
 use shifter_tests::snapshot::Snapshot;
 use shifter_tests::world::User::Alice;
 
-use super::{COPY, FuseDevice, Site, ensure_refused, squashfs_file};
+use super::secure::Step;
+use super::{COPY, FuseDevice, Site, ensure_refused, image_id, manifest, squashfs_file};
 
 /// A site with a FUSE device for users and the copy that is not setuid.
 fn prepare() -> Result<(Site, FuseDevice)> {
@@ -138,6 +139,49 @@ fn privileged_a_program_without_setuid_makes_the_same_container() -> Result<()> 
 }
 
 /// A site mount that the user cannot reach is left out, and one with mounts inside comes whole.
+#[test]
+fn privileged_rootless_in_a_job_without_variables_has_the_jobs_image() -> Result<()> {
+    let (site, _fuse) = prepare()?;
+    Call::shell("install -d -o alice /scratch/alice/data; echo data >/scratch/alice/data/file")
+        .ok()?;
+    let mut job = manifest("17");
+    job["volumes"] = vec!["/scratch/alice/data:/mnt"].into();
+    site.set_up(&job)?.success()?;
+    // As sshd starts it: in the job's cgroup, with nothing of the job's in the environment.
+    let step = Step::new("17")?;
+    let script = "cat /etc/marker /mnt/file; cat /proc/self/uid_map; echo $SHIFTER_IMAGE";
+    let said = step
+        .call(["shifter", "--rootless", "sh", "-c", script])
+        .ok()?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    ensure!(
+        words == ["tiny", "data", "2001", "2001", "1", &*image_id()],
+        "{said}"
+    );
+    let other = step.call([
+        "shifter",
+        "--rootless",
+        "--image=/scratch/alice/own.sqsh",
+        "cat",
+        "/etc/marker",
+    ]);
+    ensure!(other.ok()? == "own\n");
+    // Not another user's job, nor no job.
+    job["job"] = "18".into();
+    job["user"]["uid"] = 2002.into();
+    site.set_up(&job)?.success()?;
+    let strange = Step::new("18")?
+        .call(["shifter", "--rootless", "true"])
+        .output()?;
+    ensure_refused(&strange, 2, "no image")?;
+    ensure_refused(&site.shifter(&["--rootless", "true"])?, 2, "no image")?;
+    drop(step);
+    for job in ["17", "18"] {
+        site.tear_down(job)?.success()?;
+    }
+    site.clean.ensure_restored(None)
+}
+
 #[test]
 fn privileged_rootless_site_mounts_are_those_the_user_can_reach() -> Result<()> {
     let (site, _fuse) = prepare()?;

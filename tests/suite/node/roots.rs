@@ -49,6 +49,17 @@ fn privileged_root_holds_accounts_hosts_and_mounts() -> Result<()> {
         look("17", "cat /etc/marker")? == "tiny\n",
         "the image's own /etc"
     );
+    let given = look(
+        "17",
+        "cat /var/shifterSlurm.jobid; cd /var; stat -c ' %n %a %u %F' empty run spool \\
+         shifterExtern.complete /etc/udiImage; cmp /etc/group /etc/group.orig",
+    )?;
+    ensure!(
+        given
+            == "17 empty 700 0 directory\n run 755 0 directory\n spool 755 0 directory\n \
+                shifterExtern.complete 644 0 regular empty file\n /etc/udiImage 755 0 directory\n",
+        "{given}"
+    );
     let config = look("17", "cat /var/shifterConfig.json")?;
     let config: serde_json::Value = serde_json::from_str(&config)?;
     ensure!(

@@ -167,6 +167,29 @@ fn privileged_s30_many_starts_share_few_loop_devices() -> Result<()> {
     guard.finish()
 }
 
+/// S30: a login host, where no job's end sweeps.
+#[test]
+fn privileged_s30_hints_of_private_containers_do_not_pile_up() -> Result<()> {
+    let guard = Guard::prepare()?;
+    let file = |id: &str, kind: &str| format!("{STORE}/{id}.{kind}");
+    let ids: Vec<String> = (0..80).map(|number| format!("{number:064x}")).collect();
+    for id in &ids {
+        for kind in ["squashfs", "meta"] {
+            fs::copy(file(&image_id(), kind), file(id, kind))?;
+        }
+        let image = format!("--image=id:{id}");
+        guard.site.shifter(&[&image, "true"])?.success()?;
+    }
+    let hints = fs::read_dir("/run/shifter/images")?.count();
+    for id in &ids {
+        for kind in ["squashfs", "meta"] {
+            fs::remove_file(file(id, kind))?;
+        }
+    }
+    ensure!((1..=65).contains(&hints), "{hints} hints");
+    guard.finish()
+}
+
 #[test]
 fn privileged_s31_an_image_that_is_removed_lives_on_where_it_runs() -> Result<()> {
     let guard = Guard::prepare()?;

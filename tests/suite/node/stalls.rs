@@ -1,6 +1,7 @@
 //! File systems that stop to answer: whose fault that is, and how it ends.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use shifter_tests::call::{Call, Output, wait_for};
 use shifter_tests::product::STORE;
+use shifter_tests::world::User::Alice;
 
 use super::secure::Guard;
 use super::{image_id, manifest};
@@ -48,20 +50,47 @@ impl Stalling {
 
     /// Stops it now.
     fn stop(&self) -> Result<()> {
-        self.signal("-STOP")?.success().map(drop)
+        self.signal("-STOP")?.success()?;
+        let status = format!("/proc/{}/status", self.daemon.id());
+        let stopped = || {
+            Ok(fs::read_to_string(&status)?
+                .contains("State:\tT")
+                .then_some(()))
+        };
+        wait_for("the stop", 5, stopped)
     }
 
     /// Stops it before it reads this file, which is one of what it shows, for the `read`th time.
     fn stop_at(&mut self, file: &str, read: usize) -> Result<()> {
-        let pid = self.daemon.id().to_string();
         let inject = format!("--inject=pread64:signal=STOP:when={read}");
-        let strace = Call::new(["strace", "-f", "-o", LOG, "-P", file, &inject, "-p", &pid]);
-        self.tracer = Some(strace.timeout(0).start("/tmp/strace.log")?);
+        self.trace(&["-P", file, &inject])
+    }
+
+    fn trace(&mut self, options: &[&str]) -> Result<()> {
+        let pid = self.daemon.id().to_string();
+        let strace = Call::new(["strace", "-f", "-o", LOG, "-p", &pid]);
+        let strace = strace.args(options.iter().copied()).timeout(0);
+        self.tracer = Some(strace.start("/tmp/strace.log")?);
         let attached = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
             Ok((!status.contains("TracerPid:\t0\n")).then_some(()))
         };
         wait_for("strace", 5, attached)
+    }
+
+    /// Lets it go on, as if nothing had ever been.
+    fn resume(&mut self) -> Result<()> {
+        if let Some(mut tracer) = self.tracer.take() {
+            Call::new(["kill", &tracer.id().to_string()]).ok()?;
+            tracer.wait()?;
+        }
+        self.signal("-CONT")?.success().map(drop)
+    }
+
+    /// Makes each of its answers take this long.
+    fn slow_down(&mut self, millis: usize) -> Result<()> {
+        let delay = format!("--inject=writev:delay_enter={millis}000");
+        self.trace(&["-e", "trace=writev", &delay])
     }
 
     /// True once it has stopped.
@@ -72,11 +101,7 @@ impl Stalling {
 
 impl Drop for Stalling {
     fn drop(&mut self) {
-        let _ = self.signal("-CONT");
-        if let Some(mut tracer) = self.tracer.take() {
-            let _ = Call::new(["kill", &tracer.id().to_string()]).output();
-            let _ = tracer.wait();
-        }
+        let _ = self.resume();
         let _ = Call::new(["umount", "-l", &self.at]).output();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -103,6 +128,32 @@ fn with_volumes() -> Value {
     .to_vec()
     .into();
     job
+}
+
+impl Guard {
+    /// Moves the store away, to be shown in its place; returns where to.
+    fn put_aside(&self) -> Result<&'static str> {
+        let low = "/var/lib/shifter/low";
+        fs::rename(STORE, low)?;
+        Ok(low)
+    }
+
+    fn put_back(&mut self, low: &str) -> Result<()> {
+        fs::remove_dir(STORE)?;
+        fs::rename(low, STORE)?;
+        self.rebase()
+    }
+
+    /// Fails unless a start was ended because of what does not answer, and nothing of it is left.
+    fn ended(&self, output: &Output, what: &str) -> Result<()> {
+        let line = format!("shifter: no answer from {what} in 1 s\n");
+        ensure!(
+            (output.code, &*output.stderr) == (5, &*line) && output.stdout.is_empty(),
+            "'{line}' expected: {output}"
+        );
+        ensure!(output.took < Duration::from_secs(4), "{:?}", output.took);
+        Ok(())
+    }
 }
 
 #[test]
@@ -134,8 +185,7 @@ fn privileged_a_volume_is_blamed_while_it_is_waited_for_and_no_longer() -> Resul
 fn privileged_a_store_that_stops_is_no_fault_of_a_volume() -> Result<()> {
     let mut guard = Guard::prepare()?;
     fs::create_dir_all("/scratch/hung")?;
-    let low = "/var/lib/shifter/low";
-    fs::rename(STORE, low)?;
+    let low = guard.put_aside()?;
     // The image's file is found and opened: what does not come is its content, first as it is
     // mounted and then as the root is made of it.
     let mut stops = 0;
@@ -162,10 +212,95 @@ fn privileged_a_store_that_stops_is_no_fault_of_a_volume() -> Result<()> {
         ensure!(ended.success(), "{}", fs::read_to_string("/tmp/setup.log")?);
         Ok(())
     });
-    fs::remove_dir(STORE)?;
-    fs::rename(low, STORE)?;
-    guard.rebase()?;
+    guard.put_back(low)?;
     outcome?;
     ensure!(stops > 1, "it was held up {stops} times");
+    guard.finish()
+}
+
+#[test]
+fn privileged_a_start_does_not_wait_for_ever() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    guard.site.product.configure("answer_timeout_secs = 1")?;
+    let volume = Stalling::mount("/tmp/low", "/tmp/hung")?;
+    fs::create_dir_all("/tmp/low/dir")?;
+    fs::copy(format!("{STORE}/{}.squashfs", image_id()), "/tmp/low/image")?;
+    guard.rebase()?;
+    volume.stop()?;
+    let table = [
+        (
+            &["--image=tiny", "-V/scratch:/a", "-V/tmp/hung:/b", "true"][..],
+            "the source of a volume: '/tmp/hung'",
+        ),
+        (
+            &["--image=/tmp/hung/image", "true"],
+            "image '/tmp/hung/image'",
+        ),
+        (
+            &["--image=tiny", "--workdir=/tmp/hung/dir", "true"],
+            "working directory '/tmp/hung/dir'",
+        ),
+    ];
+    let outcome = table
+        .iter()
+        .try_for_each(|(words, what)| guard.ended(&guard.site.shifter(words)?, what));
+    // Nobody reads what it says: it does not end, but its user can kill it.
+    let line =
+        "mkfifo /tmp/full; exec 3<>/tmp/full; dd if=/dev/zero bs=4096 count=16 status=none >&3
+        timeout -s KILL 2 shifter --image=tiny --volume=/tmp/hung:/b true 2>&3; echo $?";
+    let full = Call::shell(line).by(Alice).timeout(8).output();
+    drop(volume);
+    guard.rebase()?;
+    outcome?;
+    ensure!(full?.stdout == "137\n");
+    fs::remove_dir("/tmp/hung")?;
+    Call::shell("rm -rf /tmp/low /tmp/full").ok()?;
+
+    let low = guard.put_aside()?;
+    let mut store = Stalling::mount(low, STORE)?;
+    guard.rebase()?;
+    // It takes requests and answers none: not even death ends a wait for that.
+    store.slow_down(1_000_000)?;
+    let stopped = guard.site.shifter(&["--image=tiny", "true"])?;
+    store.resume()?;
+    // Slower than the deadline altogether, but each answer comes.
+    store.slow_down(40)?;
+    let script = "trap '' CHLD; exec shifter --image=tiny sh -c \
+        'read child </proc/$$/task/$$/children; echo \"($child)\"'";
+    let slow = Call::shell(script).by(Alice).output()?;
+    drop(store);
+    guard.put_back(low)?;
+    guard.ended(&stopped, &format!("image store '{STORE}'"))?;
+    ensure!(slow.took > Duration::from_millis(1100), "{:?}", slow.took);
+    // The command has no children but its own.
+    ensure!(slow.success()?.stdout == "()\n");
+    guard.finish()
+}
+
+#[test]
+fn privileged_what_the_kernel_does_not_let_go_of_is_told_all_the_same() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    guard.site.product.configure("answer_timeout_secs = 1")?;
+    let low = guard.put_aside()?;
+    let mut store = Stalling::mount(low, STORE)?;
+    guard.rebase()?;
+    // A loop device waits for its file, and whoever waits for the loop device cannot be killed.
+    store.stop_at(&format!("{low}/{}.squashfs", image_id()), 1)?;
+    let start = Call::new(["shifter", "--image=tiny", "true"]).by(Alice);
+    let mut running = start.start("/tmp/running")?;
+    let told = wait_for("a message", 5, || {
+        let said = fs::read_to_string("/tmp/running")?;
+        Ok((!said.is_empty()).then_some(said))
+    });
+    store.signal("-CONT")?;
+    let ended = running.wait()?;
+    drop(store);
+    guard.put_back(low)?;
+    let told = told?;
+    ensure!(
+        told == "shifter: no answer from image 'docker:tiny:latest' in 1 s\n",
+        "{told}"
+    );
+    ensure!(ended.signal() == Some(9), "{ended}");
     guard.finish()
 }

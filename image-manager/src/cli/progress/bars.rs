@@ -76,6 +76,9 @@ fn frame(model: &Model, room: usize, lines: usize) -> Vec<String> {
 }
 
 fn headline(model: &Model) -> String {
+    if let Some(percent) = model.percent {
+        return format!("{}: {} {percent} %", model.label, model.phase.text());
+    }
     if model.layers.is_empty() || matches!(model.phase, Phase::Resolving | Phase::Waiting) {
         return format!("{}: {}", model.label, model.phase.text());
     }
@@ -158,6 +161,14 @@ mod tests {
                 "  000000000000 [###############...............] 500 kB of 1 MB",
             ]
         );
+    }
+
+    #[test]
+    fn a_comparison_says_how_far_it_is() {
+        let mut model = Model::new("site store".into());
+        model.phase = Phase::Comparing;
+        model.percent = Some(42);
+        assert_eq!(frame(&model, 80, 24), ["site store: comparing 42 %"]);
     }
 
     #[test]

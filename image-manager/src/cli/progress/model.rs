@@ -15,6 +15,8 @@ pub(in crate::cli) enum Phase {
     Waiting,
     /// Reads the file that is imported.
     Reading,
+    /// Compares what is in a store with what it says of itself.
+    Comparing,
     /// Downloads layers, and writes the image as they arrive.
     Downloading,
     /// Writes the image.
@@ -28,6 +30,7 @@ impl Phase {
             Self::Resolving => "asking the registry",
             Self::Waiting => "waiting for another pull of this image",
             Self::Reading => "reading the file",
+            Self::Comparing => "comparing",
             Self::Downloading => "downloading",
             Self::Building => "writing the image",
         }
@@ -40,6 +43,7 @@ impl Phase {
             Self::Resolving => "resolving",
             Self::Waiting => "waiting",
             Self::Reading => "reading",
+            Self::Comparing => "comparing",
             Self::Downloading => "downloading",
             Self::Building => "building",
         }
@@ -73,6 +77,8 @@ pub(super) struct Model {
     pub label: String,
     pub phase: Phase,
     pub layers: Vec<Layer>,
+    /// Hundredths of what is to be compared.
+    pub percent: Option<u8>,
     /// Requests that were made again.
     pub retries: u32,
     /// Bytes that came from the registry.
@@ -86,6 +92,7 @@ impl Model {
             label,
             phase: Phase::Starting,
             layers: Vec::new(),
+            percent: None,
             retries: 0,
             received: 0,
             began: None,

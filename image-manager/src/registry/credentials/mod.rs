@@ -154,12 +154,12 @@ impl Logins {
     }
 
     /// Names docker's file in `home`.
-    pub fn of_home(home: &Path, owner: u32) -> Result<Self, RegistryError> {
-        Ok(Self::of_user(&User {
+    pub fn of_home(home: &Path, owner: u32) -> Self {
+        Self::of_user(&User {
             home: Some(home),
             uid: owner,
             variable: &|_| None,
-        }))
+        })
     }
 
     /// Finds the login for a repository of a registry, named as in image references; `first` is the
@@ -187,12 +187,8 @@ impl Logins {
             let found = match file.find(registry, repository) {
                 file::Found::Login(login) => Some(login),
                 file::Found::Helper(name) => helper::Helper::new(&name, &self.search)
-                    .and_then(|helper| helper.get(&helper_key(registry)))
-                    .map_err(|reason| RegistryError::Helper {
-                        name: shifter_core::sanitize::text(&name),
-                        registry: registry.to_owned(),
-                        reason,
-                    })?,
+                    .and_then(|helper| helper.get(&key_of(registry)))
+                    .map_err(|reason| helper_failed(&name, registry, reason))?,
                 file::Found::Nothing => None,
             };
             if found.is_some() {
@@ -215,11 +211,19 @@ pub(super) fn look(bytes: &[u8], registry: &str) -> Result<(), String> {
     })
 }
 
-/// Returns what helpers call a registry.
-fn helper_key(registry: &str) -> String {
+/// Returns what docker's files and helpers call a registry.
+fn key_of(registry: &str) -> String {
     match registry {
         super::HUB_NAME => HUB_KEY.to_owned(),
         other => other.to_owned(),
+    }
+}
+
+fn helper_failed(name: &str, registry: &str, reason: String) -> RegistryError {
+    RegistryError::Helper {
+        name: shifter_core::sanitize::text(name),
+        registry: registry.to_owned(),
+        reason,
     }
 }
 
@@ -281,7 +285,7 @@ mod tests {
             fs::remove_file(path).unwrap();
         }
         assert_eq!(find(None), None);
-        let at_home = Logins::of_home(&home, uid).unwrap();
+        let at_home = Logins::of_home(&home, uid);
         let found = at_home.find("h", "x", None).unwrap();
         assert!(found.is_some_and(|login| login.secret == "home"));
     }

@@ -16,11 +16,10 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::fs::OFlags;
 use serde_json::{Map, Value, json};
 
-use super::super::HUB_NAME;
 use super::super::error::RegistryError;
 use super::file::{self, AuthFile, Found};
 use super::helper::Helper;
-use super::{HUB_KEY, Login, User, helper_key};
+use super::{Login, User, helper_failed, key_of};
 
 /// Where a login went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ impl LoginFile {
         let (real, mut document) = self.load()?;
         if let Some((name, helper)) = self.helper(registry, &document)? {
             helper
-                .store(&helper_key(registry), login)
+                .store(&key_of(registry), login)
                 .map_err(|reason| helper_failed(&name, registry, reason))?;
             return Ok(Kept::Helper(name));
         }
@@ -69,7 +68,10 @@ impl LoginFile {
         };
         auths.retain(|key, _| file::normalise(key) != registry);
         let pair = format!("{}:{}", login.user(), login.secret());
-        auths.insert(key(registry), json!({"auth": BASE64_STANDARD.encode(pair)}));
+        auths.insert(
+            key_of(registry),
+            json!({"auth": BASE64_STANDARD.encode(pair)}),
+        );
         self.replace(&real, &document)?;
         Ok(Kept::File(real))
     }
@@ -80,7 +82,7 @@ impl LoginFile {
         let mut found = false;
         if let Some((name, helper)) = self.helper(registry, &document)? {
             found = helper
-                .erase(&helper_key(registry))
+                .erase(&key_of(registry))
                 .map_err(|reason| helper_failed(&name, registry, reason))?;
         }
         let Some(Value::Object(auths)) = document.get_mut("auths") else {
@@ -196,22 +198,6 @@ fn fill(file: &mut File, text: &[u8]) -> io::Result<()> {
     rustix::fs::fchmod(&*file, mode)?;
     file.write_all(text)?;
     file.sync_all()
-}
-
-fn helper_failed(name: &str, registry: &str, reason: String) -> RegistryError {
-    RegistryError::Helper {
-        name: shifter_core::sanitize::text(name),
-        registry: registry.to_owned(),
-        reason,
-    }
-}
-
-/// Returns the key under which docker and podman look for a registry.
-fn key(registry: &str) -> String {
-    match registry {
-        HUB_NAME => HUB_KEY.to_owned(),
-        other => other.to_owned(),
-    }
 }
 
 #[cfg(test)]

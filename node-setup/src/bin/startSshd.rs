@@ -1,0 +1,65 @@
+//! `startSshd`: starts the ssh server of a job on this node, from its extern step.
+#![allow(non_snake_case, reason = "named as its neighbours, which sites know")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use node_setup::error::{Error, Result};
+use node_setup::{out, process, ssh};
+use shifter_core::config::{Config, DEFAULT_PATH};
+use shifter_core::ids::JobId;
+
+const NAME: &str = "startSshd";
+
+const HELP: &str = "\
+Usage: startSshd [--config=FILE] --expect-uid=UID JOB
+
+Start the ssh server of a job on this node, in the job's container and as its user;
+to be called by the daemon of the job's extern step. It is no error if the job has
+no container here, or none with ssh.
+";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return out::answer(HELP).into();
+    }
+    match run(words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => out::report(NAME, &error).into(),
+    }
+}
+
+fn run(words: Vec<String>) -> Result<()> {
+    process::fill_standard_descriptors()?;
+    process::check_is_root()?;
+    let callers = process::take_over()?;
+    let usage = |text: &str| Error::Usage(format!("{text}; try 'startSshd --help'"));
+    let (mut path, mut uid, mut job) = (PathBuf::from(DEFAULT_PATH), None, None);
+    for word in words {
+        match word.split_once('=') {
+            Some(("--config", value)) => path = value.into(),
+            Some(("--expect-uid", value)) => {
+                uid = Some(value.parse().map_err(|_| usage("UID is a number"))?);
+            }
+            None if job.is_none() && !word.starts_with('-') => {
+                job = Some(JobId::parse(&word).map_err(|error| usage(&error.to_string()))?);
+            }
+            _ => return Err(usage(&format!("unknown option '{word}'"))),
+        }
+    }
+    let (Some(uid), Some(job)) = (uid, job) else {
+        return Err(usage("--expect-uid and one job id are needed"));
+    };
+    let config = Config::open_trusted(Path::new(&path))?;
+    if ssh::start::start(&config, &job, uid, &callers)? {
+        out::complain(
+            NAME,
+            &format!("job {job}: listening on port {}", config.ssh.port),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The file systems that images have, and how the kernel mounts them: squashfs, and erofs where the site
+//! wants it.
+//!
+//! Both are mounted from a loop device: mounted again, it gives the same superblock, and with it the
+//! same cached pages. Linux 6.12 and newer mount erofs of a file as well, but each such mount has a
+//! superblock of its own, so that the files of an image are decompressed and cached once for each
+//! container. Therefore only nodes without loop devices do that.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::error::{Error, Result};
+use crate::loopdev::{self, LoopDevice};
+use crate::mnt;
+
+/// The format that every image may have.
+pub const SQUASHFS: &str = "squashfs";
+/// The format that images of the site's store may have: users' own never meet the kernel's erofs.
+pub const EROFS: &str = "erofs";
+
+/// Why an image of this format is not mounted; `is_site` says that no user has written it.
+pub fn judge(format: &str, is_site: bool) -> std::result::Result<(), &'static str> {
+    match (format, is_site) {
+        (SQUASHFS, _) | (EROFS, true) => Ok(()),
+        (EROFS, false) => Err("erofs images are mounted from the site's store alone"),
+        _ => Err("only squashfs and erofs images are mounted"),
+    }
+}
+
+/// Mounts an image's file; the mount is attached nowhere yet. `attach` gives the loop device that has it.
+///
+/// # Errors
+/// [`Error::BadImage`] if it is the file that the kernel refuses, [`Error::Step`] if it is the node
+/// that cannot.
+pub fn mount(
+    format: &str,
+    image: &str,
+    file: &OwnedFd,
+    attach: impl FnOnce() -> Result<LoopDevice>,
+) -> Result<OwnedFd> {
+    if format != EROFS {
+        let device = attach()?;
+        return make(SQUASHFS, &device.path(), image);
+    }
+    if loopdev::exist() {
+        let device = attach()?;
+        return make(EROFS, &device.path(), image);
+    }
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    make(EROFS, &path, image).map_err(|error| match error {
+        Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOTBLK) => {
+            Error::BadImage {
+                image: image.to_owned(),
+                // Those without pages of their own, such as overlay and tmpfs, are not enough.
+                reason: "without loop devices, erofs images need Linux 6.12 and a store on \
+                         a parallel or local file system"
+                    .to_owned(),
+            }
+        }
+        other => other,
+    })
+}
+
+fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
+    let options = [("source", Some(source)), ("ro", None)];
+    mnt::make(kind, &options, mnt::SAFE_RO).map_err(|error| {
+        let Error::Step { source, .. } = &error else {
+            return error;
+        };
+        let reason = match (kind, source.raw_os_error()) {
+            // A kernel without the file system, or that mounts it of devices alone: the node's fault.
+            (_, Some(libc::ENODEV)) | (EROFS, Some(libc::ENOTBLK)) => return error,
+            (EROFS, Some(libc::EOPNOTSUPP)) => {
+                "this node's kernel lacks the image's compression (zstd needs Linux 6.10)"
+                    .to_owned()
+            }
+            // The store's own file was found well: what the kernel refuses is its content.
+            _ => format!("the kernel cannot mount it: {source}"),
+        };
+        Error::BadImage {
+            image: image.to_owned(),
+            reason,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_files_are_never_erofs() {
+        for (format, is_site, is_good) in [
+            ("squashfs", true, true),
+            ("squashfs", false, true),
+            ("erofs", true, true),
+            ("erofs", false, false),
+            ("ext4", true, false),
+            ("", false, false),
+        ] {
+            assert_eq!(
+                judge(format, is_site).is_ok(),
+                is_good,
+                "{format} {is_site}"
+            );
+        }
+    }
+}

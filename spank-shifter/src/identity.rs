@@ -1,0 +1,119 @@
+//! Who the job's user is, as one node of the job found out for all: through a program of its own.
+//!
+//! The shared state may be on storage that never answers, and it saves look-ups, no more: whatever is
+//! wrong with it, the prolog looks the user up itself.
+
+use std::process::Command;
+
+use serde::Deserialize;
+use shifter_core::config::Config;
+use shifter_core::identity::Identity;
+use shifter_core::layout::Program;
+use shifter_core::ssh::JobKeys;
+
+use crate::child::{self, Terms};
+use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
+use crate::report;
+use crate::settings::Settings;
+
+/// Seconds beyond those for which a node waits for others: the program's own look-up, and its end.
+const SECONDS: u32 = 20;
+
+/// What the program prints.
+#[derive(Deserialize)]
+pub struct Answer {
+    /// The job's user.
+    pub user: Identity,
+    /// The keys that all nodes of the job have.
+    pub ssh: Option<JobKeys>,
+}
+
+/// Asks for the job's user, and for its keys if `wants_keys`; nothing if the site shares no state or
+/// it cannot be used.
+pub fn ask(
+    facts: &Facts,
+    config: &Config,
+    settings: &Settings,
+    tools: Tools,
+    wants_keys: bool,
+) -> Option<Answer> {
+    config.shared_state.path.as_ref()?;
+    // A node that does not know its place is never the first.
+    let rank = facts.slurm.rank().unwrap_or(usize::MAX);
+    let rank = format!("--rank={rank}");
+    let words = [&*rank, "--ssh"];
+    let words = if wants_keys { &words[..] } else { &words[..1] };
+    let output = run(facts, config, settings, tools, words)?;
+    let is_fit = |answer: &Answer| {
+        let has_keys = answer.ssh.as_ref().is_none_or(JobKeys::is_well_formed);
+        answer.user.uid == facts.uid && answer.user.is_well_formed() && has_keys
+    };
+    match serde_json::from_slice::<Answer>(&output) {
+        Ok(answer) if is_fit(&answer) => Some(answer),
+        _ => {
+            (tools.complain)("shifter: shifter-identity gives a strange answer");
+            None
+        }
+    }
+}
+
+/// Removes what the job left in the shared state: the task of its first node, of which there is one.
+pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) {
+    if config.shared_state.path.is_some() && facts.slurm.rank() == Some(0) {
+        let _ = run(facts, config, settings, tools, &["--forget"]);
+    }
+}
+
+/// Runs the program and returns what it prints; what it complains of goes to the log.
+fn run(
+    facts: &Facts,
+    config: &Config,
+    settings: &Settings,
+    tools: Tools,
+    words: &[&str],
+) -> Option<Vec<u8>> {
+    let complain = |text: &str| {
+        (tools.complain)(&format!("shifter: job {}: {text}", facts.job));
+    };
+    let finished = command(facts, config, settings, words).and_then(|command| {
+        let terms = Terms {
+            seconds: 2 * config.shared_state.wait_secs + SECONDS,
+            own_group: true,
+            shows_stderr: false,
+        };
+        Ok(child::run((tools.ready)(command), b"", terms)?)
+    });
+    match finished {
+        Ok(finished) => {
+            finished.messages(4).iter().for_each(|line| complain(line));
+            finished.status.success().then_some(finished.stdout)
+        }
+        Err(error) => {
+            complain(&report::chain(&error));
+            None
+        }
+    }
+}
+
+fn command(
+    facts: &Facts,
+    config: &Config,
+    settings: &Settings,
+    words: &[&str],
+) -> Result<Command, NodeError> {
+    let mut command = privileged(&Program::Identity.path(&config.prefix))?;
+    // Empty where Slurm says nothing, and counted from 0 as in the manifest.
+    let restart: u32 = facts.slurm.restart.parse().unwrap_or(0);
+    if let [option, path] = &*settings.config_args() {
+        command.arg(format!("{}={}", option.display(), path.display()));
+    }
+    command.args([
+        format!("--cluster={}", facts.slurm.cluster_or(config)),
+        format!("--job={}", facts.job),
+        format!("--restart={restart}"),
+        format!("--uid={}", facts.uid),
+        format!("--gid={}", facts.gid),
+    ]);
+    command.args(words);
+    Ok(fixed_environment(command))
+}

@@ -1,0 +1,121 @@
+//! Steps with an image of their own, and Slurm's other ways of starting work.
+
+use anyhow::{Context, Result, ensure};
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::world::User::Alice;
+
+use crate::bench::Bench;
+
+/// Names of the roots that a job has on a node.
+fn roots(bench: &Bench, node: &str, job: &str) -> Result<Vec<String>> {
+    let list = format!("ls /run/shifter/jobs/{job}/roots 2>/dev/null || true");
+    let text = bench.cluster.node(node)?.shell(&list).ok()?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
+    let bench = Bench::start()?;
+    let b = bench.b.option();
+    let script = format!(
+        "srun {b} shifter cat /etc/marker
+         srun -N1 -n1 {b} --autoshift sh -c 'sleep 2; cat /etc/marker' >one &
+         srun -N1 -n1 shifter cat /etc/marker >two &
+         srun -N1 -n1 {b} --volume=/scratch/alice:/mnt --overlap shifter ls -d /mnt >three &
+         wait; cat one two three; srun -N1 -n1 {} shifter cat /etc/marker
+         srun {b} sh -c 'echo $SHIFTER_IMAGEREQUEST' | sort -u; env | grep -c ^SLURM_STEP_SHIFTER
+         echo done; sleep 60",
+        bench.a.option()
+    );
+    let options = ["-N2", "--ntasks-per-node=2", "-n4", &bench.a.option()];
+    let job = bench.cluster.submit(Alice, &options, &script)?;
+    job.wait_for_output("done")?;
+    let output = job.output()?;
+    let expected = format!(
+        "{}b\na\n/mnt\na\n{}\n0\ndone\n",
+        "b\n".repeat(4),
+        bench.b.reference
+    );
+    ensure!(output == expected, "{output}");
+    for node in ["n1", "n2"] {
+        wait_for("the end of the steps' roots", 5, || {
+            Ok((roots(&bench, node, job.id())? == ["job"]).then_some(()))
+        })?;
+    }
+    job.cancel()?;
+    job.wait()?;
+    bench.cluster.wait_until_idle()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
+    let bench = Bench::start()?;
+    let b = bench.b.option();
+    let script = format!(
+        "srun {b} shifter cat /etc/marker; srun {b} --autoshift cat /etc/marker; srun hostname
+         srun {b} --volume=/scratch/alice/none:/x true 2>&1 | grep -v srun: | head -n1; echo done; sleep 60"
+    );
+    let job = bench.cluster.submit(Alice, &["-N1"], &script)?;
+    job.wait_for_output("done")?;
+    let output = job.output()?;
+    let lines: Vec<&str> = output.lines().collect();
+    ensure!(
+        lines.len() == 5 && lines[..3] == ["b", "b", "n1"],
+        "{output}"
+    );
+    ensure!(
+        lines[3].starts_with("shifter: ") && lines[3].contains("'/scratch/alice/none'"),
+        "{output}"
+    );
+    wait_for("the end of the job's state", 5, || {
+        Ok(roots(&bench, "n1", job.id())?.is_empty().then_some(()))
+    })?;
+    job.cancel()?;
+    job.wait()?;
+    bench.cluster.wait_until_idle()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_steps_that_die_leave_no_root() -> Result<()> {
+    let bench = Bench::start()?;
+    let (a, b) = (bench.a.option(), bench.b.option());
+    let script = format!(
+        "srun {b} --autoshift sh -c 'echo in >cancelled; sleep 90' &
+         until [ -e cancelled ]; do sleep 0.1; done; scancel $SLURM_JOB_ID.0; wait
+         echo first; until [ -e go ]; do sleep 0.1; done
+         srun --overlap {b} --autoshift sh -c 'echo in >killed; sleep 90' &
+         until [ -e killed ]; do sleep 0.1; done; echo second; until [ -e on ]; do sleep 0.1; done
+         srun --overlap {b} --autoshift cat /etc/marker; echo third; sleep 90"
+    );
+    let job = bench.cluster.submit(Alice, &["-N1", &a], &script)?;
+    job.wait_for_output("first")?;
+    let has = |names: &[&str]| {
+        wait_for(&format!("roots {names:?}"), 10, || {
+            Ok((roots(&bench, "n1", job.id())? == names).then_some(()))
+        })
+    };
+    has(&["job"])?;
+    Call::new(["touch", "go"]).by(Alice).ok()?;
+    job.wait_for_output("second")?;
+    has(&["job", "step-1"])?;
+    // Nobody is left who would remove it, until the next one comes.
+    let kill = format!("pkill -KILL -f 'slurmstepd: \\[{}.1\\]'", job.id());
+    Call::shell(&kill).ok()?;
+    Call::new(["touch", "on"]).by(Alice).ok()?;
+    job.wait_for_output("third")
+        .with_context(|| job.output().unwrap_or_default())?;
+    ensure!(job.output()?.contains("\nb\nthird"), "{}", job.output()?);
+    has(&["job"])?;
+    job.cancel()?;
+    job.wait()?;
+    bench.cluster.wait_until_idle()?;
+    // What Slurm itself leaves of a step whose daemon was killed.
+    let cgroups = format!(
+        "find /sys/fs/cgroup/freezer/slurm_n1 -depth -path '*/job_{}*' -type d -delete",
+        job.id()
+    );
+    Call::shell(&cgroups).ok()?;
+    bench.ensure_clean()
+}
