@@ -109,8 +109,8 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
     });
     let mut rows: Vec<Row> = goals.collect();
     if let (Some((small, little)), Some((large, much))) = (above.first(), above.last()) {
-        // Linear: a node of the largest job costs no more than half as much again.
-        let growth = (much / *large as f64) / (little / *small as f64).max(1e-6);
+        // Linear: a node of the largest job costs no more than half as much again; below 1 ms is noise.
+        let growth = (much / *large as f64) / (little / *small as f64).max(1e-3);
         let name = format!("a node of {large} beside one of {small}: ×");
         rows.push(row(&name, Goal::Most(1.5), vec![growth]));
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A stand-in for Cray's ALPS and two of its neighbours; nothing in here is Cray's.
 
-Called by the names of what it stands in for (links in /opt/cray/alps/default/bin and the like):
+Called by the names of what it stands in for (copies in /opt/cray/alps/default/bin and the like):
 
   apbasil    reads a BasilRequest (QUERY, RESERVE, CONFIRM, RELEASE) and prints the BasilResponse
   apstat     -r: one line for each reservation; -rvvv -R RES: its PEs with their nodes

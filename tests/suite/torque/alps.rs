@@ -136,12 +136,5 @@ fn bench_cray_tools_run_a_command_line_on_nodes_by_number() -> Result<()> {
     let ran = login.call([alps::XTXQTCMD, "/tmp/list", line]).output()?;
     let expected = "nid00020 (complete)\nnid00020:   words\nnid00040 (failed: 1)\n";
     ensure!(ran.code == 0 && ran.stdout == expected, "{ran}");
-    // What is mounted on a node is in its /dsl too.
-    let node = cray.nodes.node("nid00040")?;
-    node.shell(
-        "mkdir -p /var/udiMount && mount -t tmpfs x /var/udiMount && touch /var/udiMount/y && \
-                [ -e /dsl/var/udiMount/y ]",
-    )
-    .ok()?;
     Ok(())
 }
