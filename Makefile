@@ -87,7 +87,7 @@ install:
 	done
 	install -d $(SHARE)/plugstack.conf.d $(SHARE)/sudoers.d $(SHARE)/modules $(SHARE)/torque \
 		$(DESTDIR)$(SYSCONFDIR)/shifter
-	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf sudoers.d/shifter \
+	for file in shifter.toml registries.toml plugstack.conf.d/shifter.conf job_submit.lua sudoers.d/shifter \
 		modules/mpich.toml modules/gpu.toml modules/slurm.toml torque/execjob.py torque/nscd.conf \
 		torque/roots.conf; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \

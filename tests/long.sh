@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race security cache pulls soak cancel crowd private properties fuzz)
+slices=(race security cache pulls soak cancel crowd private torque properties fuzz)
 
 run_slice() {
     case $1 in
@@ -26,6 +26,8 @@ run_slice() {
         tests/run.sh --long long_cluster_thousand ;;
     private) # private containers in parallel, outside and inside of jobs
         tests/run.sh --long long_cluster_private ;;
+    torque) # prologues killed with their session, every 3 ms of their lives
+        tests/run.sh --long long_torque ;;
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q \
             -p shifter-core -p squashfs-writer -p image-manager -p site-tools --lib ;;

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 mod caches;
 mod crowd;
+mod fanout;
 mod growth;
 mod job;
 mod machine;
@@ -36,7 +37,8 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
   pull        an image of 6 layers from a registry on loopback to a squashfs file, beside peers
   pull-small, pull-large  the same with 1 and with 32 layers
   pull-second the same with 6 layers of which 5 are there
-  all         every one of them but pulls, and at the end each goal with its verdict
+  fanout      Torque's prologue on 256 to 8192 nodes, beside pdsh with a worker that does nothing
+  all         every one of them but pulls and fanout, and at the end each goal with its verdict
 --noisy measures also while the machine is busy: believe only ratios, if anything.
 --tiny is for trying the bench itself: a small image, small crowds, of peers that pull the best.";
 
@@ -44,7 +46,7 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
 type Bench = fn(&Site, usize) -> Result<Vec<Row>>;
 
 /// In the order of `all`.
-const BENCHES: [(&str, Bench); 12] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("starts", starts::measure),
     ("many", crowd::measure),
     ("etc-growth", growth::measure),
@@ -57,7 +59,13 @@ const BENCHES: [(&str, Bench); 12] = [
     ("pull", pull::measure),
     ("pull-second", pull::measure_second),
     ("pull-large", pull::measure_large),
+    ("fanout", fanout::measure),
 ];
+
+/// False for what takes minutes by itself.
+fn is_usual(bench: &str) -> bool {
+    !bench.starts_with("pull") && bench != "fanout"
+}
 
 /// Runs the bench that the words of a command line ask for.
 pub fn run(mut words: Vec<String>) -> Result<()> {
@@ -74,7 +82,7 @@ pub fn run(mut words: Vec<String>) -> Result<()> {
     };
     let chosen: Vec<Bench> = BENCHES
         .iter()
-        .filter(|(bench, _)| *bench == name || name == "all" && !bench.starts_with("pull"))
+        .filter(|(bench, _)| *bench == name || name == "all" && is_usual(bench))
         .map(|(_, measure)| *measure)
         .collect();
     if chosen.is_empty() || rounds == 0 {

@@ -18,13 +18,15 @@ use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, chdir, getpid, getppid, pidfd_open, pidfd_send_signal,
-    waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, chdir, geteuid, getpid, getppid, pidfd_open,
+    pidfd_send_signal, waitpid,
 };
 
 use crate::caller::Caller;
+use crate::drop::become_caller;
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::process::read_record;
@@ -72,16 +74,24 @@ impl<'a> Deadline<'a> {
         }
     }
 
+    /// Judges what the site names as the process, and everything else with the caller's eyes.
+    fn may_stall(&self, awaited: Awaited<'_>, place: &Path) -> Result<bool> {
+        let Caller { uid, gid, groups } = self.caller;
+        match awaited {
+            Awaited::Store(_) => Ok(patience::may_stall(place)),
+            _ => as_user(*uid, *gid, groups, || patience::may_stall(place)),
+        }
+    }
+
     /// Has a copy ask the file system at `place` and returns whether it answers.
     fn answers(&self, awaited: Awaited<'_>, place: &Path) -> io::Result<bool> {
         let Some(scout) = sys::fork()? else {
-            // It may never come back: nobody shall wait for what it has open.
-            if chdir("/").is_ok() && sys::close_all().is_ok() {
-                let Caller { uid, gid, groups } = self.caller;
-                match awaited {
-                    Awaited::Store(_) => ask(place),
-                    _ => _ = as_user(*uid, *gid, groups, || ask(place)),
-                }
+            // It may never come back: nobody shall wait for what it has open, and it is its user's
+            // where that is who names the place.
+            let is_ready = chdir("/").is_ok() && sys::close_all().is_ok();
+            let is_users = !matches!(awaited, Awaited::Store(_)) && geteuid().is_root();
+            if is_ready && (!is_users || become_caller(self.caller).is_ok()) {
+                ask(place);
             }
             sys::exit(0);
         };
@@ -91,8 +101,8 @@ impl<'a> Deadline<'a> {
             let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
             match poll(&mut fds, Some(&look(self.seconds))) {
                 Ok(0) if stillness.is_long(scout) => break false,
-                Ok(0) | Err(_) => {}
-                Ok(_) => break true,
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => break true,
             }
         };
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -114,7 +124,9 @@ fn ask(place: &Path) {
 impl Watch for Deadline<'_> {
     fn on(&self, awaited: Awaited<'_>) -> Result<()> {
         let place = awaited.place().filter(|_| self.seconds > 0);
-        if let Some(place) = place.filter(|place| patience::may_stall(place)) {
+        if let Some(place) = place
+            && self.may_stall(awaited, place)?
+        {
             if !self.answers(awaited, place).step("ask for", place)? {
                 return Err(Error::NoAnswer {
                     from: awaited.to_string(),
@@ -213,7 +225,8 @@ fn stand(orders: &OwnedFd, watched: Pid, program: &str, seconds: u32) {
                 stillness = Stillness::default();
                 continue;
             }
-            Err(_) => continue,
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
         }
         if stillness.is_long(watched) {
             let message = format!("no answer from {what} in {seconds} s");

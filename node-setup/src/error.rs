@@ -41,7 +41,7 @@ pub enum Error {
     )]
     NotSetuid,
     /// A job's ssh server cannot be started on this node.
-    #[error("no ssh server on this node: {0}")]
+    #[error("no ssh on this node: {0}")]
     Ssh(String),
     /// The machine lacks what a container without privilege needs.
     #[error("cannot make a container without privilege: {0}")]

@@ -9,6 +9,8 @@ use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
 
+use crate::process::read_at_once;
+
 /// A file to be written: path in the container, content, mode.
 pub struct GivenFile {
     /// The path, in `/etc` or `/var`.
@@ -106,16 +108,13 @@ fn hostsfile(hosts: &[HostSlots]) -> String {
 
 /// Reads a file of the host; a missing one is an empty one, as for the C library.
 fn host_file(path: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(8 << 10);
     // Not waited for, whatever lies there.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path);
-    if let Ok(file) = opened {
-        let _ = file.take(HOST_FILE_LIMIT).read_to_end(&mut bytes);
-    }
-    bytes
+    let bytes = opened.and_then(|file| read_at_once(file.take(HOST_FILE_LIMIT)));
+    bytes.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,7 +8,10 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use shifter_core::config::Config;
+use shifter_core::layout::RUN_DIR;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
@@ -112,6 +115,32 @@ pub fn tree(config: &Config, reference: &ImageRef, caller: &Caller) -> Result<Im
         return Err(denied(format!("is not below {dirs}")));
     }
     Ok(of_host(format!("local:{place}"), Source::Tree(dir)))
+}
+
+/// Takes the host itself as the image of a job, where the site allows that.
+///
+/// # Errors
+/// [`Error::Denied`] where it does not.
+pub fn host(config: &Config) -> Result<Image> {
+    if config.slurm.ccm {
+        return Ok(of_host("local:/".into(), Source::Host));
+    }
+    Err(Error::Denied {
+        what: "this site does not allow --ccm".into(),
+        hint: None,
+    })
+}
+
+/// Clones the host's whole tree, in a namespace of the container's own: writable where the host's is,
+/// without set-user-id programs, and without Shifter's own state.
+pub fn clone_host() -> Result<OwnedFd> {
+    match unmount(RUN_DIR, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => return Err(error).step("unmount", RUN_DIR),
+    }
+    let clone = mnt::clone_path("/", true)?;
+    mnt::restrict(&clone, mnt::SAFE, Propagation::Keep)?;
+    Ok(clone)
 }
 
 /// Opens the directory tree to which the site gave this name.

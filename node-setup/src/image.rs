@@ -70,6 +70,8 @@ pub(crate) enum Source {
     UserFile(OwnedFd),
     /// A directory.
     Tree(OwnedFd),
+    /// The host's own tree, with everything that is mounted in it.
+    Host,
     /// A mount that was made without privilege, in the user's own namespaces.
     Mounted(OwnedFd),
 }
@@ -140,16 +142,16 @@ impl Store {
             image: name.to_owned(),
             reason: reason.into(),
         };
-        let meta_file = self
+        let (meta_file, size) = self
             .regular(&store::meta_file(id), name)?
             .ok_or_else(missing)?;
-        let meta_bytes = read_all(meta_file, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
+        let meta_bytes = read_all(meta_file, size, META_LIMIT).ok_or_else(|| bad("no metadata"))?;
         let meta = ImageMeta::parse(&meta_bytes).map_err(|error| bad(&error.to_string()))?;
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
         filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
-        let file = self
+        let (file, _) = self
             .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;
         let source = match self.reader {
@@ -176,16 +178,17 @@ impl Store {
             reason,
         };
         let path = store::index_path(reference).map_err(|error| bad(error.to_string()))?;
-        let file = self
+        let (file, size) = self
             .regular(&path, &name)?
             .ok_or_else(|| Error::NoImage(name.clone()))?;
-        let bytes = read_all(file, store::ENTRY_LIMIT).unwrap_or_default();
+        let bytes = read_all(file, size, store::ENTRY_LIMIT).unwrap_or_default();
         let entry = IndexEntry::parse(&bytes, reference).map_err(|e| bad(e.to_string()))?;
         Ok(entry.id)
     }
 
-    /// Opens a regular file of the store that only the store's owners can have written.
-    fn regular(&self, path: &str, image: &str) -> Result<Option<OwnedFd>> {
+    /// Opens a regular file of the store that only the store's owners can have written; returns it
+    /// with its size.
+    fn regular(&self, path: &str, image: &str) -> Result<Option<(OwnedFd, u64)>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let open = || rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve);
@@ -200,7 +203,7 @@ impl Store {
         };
         let stat = rustix::fs::fstat(&fd).step("examine", path)?;
         match untrusted(&stat, &self.owners) {
-            None => Ok(Some(fd)),
+            None => Ok(Some((fd, u64::try_from(stat.st_size).unwrap_or_default()))),
             Some(reason) => Err(Error::BadImage {
                 image: image.to_owned(),
                 reason: reason.to_owned(),
@@ -333,6 +336,11 @@ impl Image {
         matches!(self.source, Source::Mounted(_))
     }
 
+    /// True if it is the host's own tree, which is mounted in the container's namespace only.
+    pub fn is_host(&self) -> bool {
+        matches!(self.source, Source::Host)
+    }
+
     /// Refuses a user's file that no writer of squashfs makes, before anything is tried with it.
     pub(crate) fn check_superblock(&self) -> Result<()> {
         let Source::UserFile(file) = &self.source else {
@@ -358,6 +366,7 @@ impl Image {
                 filesystem::mount(filesystem::SQUASHFS, &self.reference, file, attach)
             }
             Source::Tree(dir) => host_image::clone_tree(dir, false),
+            Source::Host => host_image::clone_host(),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
         }
     }
@@ -388,10 +397,10 @@ fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
     }
 }
 
-fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
+fn read_all(fd: OwnedFd, size: u64, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(8 << 10);
     File::from(fd)
-        .take(limit + 1)
+        .take(trusted::expected(size, limit))
         .read_to_end(&mut bytes)
         .ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)
@@ -401,8 +410,10 @@ fn read_all(fd: OwnedFd, limit: u64) -> Option<Vec<u8>> {
 pub struct ImageTree {
     /// The image's root directory.
     pub dir: OwnedFd,
-    /// True if what is mounted in it comes along, because the kernel keeps it together.
+    /// True if what is mounted in it comes along: the kernel keeps it together, or it is the host.
     pub is_whole: bool,
+    /// True if it is the host's own tree: nothing in it is covered but what must be.
+    pub is_host: bool,
     path: OnceCell<String>,
     reference: String,
 }
@@ -412,7 +423,8 @@ impl ImageTree {
     pub fn new(dir: OwnedFd, image: &Image) -> Self {
         Self {
             dir,
-            is_whole: image.is_rootless(),
+            is_whole: image.is_rootless() || image.is_host(),
+            is_host: image.is_host(),
             path: OnceCell::new(),
             reference: image.reference.clone(),
         }

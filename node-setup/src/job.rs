@@ -15,11 +15,12 @@ use shifter_core::manifest::JobManifest;
 use crate::error::{Context, Error, Result};
 use crate::host_view::{self, HostView};
 use crate::prepared::{MANIFEST, TICKET};
+use crate::record::Phases;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
 use crate::watch::{Awaited, Nobody, Watch};
-use crate::{image, kmod, loopdev, mnt, modules, namespace, prepared, process};
+use crate::{host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -56,15 +57,21 @@ pub struct Plan<'a> {
 /// # Errors
 /// Every failure leaves nothing behind; [`Error::exit_code`] tells the user's mistakes from the
 /// node's failures.
-pub fn set_up(config: &Config, manifest: &JobManifest, plan: Plan<'_>) -> Result<Vec<String>> {
+pub fn set_up(
+    config: &Config,
+    manifest: &JobManifest,
+    plan: Plan<'_>,
+    phases: &mut Phases,
+) -> Result<Vec<String>> {
     kmod::preload(&config.kernel)?;
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
+    phases.end("lock_ms");
     let host = namespace::own()?;
     // From here on no name of a module means the default ones.
     let mut manifest = manifest.clone();
     manifest.modules = modules::requested(config, &manifest.modules);
-    make(config, &manifest, plan, &run, &job, &host).inspect_err(|_| {
+    make(config, &manifest, plan, phases, &run, &job, &host).inspect_err(|_| {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
         let _ = namespace::enter(&host)
@@ -78,6 +85,7 @@ fn make(
     config: &Config,
     manifest: &JobManifest,
     plan: Plan<'_>,
+    phases: &mut Phases,
     run: &RunDir,
     job: &JobDir,
     host: &OwnedFd,
@@ -95,7 +103,11 @@ fn make(
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
-    let image = image::open_for_job(config, &manifest.image, uid, &gids)?;
+    let image = match manifest.modes.ccm {
+        true => host_image::host(config)?,
+        false => image::open_for_job(config, &manifest.image, uid, &gids)?,
+    };
+    phases.end("image_ms");
     let blame = Blame {
         job,
         is_noted: Cell::new(false),
@@ -122,6 +134,7 @@ fn make(
         None
     };
     let root = root::build(&request, Some(run))?;
+    phases.end("root_ms");
     let own = namespace::own()?;
     let view = HostView::copy(place)?;
     namespace::enter(host)?;
@@ -139,6 +152,7 @@ fn make(
     }
     // Last: it is what lets tasks in.
     state::write_file(&dir, TICKET, &image.meta_bytes)?;
+    phases.end("pin_ms");
     if job.is_buried()? {
         Err(Error::Removed(manifest.job.to_string()))
     } else {
@@ -201,7 +215,7 @@ impl Watch for Blame<'_> {
 ///
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
-pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
+pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<()> {
     let Some(run) = RunDir::open_existing()? else {
         return Ok(());
     };
@@ -227,6 +241,7 @@ pub fn tear_down(job: &JobId, uid: Option<u32>) -> Result<()> {
             Err(error) => failures.push(error.chain()),
         }
     }
+    phases.end("strays_ms");
     let swept = run
         .subdir("images")
         .and_then(|hints| loopdev::sweep(&hints));

@@ -4,15 +4,21 @@
 use shared_state::{Contents, Key, SharedState, Source};
 use shifter_core::config::Config;
 use shifter_core::identity::Identity;
+use shifter_core::ssh::JobKeys;
 
 use crate::error::Result;
 use crate::lookup;
+
+/// Name of the file with the job's keys.
+const SSH: &str = "ssh";
 
 /// A job's user, as far as the name service is concerned.
 #[derive(Debug)]
 pub struct Known {
     /// The user.
     pub user: Identity,
+    /// The keys of the job, if it wants some and all its nodes have these.
+    pub ssh: Option<JobKeys>,
     /// Who asked the name service.
     pub source: Source,
     /// What is wrong with the shared state, for the log: the job does not need it.
@@ -24,7 +30,12 @@ pub struct Known {
 /// # Errors
 /// [`Error::Account`](crate::error::Error::Account) if nobody knows the user. Nothing about the
 /// shared state is an error.
-pub fn identity(config: &Config, key: &Key, rank: usize) -> Result<Known> {
+pub fn identity(
+    config: &Config,
+    key: &Key,
+    rank: usize,
+    make_keys: impl FnOnce() -> Option<JobKeys>,
+) -> Result<Known> {
     let mut complaints = Vec::new();
     let state = SharedState::open(&config.shared_state).unwrap_or_else(|error| {
         complaints.push(error);
@@ -36,14 +47,24 @@ pub fn identity(config: &Config, key: &Key, rank: usize) -> Result<Known> {
     let (mut own, mut unshared) = (None, None);
     let look_up = || {
         let user = own.insert(lookup::identity(key.uid).map_err(Some)?);
-        Contents::of_user(user).map_err(|error| {
+        let mut contents = Contents::of_user(user);
+        if let (Ok(contents), Some(keys)) = (&mut contents, make_keys()) {
+            unshared = contents.set(SSH, keys.to_text()).err();
+        }
+        contents.map_err(|error| {
             unshared = Some(error);
             None
         })
     };
+    let mut ssh = None;
     let (read, source) = match state.get_or_write(key, rank, look_up) {
         Ok(answer) => {
             complaints.extend(answer.complaint);
+            let text = answer
+                .contents
+                .get(SSH)
+                .filter(|_| answer.source != Source::Alone);
+            ssh = text.and_then(|text| JobKeys::parse(str::from_utf8(text).ok()?));
             (answer.contents.identity(key.uid).map(Some), answer.source)
         }
         Err(Some(error)) => return Err(error),
@@ -56,6 +77,7 @@ pub fn identity(config: &Config, key: &Key, rank: usize) -> Result<Known> {
     match (read.map_err(|error| complaints.push(error)), own) {
         (_, Some(user)) | (Ok(Some(user)), None) => Ok(Known {
             user,
+            ssh,
             source,
             complaints,
         }),
@@ -66,6 +88,7 @@ pub fn identity(config: &Config, key: &Key, rank: usize) -> Result<Known> {
 fn alone(key: &Key, complaints: Vec<shared_state::Error>) -> Result<Known> {
     Ok(Known {
         user: lookup::identity(key.uid)?,
+        ssh: None,
         source: Source::Alone,
         complaints,
     })

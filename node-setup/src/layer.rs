@@ -17,7 +17,7 @@ use rustix::thread::{Gid, Uid};
 
 use crate::error::{Context, Error, Result};
 use crate::image::ImageTree;
-use crate::mnt;
+use crate::mnt::{self, Kept};
 use crate::scratch::Scratch;
 
 /// Why a mount point cannot be made.
@@ -46,6 +46,9 @@ const QUIET: [&str; 14] = [
     "tmp",
     "var",
 ];
+
+/// Of those, the ones that the host provides.
+const HOSTS: [&str; 4] = ["dev", "proc", "sys", "tmp"];
 
 /// What a mount point must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,17 +148,24 @@ impl<'a> Layer<'a> {
         let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
         match stat {
             Ok(stat) if Kind::of(&stat) == Some(Kind::Dir) => Ok(()),
+            Err(Errno::NOENT) if !self.has(path) => self.make_dir(path, Mode::from_raw_mode(0o755)),
             _ => self.dir(path),
         }
     }
 
-    /// Makes a directory where the image has nothing at all; for a path whose parent the layer has.
+    /// Makes a directory where neither the image nor a hook of the site's has anything at all; for
+    /// a path whose parent the layer has.
     pub fn dir_if_missing(&mut self, path: &str, mode: u32) -> Result<()> {
-        let stat = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
-        match stat {
-            Err(Errno::NOENT) if !self.has(path) => self.make_dir(path, Mode::from_raw_mode(mode)),
-            _ => Ok(()),
+        let image = rustix::fs::statat(&self.image.dir, below(path), AtFlags::SYMLINK_NOFOLLOW);
+        if self.has(path) || !matches!(image, Err(Errno::NOENT)) {
+            return Ok(());
         }
+        match rustix::fs::mkdirat(&self.dir, below(path), Mode::from_raw_mode(mode)) {
+            Ok(()) => _ = self.dirs.insert(path.to_owned()),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).step("create directory", path),
+        }
+        Ok(())
     }
 
     /// Makes a directory in one that the layer has, whatever the image's is like, and gives it
@@ -368,12 +378,14 @@ pub fn expose(
     root: &OwnedFd,
     layer: &Layer<'_>,
     entries: &[Entry],
+    kept: &mut Kept,
 ) -> Result<()> {
     let mut budget = CLONE_LIMIT;
-    let is_quiet = |name: &[u8]| QUIET.iter().any(|quiet| quiet.as_bytes() == name);
+    let quiet: &[&str] = if image.is_host { &HOSTS } else { &QUIET };
+    let is_quiet = |name: &[u8]| quiet.iter().any(|quiet| quiet.as_bytes() == name);
     for Entry { name, kind } in entries {
         if *kind == FileType::Directory && !is_quiet(name) {
-            expose_entry(&image.dir, root, layer, "", name, &mut budget)?;
+            expose_entry((&image.dir, root), layer, "", name, &mut budget, kept)?;
         }
     }
     Ok(())
@@ -381,12 +393,12 @@ pub fn expose(
 
 /// The same for the entry `name` of the directory at `path`, open in image and root.
 fn expose_entry(
-    image: &OwnedFd,
-    root: &OwnedFd,
+    (image, root): (&OwnedFd, &OwnedFd),
     layer: &Layer<'_>,
     path: &str,
     name: &[u8],
     budget: &mut usize,
+    kept: &mut Kept,
 ) -> Result<()> {
     let Some(left) = budget.checked_sub(1) else {
         return Ok(());
@@ -396,7 +408,9 @@ fn expose_entry(
     let path = std::str::from_utf8(name).map(|name| format!("{path}/{name}"));
     let Some(path) = path.ok().filter(|path| layer.has(path)) else {
         let clone = mnt::clone_at(image, name, layer.image.is_whole)?;
-        return mnt::attach_at(&clone, root, name);
+        mnt::attach_at(&clone, root, name)?;
+        kept.keep(clone);
+        return Ok(());
     };
     let open = |dir: &OwnedFd| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -409,7 +423,7 @@ fn expose_entry(
     // Beside so many entries a walk through the overlay is what is left.
     for Entry { name, kind } in list(&image, LIST_LIMIT)?.unwrap_or_default() {
         if kind == FileType::Directory {
-            expose_entry(&image, &root, layer, &path, &name, budget)?;
+            expose_entry((&image, &root), layer, &path, &name, budget, kept)?;
         }
     }
     Ok(())

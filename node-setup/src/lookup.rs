@@ -15,6 +15,7 @@ use shifter_core::identity::{self, GROUP_LIMIT, Group, Identity};
 use shifter_core::trusted;
 
 use crate::error::{Error, Result};
+use crate::process::read_at_once;
 
 const GETENT: &str = "/usr/bin/getent";
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -149,12 +150,9 @@ fn name_groups(groups: &mut [Group], text: &str) {
 
 /// Reads an account file of the host; a missing or strange one is an empty one.
 fn read_local(path: &str) -> String {
-    let mut bytes = Vec::with_capacity(64 << 10);
-    if let Ok(file) = File::open(Path::new(path)) {
-        // A failure in the middle leaves what was read; getent is asked for the rest.
-        let _ = file.take(OUTPUT_LIMIT).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    // Where it cannot be read, getent is asked.
+    let bytes = File::open(path).and_then(|file| read_at_once(file.take(OUTPUT_LIMIT)));
+    String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
 }
 
 /// Runs `getent DATABASE KEYS...` and returns what it prints; keys it does not know are absent.

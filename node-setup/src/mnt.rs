@@ -1,6 +1,6 @@
 //! Mounts as descriptors: made, cloned and attached without naming a path that could change.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -24,6 +24,23 @@ pub const SAFE: MountAttrFlags =
 
 /// The same, and not writable.
 pub const SAFE_RO: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+
+/// Descriptors that are of no more use but need not be closed one by one: the execve(2) of the
+/// command closes them all at once, and so does the end of the process.
+#[derive(Default)]
+pub struct Kept(Vec<OwnedFd>);
+
+impl Kept {
+    /// Highest number of a descriptor that is kept: there are enough for what comes.
+    const HIGHEST: i32 = 40;
+
+    /// Keeps a descriptor, or closes it.
+    pub fn keep(&mut self, fd: OwnedFd) {
+        if fd.as_raw_fd() <= Self::HIGHEST {
+            self.0.push(fd);
+        }
+    }
+}
 
 /// Makes a mount of a file system; it is attached nowhere yet. An option without a value is a
 /// flag.
@@ -86,7 +103,7 @@ fn layers(dirs: &[&OwnedFd]) -> String {
 
 /// Names an open directory for an option of a file system.
 fn magic(dir: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(dir))
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
 }
 
 /// Clones the mount at an open file or directory, with what is mounted below it if `recursive`.
@@ -189,7 +206,7 @@ fn open_resolved(
 
 /// Returns where an open file is, seen from the process's root.
 pub fn path_of(fd: BorrowedFd<'_>) -> String {
-    let link = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&fd));
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     rustix::fs::readlinkat(CWD, link, Vec::new())
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_else(|_| String::from("?"))

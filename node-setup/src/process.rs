@@ -50,14 +50,21 @@ pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 const PROC_SIZE: usize = 16 << 10;
 const PROC_LIMIT: u64 = 64 << 20;
 
-/// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)):
-/// a read that leaves room had all of it.
+/// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)).
 ///
 /// # Errors
 /// As for open(2) and read(2).
 pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    read_at_once(File::open(path)?)
+}
+
+/// Reads such a file, or one of this machine's own disks or memory: there a read that leaves room
+/// had all of it.
+///
+/// # Errors
+/// As for read(2).
+pub fn read_at_once(mut file: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; PROC_SIZE];
-    let mut file = File::open(path)?;
     let mut length = 0;
     loop {
         length += file.read(&mut bytes[length..])?;

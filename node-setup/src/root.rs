@@ -32,7 +32,7 @@ use crate::etc::{self, ShifterConfig};
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
-use crate::mnt::{self, SAFE};
+use crate::mnt::{self, Kept, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
@@ -101,7 +101,8 @@ pub struct Root {
 pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let the_image = Awaited::Image(&request.image.reference);
     request.watch.on(the_image)?;
-    let image_mount = request.image.mount(run)?;
+    let early = (!request.image.is_host()).then(|| request.image.mount(run));
+    let early = early.transpose()?;
     volumes::trigger(request)?;
 
     if request.is_pinned {
@@ -111,6 +112,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
     // Before the first mount: nothing made here may reach the host (shared is systemd's default).
     sys::enslave_mounts().step("restrict", "the host's mounts")?;
+
+    let image_mount = match early {
+        Some(mount) => mount,
+        None => request.image.mount(run)?,
+    };
 
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
     let options = [("mode", Some("0755")), ("size", Some(&*size))];
@@ -157,12 +163,14 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
+    let mut kept = Kept::default();
     let root = layer.mount(scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     if scratch.is_none() {
-        layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
+        layer::expose(&image, &root, &layer, &entries, &mut kept)
+            .map_err(|error| image.blame(error))?;
     }
-    host_dirs(&root)?;
+    host_dirs(&root, &mut kept)?;
     volumes::attach(&mounts, &root, &layer, request, run)?;
     hooks::run(
         Stage::PostMount,
@@ -181,6 +189,10 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
 
     enter(&root)?;
+    if !request.is_pinned {
+        std::mem::forget((kept, mounts, layer));
+        std::mem::forget(image);
+    }
     Ok(Root {
         mount: root,
         warnings: brought.warnings,
@@ -256,10 +268,18 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     for (path, mode) in etc::DIRS {
         layer.dir_if_missing(path, mode)?;
     }
-    let mut files = etc::etc_files(request.user);
+    // Of the host everybody's accounts are known already.
+    let is_host = request.image.is_host();
+    let mut files = match is_host {
+        true => Vec::new(),
+        false => etc::etc_files(request.user),
+    };
     files.extend(etc::var_files(request.hosts, &config, request.job));
     for file in files {
         layer.file(file.path, &file.bytes, file.mode)?;
+    }
+    if is_host {
+        return Ok(());
     }
     layer.link("/etc/mtab", "/proc/mounts")?;
     // Where the C Shifter keeps what it leaves out; nothing is left out here.
@@ -267,7 +287,7 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
 }
 
 /// Attaches what the host provides in every container.
-fn host_dirs(root: &OwnedFd) -> Result<()> {
+fn host_dirs(root: &OwnedFd, kept: &mut Kept) -> Result<()> {
     for name in HOST_DIRS {
         let source = format!("/{name}");
         let clone = mnt::clone_path(&source, true)?;
@@ -282,11 +302,14 @@ fn host_dirs(root: &OwnedFd) -> Result<()> {
         };
         mnt::restrict(&clone, flags, Propagation::Private)?;
         mnt::attach_at(&clone, root, name.as_bytes())?;
+        kept.keep(clone);
     }
     let clone = mnt::clone_path("/var/tmp", true)?;
     mnt::restrict(&clone, SAFE, Propagation::Private)?;
     // The layer has both directories, so no link of the image's is on the way.
-    mnt::attach_at(&clone, root, b"var/tmp")
+    mnt::attach_at(&clone, root, b"var/tmp")?;
+    kept.keep(clone);
+    Ok(())
 }
 
 /// Makes sure that a mount is the kernel's proc and not something that merely lies there.

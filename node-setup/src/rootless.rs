@@ -130,7 +130,8 @@ pub fn prepare(image: &mut Image, caller: &Caller) -> Result<()> {
             // With what is mounted in it, which the kernel does not let a user uncover.
             clone_tree(&reopen(dir)?, true)?
         }
-        Source::Mounted(_) => return Ok(()),
+        // The host itself is for jobs, whose set-up is root's.
+        Source::Mounted(_) | Source::Host => return Ok(()),
     };
     image.source = Source::Mounted(mount);
     Ok(())

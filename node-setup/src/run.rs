@@ -149,11 +149,10 @@ fn run_command(options: &RunOptions, words: &[OsString]) -> Result<Infallible> {
     let caller = Caller::identify()?;
     let result = start_command(options, words, start, &callers, &caller);
     if rustix::process::geteuid().is_root() {
-        // What is left is to say why, and nobody may ever read it: its user can end it then.
-        let _ = callers.restore();
+        // What is left is to say why, and nobody may ever read it: its user can kill it then.
+        // Signals stay blocked, or one of a limit's that was met would end it before.
         let _ = become_user(&caller);
     }
-    let _ = callers.restore_signals();
     result
 }
 
@@ -520,9 +519,11 @@ impl Way<'_> {
                 Footing::User => rootless::explain(error),
                 _ => error,
             })?;
-        for warning in root.warnings {
-            out::complain(NAME, &warning);
+        for warning in &root.warnings {
+            out::complain(NAME, warning);
         }
+        // The command's execve closes them.
+        std::mem::forget((root.mount, image.source));
         Ok(Entry::Entered(Box::new(Entered {
             id: image.id,
             reference: image.reference,

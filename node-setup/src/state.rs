@@ -20,6 +20,7 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{self, RUN_DIR};
 
 use crate::error::{Context, Error, Result};
+use crate::process::read_at_once;
 use crate::sys::{Propagation, mount_setattr};
 
 const BASE_LOCK: &str = "/run/shifter.lock";
@@ -317,11 +318,7 @@ pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// Reads an open file of the tree.
 pub fn read_open(file: &File, name: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(8 << 10);
-    file.take(FILE_LIMIT)
-        .read_to_end(&mut bytes)
-        .step("read", name)?;
-    Ok(bytes)
+    read_at_once(file.take(FILE_LIMIT)).step("read", name)
 }
 
 /// Removes a file of the tree where it exists.

@@ -49,6 +49,12 @@ pub fn settle(
     prepared.still_lets_in()?;
     launch::leave_outside()?;
     let manifest = &prepared.manifest;
+    if manifest.modes.ccm {
+        // The host's own environment is what it is.
+        let mut environment = given;
+        change_path(&mut environment, |value, own| join(own, value));
+        return Ok(environment);
+    }
     let id = image::id_in_job(&manifest.image);
     let container = Container {
         config,
@@ -59,7 +65,7 @@ pub fn settle(
         shell: &manifest.user.shell,
     };
     let mut environment = launch::environment(&container, &RunOptions::default(), given)?;
-    add_to_path(&mut environment);
+    change_path(&mut environment, join);
     modules::compat::check(config, &manifest.modules, &environment)?;
     let selected = modules::selected(config, &manifest.modules)?;
     for (name, module) in manifest.modules.iter().zip(selected) {
@@ -68,8 +74,9 @@ pub fn settle(
     Ok(environment)
 }
 
-/// Lets scripts that say `shifter COMMAND` find the one that is for inside.
-fn add_to_path(environment: &mut [Pair]) {
+/// Lets scripts that say `shifter COMMAND` find the one that is for inside: in an image the search ends
+/// there, on the host it begins there, for the host's own has lost its privilege.
+fn change_path(environment: &mut [Pair], place: impl Fn(&[u8], &[u8]) -> Vec<u8>) {
     let own = format!("{UDI_IMAGE}/bin");
     for (name, value) in environment {
         if name == b"PATH"
@@ -77,7 +84,7 @@ fn add_to_path(environment: &mut [Pair]) {
                 .split(|byte| *byte == b':')
                 .any(|dir| dir == own.as_bytes())
         {
-            *value = join(value, own.as_bytes());
+            *value = place(value, own.as_bytes());
         }
     }
 }
@@ -93,7 +100,7 @@ mod tests {
                 (b"A".to_vec(), b"b".to_vec()),
                 (b"PATH".to_vec(), value.into()),
             ];
-            add_to_path(&mut env);
+            change_path(&mut env, join);
             String::from_utf8(env.remove(1).1).unwrap()
         };
         assert_eq!(path("/bin"), "/bin:/opt/udiImage/bin");

@@ -52,13 +52,13 @@ pub enum TrustError {
 /// # Errors
 /// Names the first file or directory that is not root's alone, or that cannot be read.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
-    let file = open(path, &[0])?;
+    let (file, size) = open_sized(path, &[0])?;
     let unreadable = |source| TrustError::Unreadable {
         path: path.to_owned(),
         source,
     };
     let mut bytes = Vec::with_capacity(8 << 10);
-    file.take(limit + 1)
+    file.take(expected(size, limit))
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
     if bytes.len() as u64 > limit {
@@ -73,6 +73,19 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
 /// Opens a regular file for reading if it and everything above it belongs to root or one of
 /// `owners` and is writable by nobody else.
 pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
+    open_sized(path, owners).map(|(file, _)| file)
+}
+
+/// How many bytes of a file of this size to ask for: with its last one, so that nobody has to ask
+/// whether there are more. A file without a size, as in /proc, is read to its end.
+pub fn expected(size: u64, limit: u64) -> u64 {
+    match size {
+        0 => limit + 1,
+        size => size.min(limit + 1),
+    }
+}
+
+fn open_sized(path: &Path, owners: &[u32]) -> Result<(File, u64), TrustError> {
     let real = audit(path, owners)?;
     // O_NONBLOCK: a FIFO put there by mistake must not hang the caller.
     let file = OpenOptions::new()
@@ -94,7 +107,7 @@ pub fn open(path: &Path, owners: &[u32]) -> Result<File, TrustError> {
         });
     }
     judge(&real, &meta, owners)?;
-    Ok(file)
+    Ok((file, meta.len()))
 }
 
 /// Examines every directory and link on the way to `path`, and what they lead to, and returns the

@@ -9,7 +9,7 @@ use shifter_core::exit::ExitCode;
 use shifter_core::manifest::JobManifest;
 
 /// Keys whose value in the sample is an example: they have no default.
-const EXAMPLES: [&str; 7] = [
+const EXAMPLES: [&str; 8] = [
     "store.cache_dir",
     "registry.ca_file",
     "registry.credentials_file",
@@ -17,6 +17,7 @@ const EXAMPLES: [&str; 7] = [
     "root.udi_image",
     "module.copy_path",
     "shared_state.path",
+    "metrics.textfile",
 ];
 
 /// Names that the sample gives to tables of which there may be any number.
@@ -111,6 +112,7 @@ fn known_keys() -> BTreeSet<String> {
         "[per_node_cache.x]",
         "[kernel]",
         "[shared_state]",
+        "[metrics]",
         "[slurm]",
         "[torque]",
         "[ssh]",

@@ -189,7 +189,7 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
         let pins = step.pins.as_ref()?;
         given
             .autoshift
-            .unwrap_or(pins.modes.autoshift)
+            .unwrap_or(pins.modes.autoshift || pins.modes.ccm)
             .then_some(())
     });
     if shifts.is_some() {

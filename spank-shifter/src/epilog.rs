@@ -32,6 +32,9 @@ pub fn forget(facts: &Facts, settings: &Settings, tools: Tools) {
 /// Removes a job's state from the node.
 pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeError> {
     let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
+    if let [option, path] = &*settings.config_args() {
+        command.arg(format!("{}={}", option.display(), path.display()));
+    }
     command.arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,

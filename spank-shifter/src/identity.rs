@@ -9,6 +9,7 @@ use serde::Deserialize;
 use shifter_core::config::Config;
 use shifter_core::identity::Identity;
 use shifter_core::layout::Program;
+use shifter_core::ssh::JobKeys;
 
 use crate::child::{self, Terms};
 use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
@@ -20,18 +21,35 @@ const SECONDS: u32 = 20;
 
 /// What the program prints.
 #[derive(Deserialize)]
-struct Answer {
-    user: Identity,
+pub struct Answer {
+    /// The job's user.
+    pub user: Identity,
+    /// The keys that all nodes of the job have.
+    pub ssh: Option<JobKeys>,
 }
 
-/// Asks for the job's user; nothing if the site shares no state or it cannot be used.
-pub fn ask(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) -> Option<Identity> {
+/// Asks for the job's user, and for its keys if `wants_keys`; nothing if the site shares no state or
+/// it cannot be used.
+pub fn ask(
+    facts: &Facts,
+    config: &Config,
+    settings: &Settings,
+    tools: Tools,
+    wants_keys: bool,
+) -> Option<Answer> {
     config.shared_state.path.as_ref()?;
     // A node that does not know its place is never the first.
     let rank = facts.slurm.rank().unwrap_or(usize::MAX);
-    let output = run(facts, config, settings, tools, &format!("--rank={rank}"))?;
+    let rank = format!("--rank={rank}");
+    let words = [&*rank, "--ssh"];
+    let words = if wants_keys { &words[..] } else { &words[..1] };
+    let output = run(facts, config, settings, tools, words)?;
+    let is_fit = |answer: &Answer| {
+        let has_keys = answer.ssh.as_ref().is_none_or(JobKeys::is_well_formed);
+        answer.user.uid == facts.uid && answer.user.is_well_formed() && has_keys
+    };
     match serde_json::from_slice::<Answer>(&output) {
-        Ok(Answer { user }) if user.uid == facts.uid && user.is_well_formed() => Some(user),
+        Ok(answer) if is_fit(&answer) => Some(answer),
         _ => {
             (tools.complain)("shifter: shifter-identity gives a strange answer");
             None
@@ -42,7 +60,7 @@ pub fn ask(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) ->
 /// Removes what the job left in the shared state: the task of its first node, of which there is one.
 pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) {
     if config.shared_state.path.is_some() && facts.slurm.rank() == Some(0) {
-        let _ = run(facts, config, settings, tools, "--forget");
+        let _ = run(facts, config, settings, tools, &["--forget"]);
     }
 }
 
@@ -52,12 +70,12 @@ fn run(
     config: &Config,
     settings: &Settings,
     tools: Tools,
-    task: &str,
+    words: &[&str],
 ) -> Option<Vec<u8>> {
     let complain = |text: &str| {
         (tools.complain)(&format!("shifter: job {}: {text}", facts.job));
     };
-    let finished = command(facts, config, settings, task).and_then(|command| {
+    let finished = command(facts, config, settings, words).and_then(|command| {
         let terms = Terms {
             seconds: 2 * config.shared_state.wait_secs + SECONDS,
             own_group: true,
@@ -81,7 +99,7 @@ fn command(
     facts: &Facts,
     config: &Config,
     settings: &Settings,
-    task: &str,
+    words: &[&str],
 ) -> Result<Command, NodeError> {
     let mut command = privileged(&Program::Identity.path(&config.prefix))?;
     // Empty where Slurm says nothing, and counted from 0 as in the manifest.
@@ -95,7 +113,7 @@ fn command(
         format!("--restart={restart}"),
         format!("--uid={}", facts.uid),
         format!("--gid={}", facts.gid),
-        task.to_owned(),
     ]);
+    command.args(words);
     Ok(fixed_environment(command))
 }

@@ -37,6 +37,7 @@ enum Target {
     Volume,
     Module,
     Autoshift,
+    Ccm,
     Sshd,
 }
 
@@ -57,6 +58,8 @@ pub struct Spec {
 /// Whether an option has a value, numbered as getopt_long(3) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HasValue {
+    /// Never.
+    No = 0,
     /// Always.
     Yes = 1,
     /// Only after a '='.
@@ -64,7 +67,7 @@ pub enum HasValue {
 }
 
 /// The options.
-pub const SPECS: [Spec; 6] = [
+pub const SPECS: [Spec; 7] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -101,6 +104,13 @@ pub const SPECS: [Spec; 6] = [
         target: Target::Autoshift,
     },
     Spec {
+        name: c"ccm",
+        value: c"",
+        has_value: HasValue::No,
+        usage: c"the host's own environment as a container, on whole nodes",
+        target: Target::Ccm,
+    },
+    Spec {
         name: c"sshd",
         value: c"[yes|no]",
         has_value: HasValue::Maybe,
@@ -120,6 +130,8 @@ pub struct RawOptions {
     pub modules: Vec<String>,
     /// The last `--autoshift`.
     pub autoshift: Option<bool>,
+    /// True if there is a `--ccm`.
+    pub ccm: bool,
     /// The last `--sshd`.
     pub sshd: Option<bool>,
     bytes: usize,
@@ -133,6 +145,7 @@ impl RawOptions {
             volumes: Vec::new(),
             modules: Vec::new(),
             autoshift: None,
+            ccm: false,
             sshd: None,
             bytes: 0,
         }
@@ -160,6 +173,7 @@ impl RawOptions {
             Target::Volume => self.volumes.push(text),
             Target::Module => self.modules.push(text),
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
+            Target::Ccm => self.ccm = true,
             Target::Sshd => self.sshd = Some(switch(value, name)?),
         }
         Ok(())

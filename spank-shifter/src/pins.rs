@@ -9,6 +9,7 @@
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
 //! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
+//! SHIFTER_CCM           1                            the host's own environment; the id is no image's
 //! ```
 //!
 //! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
@@ -30,10 +31,13 @@ const REQUEST: &str = "SHIFTER_IMAGEREQUEST";
 const VOLUME: &str = "SHIFTER_VOLUME";
 const MODULE: &str = "SHIFTER_MODULE";
 const AUTOSHIFT: &str = "SHIFTER_AUTOSHIFT";
+const CCM: &str = "SHIFTER_CCM";
 const SSHD: &str = "SHIFTER_SSHD";
 
 /// All of them.
-pub const NAMES: [&str; 7] = [IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, SSHD];
+pub const NAMES: [&str; 8] = [
+    IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM, SSHD,
+];
 
 /// Returns the name under which srun tells a step of its own what in a job it was given: Slurm keeps
 /// variables of such names whatever `--export` says.
@@ -100,6 +104,20 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// Pins the host's own environment: an id that no image has, and no module.
+    pub fn of_host() -> Option<Self> {
+        Some(Self {
+            id: ImageId::of_tree("ccm")?,
+            request: "local:/".into(),
+            volumes: VolumeMap::default(),
+            modules: vec![NO_MODULE.to_owned()],
+            modes: Modes {
+                ccm: true,
+                ..Modes::default()
+            },
+        })
+    }
+
     /// Returns every variable with its value; those without one are to be removed.
     pub fn to_env(&self) -> [(&'static str, Option<String>); NAMES.len()] {
         let some = |text: String| (!text.is_empty()).then_some(text);
@@ -110,6 +128,7 @@ impl Pins {
             (VOLUME, some(self.volumes.signature())),
             (MODULE, some(self.modules.join(","))),
             (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
+            (CCM, self.modes.ccm.then(|| "1".to_owned())),
             (SSHD, self.modes.ssh.then(|| "1".to_owned())),
         ]
     }
@@ -142,8 +161,8 @@ impl Pins {
         };
         let modes = Modes {
             autoshift: switch(AUTOSHIFT)?,
+            ccm: switch(CCM)?,
             ssh: switch(SSHD)?,
-            ..Modes::default()
         };
         let modules = value(MODULE)?;
         Ok(Some(Self {
@@ -263,6 +282,7 @@ pub mod tests {
             (MODULE, "-x"),
             (MODULE, "$(reboot)"),
             (AUTOSHIFT, "0"),
+            (CCM, "yes"),
         ];
         for (name, value) in table {
             let mut env = written(&sample());

@@ -4,13 +4,14 @@
 //! written is judged again. A user's mistake is recorded for the job's tasks to report, and the
 //! prolog succeeds: its failure would take the node out of service. A node's failure does that.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shifter_core::config::{Config, ConfigError};
 use shifter_core::exit::ExitCode;
-use shifter_core::hostlist::{self, HostError};
+use shifter_core::hostlist::{self, HostError, HostSlots};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
@@ -24,10 +25,13 @@ use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
 use crate::settings::Settings;
-use crate::ssh;
+use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
+
+/// CPUs that the kernel can have (NR_CPUS).
+const MOST_CPUS: usize = 8192;
 
 /// What Slurm itself says about a job.
 #[derive(Debug)]
@@ -91,6 +95,13 @@ impl Slurm {
     }
 }
 
+impl Slurm {
+    /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
+    pub fn count(&self) -> usize {
+        hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
+    }
+}
+
 /// How a prolog ended on a node that is in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -109,17 +120,18 @@ pub enum Mistake {
     /// Slurm's list of the job's nodes cannot be understood.
     #[error("cannot understand the job's list of nodes")]
     Hosts(#[from] HostError),
+    /// The site does not let jobs run inside this image without saying so.
+    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
+    Autoshift(String),
     /// The job asks for ssh at a site without.
     #[error("this site offers no ssh between the nodes of a job")]
     NoSsh,
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
-    #[error(
-        "no ssh between several nodes: this site has no shared state that brings them the keys"
-    )]
+    #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
-    /// The site does not let jobs run inside this image without saying so.
-    #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
-    Autoshift(String),
+    /// The job cannot have the host's own environment.
+    #[error("cannot use --ccm: {0}")]
+    Ccm(&'static str),
     /// Together it makes no manifest.
     #[error("cannot describe the job")]
     Manifest(#[from] ManifestError),
@@ -190,8 +202,10 @@ pub fn run(
         "--expect-job",
         facts.job.as_str(),
     ]);
-    let known = || identity::ask(&facts, &config, settings, tools);
-    let input = match describe_for(&facts, pins, &config, known, tools.ready)? {
+    let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
+    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
+    let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
             command.args(["--verbose", "--manifest", "-", "--record-failure"]);
             manifest
@@ -250,38 +264,36 @@ pub fn describe(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
-    describe_for(facts, pins, config, || None, ready)
+    describe_for(facts, pins, config, || None, |_, _| Ok(Ok(None)))
 }
 
-/// Writes the manifest; looks the user up if `known` does not say who it is.
+/// Writes the manifest; looks the user up if `known` does not say who it is, and asks `keys` for the
+/// job's, which the other nodes may have brought.
 fn describe_for(
     facts: &Facts,
     pins: Result<Pins, PinError>,
     config: &Config,
-    known: impl FnOnce() -> Option<Identity>,
-    ready: fn(Command) -> Command,
+    known: impl FnOnce() -> Option<identity::Answer>,
+    keys: impl FnOnce(&Identity, Option<JobKeys>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError>,
 ) -> Result<Result<Vec<u8>, Mistake>, NodeError> {
     let pins = match pins {
         Ok(pins) => pins,
         Err(error) => return Ok(Err(error.into())),
     };
-    let user = match known() {
-        Some(user) => user,
-        None => node_setup::lookup::identity(facts.uid)?,
+    let (user, shared) = match known() {
+        Some(answer) => (answer.user, answer.ssh),
+        None => (node_setup::lookup::identity(facts.uid)?, None),
     };
     let user = with_job_group(user, facts.gid);
+    let ssh = match keys(&user, shared)? {
+        Ok(ssh) => ssh,
+        Err(mistake) => return Ok(Err(mistake)),
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    let nodes = hostlist::with_slots(&facts.slurm.nodes, &facts.slurm.cpus, HOST_LIMIT);
-    let nodes = nodes.map_or(0, |hosts| hosts.len());
-    let ssh = match ssh::keys(config, pins.modes.ssh, &user, nodes, ready)? {
-        Ok(ssh) => ssh,
-        Err(mistake) => return Ok(Err(mistake)),
-    };
     Ok(manifest(facts, pins, config, user, ssh, now))
 }
 
@@ -297,10 +309,15 @@ fn manifest(
         nodes,
         cpus,
         restart,
+        node,
         ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
+    }
+    let hosts = hostlist::with_slots(nodes, cpus, HOST_LIMIT)?;
+    if pins.modes.ccm {
+        check_ccm(config, &hosts, node.as_deref(), cores())?;
     }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
@@ -319,12 +336,45 @@ fn manifest(
             vec![volumes]
         },
         modules: pins.modules,
-        hosts: hostlist::with_slots(nodes, cpus, HOST_LIMIT)?,
+        hosts,
         created,
         modes: pins.modes,
         ssh,
     };
     Ok(manifest.to_bytes()?)
+}
+
+/// Insists that the site gives out the host's own environment, and that the job has the node for itself.
+/// Slurm does not say that in a prolog; a job that has as many CPUs as there are cores has them all.
+fn check_ccm(
+    config: &Config,
+    hosts: &[HostSlots],
+    node: Option<&str>,
+    cores: usize,
+) -> Result<(), Mistake> {
+    if !config.slurm.ccm {
+        return Err(Mistake::Ccm("this site does not allow it"));
+    }
+    let own = hosts.iter().find(|host| Some(host.name.as_str()) == node);
+    match own {
+        Some(host) if host.slots as usize >= cores => Ok(()),
+        _ => Err(Mistake::Ccm("the job has not the whole node (--exclusive)")),
+    }
+}
+
+/// Counts this node's cores.
+fn cores() -> usize {
+    let read = |cpu: usize| {
+        let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
+        std::fs::read_to_string(file).ok()
+    };
+    let cores: BTreeSet<String> = (0..MOST_CPUS).map_while(read).collect();
+    // Machines that do not tell, or have lost their first CPU, are taken for larger ones.
+    if cores.is_empty() {
+        MOST_CPUS
+    } else {
+        cores.len()
+    }
 }
 
 /// Makes the job's group the primary one: `newgrp` before `sbatch` changes it for the job.
@@ -418,6 +468,20 @@ mod tests {
             error.to_string().contains("'docker:ubuntu:24.04'"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_hosts_environment_is_for_whole_nodes() {
+        let judge = |site: &str, node: &str, cores: usize| {
+            let config = Config::parse(site, Path::new("/x")).unwrap();
+            let hosts = hostlist::with_slots("n[1-2]", "8,2", HOST_LIMIT).unwrap();
+            check_ccm(&config, &hosts, Some(node), cores).is_ok()
+        };
+        let on = "[slurm]\nccm = true";
+        assert!(judge(on, "n1", 8) && judge(on, "n1", 4) && judge(on, "n2", 2));
+        assert!(!judge(on, "n1", 9) && !judge(on, "n2", 8) && !judge(on, "n3", 1));
+        assert!(!judge("", "n1", 8));
+        assert!(cores() > 0);
     }
 
     #[test]

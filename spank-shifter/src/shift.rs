@@ -49,7 +49,7 @@ impl Shift {
         let prepared = prepared.ok_or_else(|| told(&Error::Removed(job.to_string())))?;
         let image = &prepared.manifest.image.reference;
         let shown = sanitize::text(image);
-        if !config.slurm.permits_autoshift(image) {
+        if !prepared.manifest.modes.ccm && !config.slurm.permits_autoshift(image) {
             let message = format!("cannot use --autoshift with image '{shown}'");
             return Err(vec![format!(
                 "shifter: {message}: this site does not allow it"

@@ -1,8 +1,8 @@
 //! ssh between the nodes of a job: whose keys it gets, and when its servers start.
 
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use node_setup::ssh::keys;
 use shifter_core::config::{Config, SshJobs};
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
@@ -12,62 +12,66 @@ use shifter_core::ssh::JobKeys;
 use shifter_core::trusted;
 
 use crate::child::{self, Finished, Terms};
-use crate::prolog::{Mistake, NodeError, fixed_environment, privileged};
+use crate::pins::{PinError, Pins};
+use crate::prolog::{Mistake, NodeError, Slurm, fixed_environment, privileged};
 use crate::settings::Settings;
 
 /// Number of the step in which Slurm keeps what belongs to a job and to none of its steps.
 pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
-/// Seconds for making keys, and for starting a server.
+/// Seconds for starting a server.
 const SECONDS: u32 = 10;
 
-/// Decides whether a job's nodes reach one another, and makes the keys for it.
-///
-/// Nodes have the same keys only where something tells them: a job with several nodes needs that.
-pub fn keys(
-    config: &Config,
-    is_asked: bool,
-    user: &Identity,
-    nodes: usize,
-    ready: fn(Command) -> Command,
-) -> Result<Result<Option<JobKeys>, Mistake>, NodeError> {
-    match config.ssh.enable {
-        SshJobs::Off if is_asked => return Ok(Err(Mistake::NoSsh)),
-        SshJobs::Off => return Ok(Ok(None)),
-        SshJobs::Ask if !is_asked => return Ok(Ok(None)),
-        SshJobs::Ask | SshJobs::Always => {}
-    }
-    if nodes > 1 {
-        // Nobody who did not ask for it needs to know.
-        return Ok(if is_asked {
-            Err(Mistake::NoSharedKeys)
-        } else {
-            Ok(None)
-        });
-    }
-    make(config, user, ready).map(|keys| Ok(Some(keys)))
+/// Whether a job's nodes are to reach one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ssh {
+    /// They are not.
+    No,
+    /// The job asks for it, and the site has it not.
+    Refused,
+    /// There is one: nobody else must know its keys.
+    OneNode,
+    /// There are several, which need the same keys.
+    BetweenNodes,
+    /// The same; and the job asks for it and is not to start without.
+    Demanded,
 }
 
-/// Makes keys, as the user who gets them anyway.
-fn make(
-    config: &Config,
-    user: &Identity,
-    ready: fn(Command) -> Command,
-) -> Result<JobKeys, NodeError> {
-    let program = privileged(&Program::SshKeys.path(&config.prefix))?;
-    let mut command = fixed_environment(program);
-    command.uid(user.uid).gid(user.gid);
-    let terms = Terms {
-        seconds: SECONDS,
-        own_group: true,
-        shows_stderr: false,
-    };
-    let finished = child::run(ready(command), b"", terms)?;
-    let keys = str::from_utf8(&finished.stdout)
-        .ok()
-        .and_then(JobKeys::parse);
-    keys.filter(|_| finished.status.success())
-        .ok_or_else(|| NodeError::program("shifter-ssh-keys", &finished))
+impl Ssh {
+    /// Decides it.
+    pub fn wanted(config: &Config, slurm: &Slurm, pins: &Result<Pins, PinError>) -> Self {
+        let is_asked = pins.as_ref().is_ok_and(|pins| pins.modes.ssh);
+        let has_several = slurm.count() != 1;
+        match (config.ssh.enable, is_asked) {
+            (SshJobs::Off, true) => Self::Refused,
+            (SshJobs::Off, false) | (SshJobs::Ask, false) => Self::No,
+            (_, true) if has_several => Self::Demanded,
+            (SshJobs::Always, false) if has_several => Self::BetweenNodes,
+            _ => Self::OneNode,
+        }
+    }
+
+    /// True if the nodes must tell each other their keys.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::BetweenNodes | Self::Demanded)
+    }
+
+    /// Returns the keys; `shared` are those that all nodes have.
+    pub fn keys(
+        self,
+        config: &Config,
+        user: &Identity,
+        shared: Option<JobKeys>,
+        ready: fn(Command) -> Command,
+    ) -> Result<Result<Option<JobKeys>, Mistake>, NodeError> {
+        Ok(match (self, shared) {
+            (Self::No, _) | (Self::BetweenNodes, None) => Ok(None),
+            (Self::Refused, _) => Err(Mistake::NoSsh),
+            (Self::OneNode, _) => Ok(Some(keys::make(config, user.uid, user.gid, ready)?)),
+            (Self::BetweenNodes | Self::Demanded, Some(keys)) => Ok(Some(keys)),
+            (Self::Demanded, None) => Err(Mistake::NoSharedKeys),
+        })
+    }
 }
 
 /// Starts the server of a job whose manifest has keys, from its extern step; returns what the
@@ -97,5 +101,53 @@ pub fn start(
         Ok(finished.messages(1).pop())
     } else {
         Err(NodeError::program("startSshd", &finished))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::pins::tests::sample;
+
+    #[test]
+    fn who_asks_is_not_left_without() {
+        let wanted = |enable: &str, is_asked, nodes: &str| {
+            let text = format!("[ssh]\nenable = '{enable}'");
+            let config = Config::parse(&text, Path::new("/x")).unwrap();
+            let slurm = Slurm {
+                nodes: nodes.into(),
+                cpus: "1(x2)".replace("x2", if nodes == "n1" { "x1" } else { "x2" }),
+                ..Slurm::default()
+            };
+            let mut pins = sample();
+            pins.modes.ssh = is_asked;
+            let ssh = Ssh::wanted(&config, &slurm, &Ok(pins));
+            let user = Identity::from_passwd_line("a:x:5:5::/:/bin/sh", 5).unwrap();
+            let without = match ssh {
+                Ssh::OneNode => None,
+                _ => Some(
+                    ssh.keys(&config, &user, None, |command| command)
+                        .unwrap()
+                        .is_ok(),
+                ),
+            };
+            (ssh, without)
+        };
+        let table = [
+            ("off", false, "n1", Ssh::No, Some(true)),
+            ("off", true, "n1", Ssh::Refused, Some(false)),
+            ("ask", false, "n[1-2]", Ssh::No, Some(true)),
+            ("ask", true, "n1", Ssh::OneNode, None),
+            ("ask", true, "n[1-2]", Ssh::Demanded, Some(false)),
+            ("always", false, "n1", Ssh::OneNode, None),
+            ("always", false, "n[1-2]", Ssh::BetweenNodes, Some(true)),
+            ("always", true, "n[1-2]", Ssh::Demanded, Some(false)),
+        ];
+        for (enable, is_asked, nodes, expected, starts) in table {
+            let found = wanted(enable, is_asked, nodes);
+            assert_eq!(found, (expected, starts), "{enable} {is_asked} {nodes}");
+        }
     }
 }

@@ -41,10 +41,12 @@ pub fn is_jobs(job: &Pins, own: &Pins, config: &Config) -> bool {
 pub fn set_up(
     facts: Facts,
     step: u32,
-    pins: Pins,
+    mut pins: Pins,
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<String, Vec<String>> {
+    // That is for whole jobs, and their nodes have been looked at.
+    pins.modes.ccm = false;
     let image = sanitize::text(&pins.request);
     let failed = |reason: &dyn std::error::Error| {
         let reason = report::chain(reason);
@@ -72,7 +74,7 @@ pub fn set_up(
         ]);
         command.args(["--expect-uid", &facts.uid.to_string()]);
         command.args(["--expect-job", facts.job.as_str(), "--manifest", "-"]);
-        let manifest = match describe(&facts, pins, &config, ready)? {
+        let manifest = match describe(&facts, pins, &config)? {
             Ok(manifest) => manifest,
             Err(mistake) => return Ok(Err(report::lines(&mistake, None))),
         };
@@ -109,13 +111,12 @@ fn describe(
     facts: &Facts,
     pins: Pins,
     config: &Config,
-    ready: fn(Command) -> Command,
 ) -> Result<Result<Vec<u8>, prolog::Mistake>, NodeError> {
     let file = layout::manifest_file(&facts.job);
     let jobs = trusted::read(&file, manifest::SIZE_LIMIT).ok();
     let jobs = jobs.and_then(|bytes| JobManifest::parse(&bytes).ok());
     let Some(mut manifest) = jobs.filter(|jobs| jobs.expect(facts.uid, &facts.job).is_ok()) else {
-        return prolog::describe(facts, Ok(pins), config, ready);
+        return prolog::describe(facts, Ok(pins), config);
     };
     let volumes = pins.volumes.signature();
     manifest.image = ResolvedImage {

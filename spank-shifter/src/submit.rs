@@ -53,6 +53,15 @@ pub enum SubmitError {
     /// The site does not let jobs run inside this image without saying so.
     #[error("cannot use --autoshift with image '{}': this site does not allow it", sanitize::text(.0))]
     NoAutoshift(String),
+    /// The site does not give out the host's own environment.
+    #[error("cannot use --ccm: this site does not allow it")]
+    NoCcm,
+    /// The host's own environment and something that is put into an image.
+    #[error("cannot use --ccm together with --image, --volume, --module or --autoshift")]
+    CcmAndImage,
+    /// A step cannot change what its job is.
+    #[error("cannot use --ccm for a step: it is for whole jobs")]
+    CcmStep,
     /// The site has no ssh between the nodes of a job.
     #[error("cannot use --sshd: this site does not allow it")]
     NoSsh,
@@ -135,12 +144,16 @@ pub struct Request {
     modules: Vec<String>,
     names_modules: bool,
     autoshift: Option<bool>,
+    ccm: bool,
     sshd: Option<bool>,
 }
 
 impl Request {
     /// Checks the options against the site's rules.
     pub fn check(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
+        if raw.ccm {
+            return Self::check_ccm(raw, config);
+        }
         let image = raw.image.as_deref().map(|text| check_image(text, config));
         let image = image.transpose()?;
         let volumes = pins::parse_volumes(raw.volumes.iter().map(String::as_str))?;
@@ -154,6 +167,26 @@ impl Request {
             modules,
             names_modules,
             autoshift: raw.autoshift,
+            ccm: false,
+            sshd: raw.sshd,
+        })
+    }
+
+    fn check_ccm(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
+        let has_image = raw.image.is_some() || raw.autoshift.is_some();
+        if has_image || !raw.volumes.is_empty() || !raw.modules.is_empty() {
+            return Err(SubmitError::CcmAndImage);
+        }
+        if !config.slurm.ccm {
+            return Err(SubmitError::NoCcm);
+        }
+        Ok(Self {
+            image: None,
+            volumes: VolumeMap::default(),
+            modules: Vec::new(),
+            names_modules: false,
+            autoshift: None,
+            ccm: true,
             sshd: raw.sshd,
         })
     }
@@ -170,13 +203,18 @@ impl Request {
 
     /// Pins what a new job asks for.
     pub fn for_job(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
-        let image = self.image.as_ref().ok_or(SubmitError::NoImage)?;
-        let request = image.canonical();
-        let permits = tools.config.slurm.permits_autoshift(&request);
         let ssh = self.sshd.unwrap_or(false);
         if ssh && tools.config.ssh.enable == SshJobs::Off {
             return Err(SubmitError::NoSsh);
         }
+        if self.ccm {
+            let mut pins = Pins::of_host().ok_or(SubmitError::NoCcm)?;
+            pins.modes.ssh = ssh;
+            return Ok(pins);
+        }
+        let image = self.image.as_ref().ok_or(SubmitError::NoImage)?;
+        let request = image.canonical();
+        let permits = tools.config.slurm.permits_autoshift(&request);
         let autoshift = match self.autoshift {
             Some(true) if !permits => return Err(SubmitError::NoAutoshift(request)),
             Some(asked) => asked,
@@ -197,9 +235,13 @@ impl Request {
 
     /// Pins what a step in a job asks for; what it does not name it takes from the job.
     pub fn for_step(mut self, job: Option<Pins>, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
+        if self.ccm && !job.as_ref().is_some_and(|job| job.modes.ccm) {
+            return Err(SubmitError::CcmStep);
+        }
         let Some(job) = job else {
             return self.for_job(tools);
         };
+        let job_id = job.id.clone();
         let is_jobs = |image: &ImageRef| {
             image.canonical() == job.request || image.image_id() == Some(&job.id)
         };
@@ -213,6 +255,7 @@ impl Request {
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }
+        let is_jobs = id == job_id;
         Ok(Pins {
             id,
             request,
@@ -228,6 +271,7 @@ impl Request {
             },
             modes: Modes {
                 autoshift: self.autoshift.unwrap_or(job.modes.autoshift),
+                ccm: job.modes.ccm && is_jobs,
                 ..job.modes
             },
         })

@@ -260,9 +260,12 @@ fn node_file(job: &TorqueJob) -> String {
     format!("{HOME}/aux/{}", plain(&job.id))
 }
 
-/// A job's id as a file name; forged ones hold slashes.
+/// A job's id as a file name; forged ones are none.
 fn plain(id: &str) -> String {
-    id.replace('/', "_")
+    match id {
+        "" | "." | ".." => "forged".into(),
+        id => id.replace('/', "_"),
+    }
 }
 
 #[cfg(test)]

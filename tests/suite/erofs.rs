@@ -114,8 +114,8 @@ fn cluster_erofs_images_need_no_loop_devices_and_no_user_has_them() -> Result<()
         .ok()?;
 
     // A user's own store has squashfs, whatever the site's has.
-    let own = Recipe::tiny("own").build()?;
-    let reference = bench.registry.push(&own, "own:1")?;
+    let own = Recipe::tiny("erofs-own").build()?;
+    let reference = bench.registry.push(&own, "erofs-own:1")?;
     let pull = ["pull", "--quiet", "--store", "user", &reference];
     bench.product.shifter(pull).by(Alice).ok()?;
     let store = "/home/alice/.shifter";

@@ -7,6 +7,7 @@
 
 mod autoshift;
 mod bench;
+mod ccm;
 mod commands;
 mod containers;
 mod erofs;
@@ -27,6 +28,7 @@ mod modules;
 mod mpi;
 mod node;
 mod secure_cluster;
+mod seen;
 mod selftest;
 mod sharing;
 mod ssh;

@@ -78,13 +78,13 @@ fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
     let first = read_inside(&bench, &job, "/etc/ssh/shifter/host_key")?;
 
     // Whoever has another key, or none, stays outside; and so does every other name.
-    for user in [Alice, Bob] {
+    for (user, names) in [(Alice, &["alice"][..]), (Bob, &["alice", "bob", "root"])] {
         let key = user.scratch().join("key");
         let key = key.to_string_lossy();
         Call::new(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key])
             .by(user)
             .ok()?;
-        for name in ["alice", "bob", "root"] {
+        for name in names {
             let output = knock(&bench, user, &["-i", &key, "-l", name])?;
             let refused = "Permission denied (publickey).";
             ensure!(
@@ -93,13 +93,7 @@ fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
             );
         }
     }
-    for method in [
-        "password",
-        "keyboard-interactive",
-        "gssapi-with-mic",
-        "hostbased",
-        "none",
-    ] {
+    for method in ["password", "keyboard-interactive", "none"] {
         let method = format!("PreferredAuthentications={method}");
         let output = knock(&bench, Alice, &["-l", "alice", "-o", &method])?;
         let refused = "Permission denied (publickey).";
@@ -222,21 +216,106 @@ fn cluster_ssh_own_client_where_the_image_has_none() -> Result<()> {
         shifter ssh n1 'cat >/scratch/alice/big2' <big; inside ssh n1 cat /scratch/alice/big2 | cmp - big && echo same
         script -qec "stty rows 33 cols 44; shifter ssh -t n1 'stty size; test -t 0 && echo terminal'" /dev/null </dev/null | grep -aoE '33 44|terminal'
         inside ssh -F /etc/ssh/ssh_config -p 1204 -oConnectTimeout=5 -2 -a -x -lalice n1 cat /etc/marker
-        inside ssh root@n1 true; echo $?
-        inside ssh n2 true; echo $?
-        inside ssh example.org true; echo $?
+        inside ssh root@n1 true 2>&1; echo $?
+        inside ssh n2 true 2>&1; echo $?
+        inside ssh example.org true 2>&1; echo $?
         inside ssh n1 'kill -9 $$'; echo $?
     "#;
-    let output = run(
-        &bench.cluster,
-        &["--exclusive", "-wn1", &bench.a.option()],
-        &script.replace("; echo $?", " 2>&1; echo $?"),
-    )?;
+    let options = ["--exclusive", "-wn1", &bench.a.option()];
+    let output = run(&bench.cluster, &options, script)?;
     let expected = "ssh is /opt/udiImage/bin/ssh\nbin\netc\nsbin\ninput\n7 error\nsame\n33 44\n\
         terminal\na\nssh: root@n1: Permission denied (publickey).\n255\n\
         ssh: 'n2' is no node of this job, and this image has no other ssh\n255\n\
         ssh: 'example.org' is no node of this job, and this image has no other ssh\n255\n255\n";
     ensure!(output == expected, "{output}\n{expected}");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
+    let state = "/scratch/.state";
+    let shared = format!("enable = 'ask'\n[shared_state]\npath = '{state}'");
+    let bench = start(&shared)?;
+    Call::new(["install", "-d", "-m", "0700", state]).ok()?;
+    let program = r#"
+        #include <mpi.h>
+        #include <stdio.h>
+        int main(int argc, char **argv) {
+            int rank, size, length; char name[MPI_MAX_PROCESSOR_NAME];
+            MPI_Init(&argc, &argv);
+            MPI_Comm_rank(MPI_COMM_WORLD, &rank); MPI_Comm_size(MPI_COMM_WORLD, &size);
+            MPI_Get_processor_name(name, &length);
+            int sum; MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+            printf("%d of %d on %s: %d\n", rank, size, name, sum);
+            MPI_Finalize();
+        }"#;
+    fs::write("/scratch/hello.c", program)?;
+    for kind in ["mpich", "openmpi"] {
+        let to = format!("/scratch/hello.{kind}");
+        Call::new([&format!("mpicc.{kind}"), "-o", &to, "/scratch/hello.c"]).ok()?;
+    }
+    // Each node has its own tree of processes and its own /tmp, and nothing says how to go there.
+    let script = r#"
+        inside() { timeout 20 shifter "$@" </dev/null 2>&1; }
+        sorted() { inside "$@" | sort; }
+        inside ssh n2 hostname
+        inside ssh n2 ssh n1 hostname
+        sorted pdsh -R ssh -w n1,n2 'hostname; exit 3'
+        sorted mpirun.mpich /scratch/hello.mpich
+        sorted mpirun.openmpi --mca btl_tcp_if_include eth0 /scratch/hello.openmpi
+    "#;
+    let options = [
+        "--exclusive",
+        "-N2",
+        "-n2",
+        "--ntasks-per-node=1",
+        "--sshd",
+        HOST,
+    ];
+    let output = run(&bench.cluster, &options, script)?;
+    let two = "0 of 2 on n1: 1\n1 of 2 on n2: 1\n";
+    let failed = ["n1", "n2"].map(|node| format!("pdsh@n1: {node}: ssh exited with exit code 3\n"));
+    let expected = format!("n2\nn1\nn1: n1\nn2: n2\n{}{two}{two}", failed.concat());
+    ensure!(output == expected, "{output}\n{expected}");
+    // The same for images without ssh of their own; srun's tasks, too.
+    let options = ["--exclusive", "-N2", "--sshd", &bench.a.option()];
+    let script = "srun -N2 --ntasks-per-node=1 shifter sh -c 'ssh n1 hostname; ssh n2 hostname'";
+    let output = run(&bench.cluster, &options, script)?;
+    ensure!(
+        output.matches("n1\n").count() == 2 && output.matches("n2\n").count() == 2,
+        "{output}"
+    );
+    ensure!(
+        Call::shell(&format!("find {state} -name ssh"))
+            .ok()?
+            .is_empty()
+    );
+
+    // Who does not ask has none, and who asks where nodes share nothing learns it.
+    let options = ["--exclusive", "-N2", HOST];
+    let output = run(
+        &bench.cluster,
+        &options,
+        "shifter ls /etc/ssh/shifter 2>&1; true",
+    )?;
+    ensure!(output.contains("No such file"), "{output}");
+    bench
+        .product
+        .configure("[store.trees]\nhost = '/'\n[ssh]\nenable = 'ask'")?;
+    let options = ["--exclusive", "-N2", "--sshd", HOST];
+    let (job, info) = bench.cluster.run(Alice, &options, "echo ran")?;
+    info.expect("FAILED", "1:0")?;
+    let line = "shifter: no ssh between several nodes: no shared state of this site brings them the keys\n";
+    ensure!(job.output()?.starts_with(line), "{}", job.output()?);
+    bench.product.configure("")?;
+    let refused = bench
+        .cluster
+        .sbatch(Alice, &[&bench.a.option(), "--sshd"], "true")?;
+    let line = "shifter: cannot use --sshd: this site does not allow it";
+    ensure!(
+        refused.code == 1 && refused.stderr.contains(line),
+        "{refused}"
+    );
     bench.ensure_clean()
 }
 
@@ -308,7 +387,7 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
         "{output}"
     );
     let line = format!(
-        "no ssh server on this node: job {} is on this node too",
+        "no ssh on this node: job {} is on this node too",
         other.id()
     );
     let log = bench.cluster.node("n1")?.log();

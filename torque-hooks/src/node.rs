@@ -132,7 +132,9 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
     };
     let terms = Terms {
         seconds: order.timeout_secs,
-        own_group: true,
+        // A launch node that gives up kills our group, and what it then removes must not be built
+        // up again by a setupRoot that nobody waits for.
+        own_group: false,
         shows_stderr: false,
     };
     let finished = child::run(fixed_environment(command), &manifest, terms);

@@ -203,6 +203,10 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
         || !job.is_buried() && !dir.has_ended_since(&call.job, &work.start).unwrap_or(false);
     let removed = || Refusal::Removed(call.job.clone());
     if !is_wanted() {
+        // An epilogue that waits for the lock needs what is known; of nothing, nothing stays.
+        if job.record().map_err(Refusal::State)?.is_none() {
+            job.remove().map_err(Refusal::State)?;
+        }
         return Err(removed());
     }
     // An earlier prologue died, and no epilogue came.
@@ -350,6 +354,12 @@ fn try_prepare(
     Err(Refusal::NotReady(report))
 }
 
+/// Returns how long to wait for one answer: a part of the prologue's time, so that an epilogue that
+/// comes meanwhile does not wait in vain for its end.
+fn ask_secs(work: &Work) -> u32 {
+    ASK_SECS.min(work.seconds / 4).max(1)
+}
+
 /// Asks the batch system for the job, unless the caller has said all there is.
 fn listed(work: &Work, config: &Config) -> Result<Listed, Refusal> {
     let call = &work.call;
@@ -363,12 +373,13 @@ fn listed(work: &Work, config: &Config) -> Result<Listed, Refusal> {
     let id = call.job.as_str();
     match config.torque.batch_system {
         BatchSystem::Torque => {
-            let answer = outside::ask(qstat, &["-f", "-x", id], ASK_SECS).map_err(Refusal::Ask)?;
+            let answer =
+                outside::ask(qstat, &["-f", "-x", id], ask_secs(work)).map_err(Refusal::Ask)?;
             Ok(qstat::parse_xml(&answer, &call.job)?)
         }
         BatchSystem::OpenPbs => {
             let arguments = ["-f", "-F", "json", id];
-            let answer = outside::ask(qstat, &arguments, ASK_SECS).map_err(Refusal::Ask)?;
+            let answer = outside::ask(qstat, &arguments, ask_secs(work)).map_err(Refusal::Ask)?;
             Ok(qstat::parse_json(&answer, &call.job)?)
         }
     }
@@ -420,7 +431,7 @@ fn read_nodefile(path: &Path) -> Result<String, Refusal> {
 fn reserved(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     let apstat = &config.torque.apstat;
     let ask = |arguments: &[&str]| {
-        let answer = outside::ask(apstat, arguments, ASK_SECS).map_err(Refusal::Ask)?;
+        let answer = outside::ask(apstat, arguments, ask_secs(work)).map_err(Refusal::Ask)?;
         Ok::<_, Refusal>(String::from_utf8_lossy(&answer).into_owned())
     };
     let given = [&work.call.reservation, &work.mom.reservation];

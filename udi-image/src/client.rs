@@ -262,17 +262,14 @@ fn window() -> (u32, u32) {
 }
 
 async fn send_input(to: Arc<ChannelWriteHalf<Msg>>, is_silent: bool) {
-    let mut stdin = tokio::io::stdin();
-    let mut block = vec![0; BLOCK];
-    while !is_silent {
-        match stdin.read(&mut block).await {
-            Ok(count @ 1..) => {
-                let data = block.get(..count).unwrap_or_default().to_vec();
-                if to.data_bytes(data).await.is_err() {
-                    return;
-                }
+    if !is_silent {
+        let mut stdin = tokio::io::stdin();
+        let mut block = vec![0; BLOCK];
+        while let Ok(count @ 1..) = stdin.read(&mut block).await {
+            let data = block.get(..count).unwrap_or_default().to_vec();
+            if to.data_bytes(data).await.is_err() {
+                return;
             }
-            _ => break,
         }
     }
     let _ = to.eof().await;

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use node_setup::error::{Context, Error, Result};
 use node_setup::job::{self, Plan};
+use node_setup::metrics;
+use node_setup::record::{Event, Phases, Record};
 use node_setup::{out, process};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
@@ -77,7 +79,10 @@ fn run(options: &Options) -> Result<()> {
             hint: None,
         });
     }
-    let result = set_up(options, uid, expected);
+    let mut phases = Phases::begin();
+    let mut site = Site::default();
+    let result = set_up(options, uid, expected, &mut site, &mut phases);
+    keep(options, expected, &site, &phases, &result);
     if let Err(error) = &result
         && options.record
         && error.exit_code().is_users_mistake()
@@ -91,16 +96,44 @@ fn run(options: &Options) -> Result<()> {
     result
 }
 
-fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
+/// What was read on the way.
+#[derive(Default)]
+struct Site {
+    config: Option<Config>,
+    manifest: Option<JobManifest>,
+}
+
+/// Keeps what came of the set-up for those who look after the node.
+fn keep(options: &Options, job: &JobId, site: &Site, phases: &Phases, result: &Result<()>) {
+    let root = options.root.as_deref().unwrap_or(JOB_ROOT);
+    let name = (job.as_str(), root);
+    let record = Record::new(Event::Setup, name, site.manifest.as_ref(), phases, result);
+    record.log(NAME);
+    let metrics = site.config.as_ref().map(|config| &config.metrics);
+    if let Some(dir) = metrics.and_then(|metrics| metrics.textfile.as_deref())
+        && let Err(error) = metrics::count(dir, &record)
+    {
+        out::complain(NAME, &error.chain());
+    }
+}
+
+fn set_up(
+    options: &Options,
+    uid: u32,
+    expected: &JobId,
+    site: &mut Site,
+    phases: &mut Phases,
+) -> Result<()> {
     let start = Instant::now();
     let path = options
         .manifest
         .as_deref()
         .ok_or_else(|| usage("--manifest is needed"))?;
     let config = options.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    let config = Config::open_trusted(config)?;
+    let config = site.config.insert(Config::open_trusted(config)?);
     let manifest = JobManifest::parse(&read_manifest(path)?)?;
     manifest.expect(uid, expected)?;
+    let manifest = site.manifest.insert(manifest);
     if manifest.user.uid == 0 || manifest.user.gid == 0 {
         let what = "containers run for users, not for root or group root".into();
         return Err(Error::Denied { what, hint: None });
@@ -109,7 +142,7 @@ fn set_up(options: &Options, uid: u32, expected: &JobId) -> Result<()> {
         name: options.root.as_deref().unwrap_or(JOB_ROOT),
         spool: options.spool.as_deref(),
     };
-    for warning in job::set_up(&config, &manifest, plan)? {
+    for warning in job::set_up(config, manifest, plan, phases)? {
         out::complain(NAME, &warning);
     }
     if options.verbose {

@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use node_setup::error::{Error, Result};
-use node_setup::{known, out, process};
+use node_setup::{known, out, process, ssh};
 use serde::Serialize;
 use shared_state::{Key, Source};
 use shifter_core::chain;
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
+use shifter_core::ssh::JobKeys;
 
 const NAME: &str = "shifter-identity";
 
 const HELP: &str = "\
 Usage: shifter-identity [--config=FILE] --cluster=NAME --job=JOB --restart=COUNT
-                        --uid=UID --gid=GID --rank=RANK
+                        --uid=UID --gid=GID --rank=RANK [--ssh]
        shifter-identity [--config=FILE] --cluster=NAME --job=JOB --restart=COUNT
                         --uid=UID --gid=GID --forget
 
@@ -27,6 +28,7 @@ Print who the user of a job is, as JSON: the first node of the job asks the name
 service, and the others find its answer in the shared state. RANK is this node's
 place among those of the job, from 0. All values are those of the batch system.
 
+  --ssh     make keys for ssh between the nodes, and print them, too
   --forget  remove what the job left in the shared state
 ";
 
@@ -34,6 +36,7 @@ place among those of the job, from 0. All values are those of the batch system.
 #[derive(Serialize)]
 struct Answer<'a> {
     user: &'a Identity,
+    ssh: Option<&'a JobKeys>,
     source: &'a str,
 }
 
@@ -46,6 +49,7 @@ struct Options {
     uid: Option<u32>,
     gid: Option<u32>,
     rank: Option<usize>,
+    wants_keys: bool,
     forgets: bool,
 }
 
@@ -78,12 +82,20 @@ fn run(options: &Options) -> Result<String> {
         return Ok(String::new());
     }
     let rank = options.rank.ok_or_else(|| usage("'--rank' is missing"))?;
-    let known = known::identity(&config, &key, rank)?;
+    let make_keys = || {
+        let made = options
+            .wants_keys
+            .then(|| ssh::keys::make(&config, key.uid, key.gid, |command| command))?;
+        made.inspect_err(|error| out::complain(NAME, &error.chain()))
+            .ok()
+    };
+    let known = known::identity(&config, &key, rank, make_keys)?;
     for complaint in &known.complaints {
         out::complain(NAME, &chain::line(complaint));
     }
     let answer = Answer {
         user: &known.user,
+        ssh: known.ssh.as_ref(),
         source: match known.source {
             Source::Shared => "shared",
             Source::Written => "written",
@@ -111,6 +123,7 @@ fn parse(words: &[String]) -> Result<Options> {
         let id = || JobId::parse(value).map_err(|error| usage(&error.to_string()));
         match name {
             "--forget" => options.forgets = true,
+            "--ssh" => options.wants_keys = true,
             "--config" => options.config = Some(value.into()),
             "--cluster" => options.cluster = Some(id()?),
             "--job" => options.job = Some(id()?),

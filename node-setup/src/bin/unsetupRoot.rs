@@ -1,18 +1,23 @@
 //! `unsetupRoot`: removes everything of a job from this node, from whatever state it is in.
 #![allow(non_snake_case, reason = "the program's name, as sites know it")]
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use node_setup::error::{Error, Result};
-use node_setup::{job, out, process};
+use node_setup::record::{Event, Phases, Record};
+use node_setup::{job, metrics, out, process};
+use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
-use shifter_core::layout::is_step_root;
+use shifter_core::layout::{self, JOB_ROOT, is_step_root};
+use shifter_core::manifest::{JobManifest, SIZE_LIMIT};
+use shifter_core::trusted;
 
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
-Usage: unsetupRoot [--uid=UID] JOB
-       unsetupRoot JOB STEPROOT
+Usage: unsetupRoot [--config=FILE] [--uid=UID] JOB
+       unsetupRoot [--config=FILE] JOB STEPROOT
 
 Remove the container roots of a job from this node and end the processes that are
 still in them; STEPROOT, 'step-NUMBER', removes that of a step alone. It is no error
@@ -40,21 +45,73 @@ fn run(words: &[String]) -> Result<()> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
     let _callers = process::take_over()?;
-    let parse = |job: &str| JobId::parse(job).map_err(|error| Error::Usage(error.to_string()));
-    match words {
-        [job] => job::tear_down(&parse(job)?, None),
-        [job, root] if is_step_root(root) => job::tear_down_step(&parse(job)?, root),
-        [option, job] => {
-            let uid = match option.split_once('=') {
-                Some(("--uid", uid)) => uid.parse().ok(),
-                _ => None,
-            };
-            job::tear_down(&parse(job)?, Some(uid.ok_or_else(usage)?))
+    let Call {
+        config,
+        uid,
+        job,
+        root,
+    } = Call::parse(words)?;
+    let had_something = layout::job_dir(&job).exists();
+    let manifest = trusted::read(&layout::manifest_file(&job), SIZE_LIMIT).ok();
+    let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
+    let mut phases = Phases::begin();
+    let result = if root == JOB_ROOT {
+        job::tear_down(&job, uid, &mut phases)
+    } else {
+        job::tear_down_step(&job, root)
+    };
+    if had_something || result.is_err() {
+        let name = (job.as_str(), root);
+        let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
+        keep(&record, config);
+    }
+    result
+}
+
+/// What is asked for.
+struct Call<'a> {
+    config: &'a Path,
+    uid: Option<u32>,
+    job: JobId,
+    root: &'a str,
+}
+
+impl<'a> Call<'a> {
+    fn parse(mut words: &'a [String]) -> Result<Self> {
+        let usage = || Error::Usage("one job id is needed; try 'unsetupRoot --help'".into());
+        let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
+        while let [first, rest @ ..] = words
+            && let Some((option, value)) = first.split_once('=')
+        {
+            match option {
+                "--config" => config = Path::new(value),
+                "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
+                _ => return Err(usage()),
+            }
+            words = rest;
         }
-        _ => Err(usage()),
+        let (job, root) = match words {
+            [job] => (job, JOB_ROOT),
+            [job, root] if is_step_root(root) && uid.is_none() => (job, root.as_str()),
+            _ => return Err(usage()),
+        };
+        let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
+        Ok(Self {
+            config,
+            uid,
+            job,
+            root,
+        })
     }
 }
 
-fn usage() -> Error {
-    Error::Usage("one job id is needed; try 'unsetupRoot --help'".into())
+/// Keeps what came of the teardown for those who look after the node; a configuration that broke
+/// while the job ran is no reason to fail.
+fn keep(record: &Record, config: &Path) {
+    record.log(NAME);
+    let config = Config::open_trusted(config).ok();
+    let dir = config.and_then(|config| config.metrics.textfile);
+    if let Some(Err(error)) = dir.map(|dir| metrics::count(&dir, record)) {
+        out::complain(NAME, &error.chain());
+    }
 }

@@ -13,13 +13,11 @@
 //! server reads them as the user: nothing in them is a secret from the user.
 
 mod cgroup;
+pub mod keys;
 pub mod start;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use rustix::fs::{Access, OFlags};
 use shifter_core::env::Pair;
@@ -126,26 +124,18 @@ fn images_config(image: &ImageTree) -> Vec<u8> {
 
 /// Completes the environment of a command in a container whose nodes reach one another by ssh:
 /// a client for images that have none, and launchers of MPI that use it although they see a job
-/// of Slurm's, whose own launcher is not in the image.
+/// of Slurm's: the srun of an image, if it has one, reaches no munge.
 pub fn complete_environment(environment: &mut Vec<Pair>) {
     if rustix::fs::access(KEY, Access::READ_OK).is_err() {
         return;
     }
+    let ours = format!("{UDI_IMAGE}/bin").into_bytes();
     let path = environment.iter_mut().find(|(name, _)| name == b"PATH");
-    let Some((_, path)) = path else { return };
-    let has_srun = path
-        .split(|byte| *byte == b':')
-        .any(|dir| Path::new(OsStr::from_bytes(dir)).join("srun").exists());
-    let ours = format!("{UDI_IMAGE}/bin");
-    if !path
-        .split(|byte| *byte == b':')
-        .any(|dir| dir == ours.as_bytes())
+    if let Some((_, path)) = path
+        && !path.split(|byte| *byte == b':').any(|dir| dir == ours)
     {
-        path.extend(b":");
-        path.extend(ours.as_bytes());
-    }
-    if has_srun {
-        return;
+        path.push(b':');
+        path.extend(ours);
     }
     for (name, value) in [
         ("OMPI_MCA_plm", "rsh"),

@@ -295,6 +295,12 @@ fn shared_state(config: &Config) -> Fault {
     path.iter()
         .find_map(|path| absolute(&["shared_state", "path"], path))
         .or_else(|| {
+            absolute(
+                &["metrics", "textfile"],
+                config.metrics.textfile.as_deref()?,
+            )
+        })
+        .or_else(|| {
             let fault = "at least a minute must pass, and at most a week".to_owned();
             let is_meant = (60..=7 * 24 * 3600).contains(max_age_secs);
             (!is_meant).then(|| (of_state("max_age_secs"), fault))

@@ -42,6 +42,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What the nodes of a job tell each other.
     pub shared_state: SharedState,
+    /// Numbers for those who watch the nodes.
+    pub metrics: Metrics,
     /// The Slurm plugin.
     pub slurm: Slurm,
     /// The hooks of Torque, OpenPBS and ALPS.
@@ -230,6 +232,15 @@ pub struct Kernel {
     pub max_loop: u32,
 }
 
+/// Numbers for those who watch the nodes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Directory, root's alone, in which set-ups and teardowns are counted for node_exporter's
+    /// textfile collector.
+    pub textfile: Option<PathBuf>,
+}
+
 /// A directory on shared storage in which the nodes of a job tell each other who its user is.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -262,6 +273,9 @@ pub struct Slurm {
     /// The images for `listed`: references as `shifter images` shows them, or their beginnings with
     /// `*` after them.
     pub autoshift_list: Vec<String>,
+    /// Whether jobs with whole nodes may have the host's own environment as their container
+    /// (`--ccm`).
+    pub ccm: bool,
     /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
     /// show it at the same place. `%n` is the node's name, `%h` the host's.
     pub spool_dir: PathBuf,
@@ -341,6 +355,7 @@ impl Default for Config {
             per_node_cache: BTreeMap::new(),
             kernel: Kernel::default(),
             shared_state: SharedState::default(),
+            metrics: Metrics::default(),
             slurm: Slurm::default(),
             torque: Torque::default(),
             ssh: Ssh::default(),
@@ -478,6 +493,7 @@ impl Default for Slurm {
             autoshift: false,
             autoshift_images: AutoshiftImages::All,
             autoshift_list: Vec::new(),
+            ccm: false,
             spool_dir: "/var/spool/slurmd".into(),
         }
     }

@@ -41,7 +41,7 @@ fn privileged_s21_the_kernel_is_given_no_other_file_system() -> Result<()> {
         "xfs",
         "cramfs",
         "VFS",
-        "erofs",
+        "EROFS",
         "SQUASHFS",
         "squashfs\0",
         "",
@@ -59,8 +59,13 @@ fn privileged_s21_the_kernel_is_given_no_other_file_system() -> Result<()> {
             .map_err(|e| e.context(format))?;
     }
     // Whatever the metadata says: a file of another kind is not tried as what it is.
+    let (file, other) = (of_store("squashfs"), of_store("erofs"));
+    fs::hard_link(&file, &other)?;
+    fs::write(&meta, sound.replace("FORMAT: squashfs", "FORMAT: erofs"))?;
+    let output = guard.site.shifter(&["--image=tiny", "true"])?;
+    guard.refused(&output, 4, "cannot use image")?;
+    fs::remove_file(&other)?;
     fs::write(&meta, &sound)?;
-    let file = of_store("squashfs");
     Call::shell(&format!(
         "mv {file} /tmp/kept; truncate -s 32M {file} && mkfs.ext4 -q {file} && chown shifter: {file}"
     ))

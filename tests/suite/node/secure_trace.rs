@@ -116,7 +116,8 @@ fn calls_as_root(trace: &str, marks: &[&str]) -> (Vec<String>, usize) {
         let (name, arguments) = call.split_once('(').unwrap_or_default();
         let number = |at: usize| {
             let argument = arguments.split([',', ')']).nth(at)?;
-            argument.trim().parse::<u32>().ok()
+            // Another process's call may come in between: `setfsuid(2001 <unfinished ...>`.
+            argument.split_whitespace().next()?.parse::<u32>().ok()
         };
         let worked = call.ends_with(" = 0");
         // Setuid root: root's eyes from the start, whoever called.

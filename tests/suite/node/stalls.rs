@@ -244,15 +244,15 @@ fn privileged_a_start_does_not_wait_for_ever() -> Result<()> {
     let outcome = table
         .iter()
         .try_for_each(|(words, what)| guard.ended(&guard.site.shifter(words)?, what));
-    // Nobody reads what it says: it does not end, but it can be ended by its user.
+    // Nobody reads what it says: it does not end, but its user can kill it.
     let line =
         "mkfifo /tmp/full; exec 3<>/tmp/full; dd if=/dev/zero bs=4096 count=16 status=none >&3
-        timeout 2 shifter --image=tiny --volume=/tmp/hung:/b true 2>&3; echo $?";
+        timeout -s KILL 2 shifter --image=tiny --volume=/tmp/hung:/b true 2>&3; echo $?";
     let full = Call::shell(line).by(Alice).timeout(8).output();
     drop(volume);
     guard.rebase()?;
     outcome?;
-    ensure!(full?.stdout == "124\n");
+    ensure!(full?.stdout == "137\n");
     fs::remove_dir("/tmp/hung")?;
     Call::shell("rm -rf /tmp/low /tmp/full").ok()?;
 

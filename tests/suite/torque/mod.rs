@@ -1,14 +1,146 @@
 //! Torque's hooks on several nodes: driven as a mom drives them, fanned out by the tools that sites
 //! use, and looked at afterwards.
 
-use anyhow::Result;
+use std::fs;
+use std::sync::MutexGuard;
+
+use anyhow::{Result, ensure};
+use shifter_tests::call::Call;
+use shifter_tests::image::Recipe;
 use shifter_tests::mom::{self, Hook, HookEnd, Manner};
+use shifter_tests::product::Product;
 use shifter_tests::sandbox::{Sandbox, Sandboxes};
-use shifter_tests::torque::TorqueJob;
+use shifter_tests::snapshot::Snapshot;
+use shifter_tests::torque::{Server, TorqueJob};
+
+use crate::bench::turn;
+use crate::node::{image_id, store_image};
 
 mod alps;
 mod driver;
+mod failures;
+mod filter;
+mod jobs;
 mod ldap;
+mod secure;
+mod services;
+
+/// What most tests fan out with: real pdsh over real ssh.
+const PDSH: &str = "['/usr/bin/pdsh', '-R', 'exec', '-f', '{width}', '-w', '^{nodefile}', \
+                    '/usr/bin/ssh', '%h', '{command}']";
+
+/// The directory that all nodes share for what they tell each other.
+const SHARED: &str = "/scratch/.state";
+
+/// Where a launch node keeps what it knows of its jobs.
+const STATE: &str = "/var/lib/shifter/torque";
+
+/// The hooks that a mom has of ours.
+const HOOKS: [(&str, &str); 2] = [
+    ("prologue", "/opt/shifter/sbin/shifter-prologue"),
+    ("epilogue", "/opt/shifter/sbin/shifter-epilogue"),
+];
+
+/// A Torque site whose store holds the image `tiny:latest`.
+struct Site {
+    nodes: Sandboxes,
+    server: Server,
+    product: Product,
+    clean: Snapshot,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Site {
+    /// Starts a site with nodes t1, t2, …, and pdsh.
+    fn start(count: usize) -> Result<Self> {
+        Self::start_with(count, &format!("fanout_command = {PDSH}"))
+    }
+
+    /// Starts one with these lines below `[torque]`.
+    fn start_with(count: usize, lines: &str) -> Result<Self> {
+        let turn = turn()?;
+        let product = prepare()?;
+        configure(product, lines)?;
+        let server = Server::install()?;
+        let nodes = nodes(count, &HOOKS)?;
+        let clean = Snapshot::take_at(&nodes.places())?;
+        Ok(Self {
+            nodes,
+            server,
+            product,
+            clean,
+            _turn: turn,
+        })
+    }
+
+    /// Runs the prologue of a job on its first node.
+    fn begin(&self, job: &TorqueJob) -> Result<HookEnd> {
+        self.server.knows(job)?;
+        self.hook(Hook::Prologue, job, Manner::default())
+    }
+
+    /// Runs its epilogue.
+    fn end(&self, job: &TorqueJob) -> Result<HookEnd> {
+        self.hook(Hook::Epilogue, job, Manner::default())
+    }
+
+    /// Runs a hook on its first node.
+    fn hook(&self, hook: Hook, job: &TorqueJob, manner: Manner) -> Result<HookEnd> {
+        mom::run(self.nodes.node(&job.nodes[0].0)?, hook, job, manner)
+    }
+
+    /// Returns what a script says that runs as root in a job's container on a node.
+    fn look(&self, node: &str, job: &TorqueJob, script: &str) -> Result<String> {
+        let pin = format!("--mount=/run/shifter/jobs/{}/roots/job/mnt", job.id);
+        let argv = ["nsenter", &*pin, "/bin/sh", "-c", script];
+        self.nodes.node(node)?.call(argv).ok()
+    }
+
+    /// Fails unless every node of a job has its container, or none has.
+    fn ensure_ready(&self, job: &TorqueJob, is_ready: bool) -> Result<()> {
+        for (name, _) in &job.nodes {
+            let pin = format!("/run/shifter/jobs/{}/roots/job/mnt", job.id);
+            let there = fs::exists(self.nodes.node(name)?.path(&pin))?;
+            ensure!(there == is_ready, "{name}: {pin}: {there}");
+        }
+        Ok(())
+    }
+
+    /// Fails unless every node holds just what it held at the beginning, and neither launch nodes
+    /// nor the shared directory know of any job.
+    fn ensure_clean(&self) -> Result<()> {
+        self.clean.ensure_restored_at(&self.nodes.places())?;
+        let mut places = vec![format!("{SHARED}/testbed")];
+        for node in self.nodes.nodes() {
+            places.push(node.path(&format!("{STATE}/jobs")));
+        }
+        for place in places {
+            let found = Call::new(["find", &*place, "-mindepth", "1"])
+                .output()?
+                .stdout;
+            ensure!(found.is_empty(), "left behind:\n{found}");
+        }
+        Ok(())
+    }
+}
+
+/// Installs the product and puts the image into the store.
+fn prepare() -> Result<Product> {
+    let product = Product::install()?;
+    let tree = Recipe::tiny("tiny").build()?.layout().join("tree");
+    store_image(&tree, &image_id(), "tiny")?;
+    Call::shell(&format!("rm -rf {SHARED}; install -d -m 0700 {SHARED}")).ok()?;
+    Ok(product)
+}
+
+/// Configures the site with these lines below `[torque]`.
+fn configure(product: Product, lines: &str) -> Result<()> {
+    product.configure(&format!(
+        "[shared_state]\npath = '{SHARED}'\n\
+         [torque]\ngres = ['shifter16']\nqstat = '/opt/torque/bin/qstat'\n\
+         qalter = '/opt/torque/bin/qalter'\nrequeue_pause_secs = 0\n{lines}"
+    ))
+}
 
 /// Runs a hook on a node without anything out of the ordinary.
 fn run(node: &Sandbox, hook: Hook, job: &TorqueJob) -> Result<HookEnd> {

@@ -3,6 +3,7 @@
 //! ```text
 //! floor mount IMAGE DIR COMMAND…   own namespace, loop device, squashfs at DIR, then as chroot
 //! floor chroot DIR COMMAND…        changes the root, becomes the user, runs the command
+//! floor node NAME COMMAND…         as a node of that name: see `node`
 //! ```
 //!
 //! It judges nothing, gives nothing and isolates nothing; it is what every container runtime pays
@@ -31,6 +32,7 @@ use rustix::mount::{
 };
 use rustix::thread::{Gid, Uid};
 
+mod node;
 mod sys;
 mod walk;
 
@@ -38,10 +40,15 @@ mod walk;
 const USER: u32 = 2001;
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<String> = std::env::args().collect();
+    let own = std::path::PathBuf::from(words.remove(0));
+    if own.file_name().is_some_and(|name| name != "floor") {
+        return node::act_as(&own, &words);
+    }
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["mount", image, dir, ref command @ ..] => mount(image, dir, command),
         ["chroot", dir, ref command @ ..] => chroot(dir, command),
+        ["node", name, ref command @ ..] => node::run_on(name, command),
         ["walk", dir] => {
             let (seen, micros) = walk::best_of(2, Path::new(dir))?;
             say(&format!("{} {} {micros}", seen.files, seen.bytes))
@@ -49,7 +56,7 @@ fn main() -> Result<()> {
         ["hold"] => hold(),
         ["read", dir] => walk::walk(Path::new(dir)).and_then(|_| hold()),
         ["resident", dir] => say(&walk::resident(Path::new(dir))?),
-        _ => bail!("usage: floor mount|chroot|walk|hold|read|resident …"),
+        _ => bail!("usage: floor mount|chroot|node|walk|hold|read|resident …"),
     }
 }
 

@@ -36,6 +36,12 @@ pub fn unshare_mounts() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
 }
 
+/// Gives the process a host name of its own.
+pub fn unshare_host_name() -> io::Result<()> {
+    // SAFETY: CLONE_NEWUTS does not touch the descriptor table, and this program has no threads.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUTS) }?)
+}
+
 /// Attaches a file to a free loop device, which frees itself when nobody has it any more, and
 /// returns its path and descriptor.
 pub fn attach_loop(file: &OwnedFd) -> io::Result<(String, OwnedFd)> {

@@ -1,0 +1,167 @@
+//! What those who look after a site see of jobs: the log, the counters, Slurm's own lists.
+
+use std::fs;
+use std::process::Child;
+
+use anyhow::{Context, Result, ensure};
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::cluster::Node;
+use shifter_tests::world::User::Alice;
+
+use crate::bench::Bench;
+
+/// Listens where system logs do. The machine's own /dev is left alone: the node gets an overlay.
+const LISTEN: &str = "
+import socket, sys
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind('/dev/log')
+while True:
+    sys.stdout.write(log.recv(65536).decode() + '\\n')
+    sys.stdout.flush()
+";
+
+const METRICS: &str = "/var/lib/metrics";
+
+/// A system log of a node.
+struct Syslog {
+    file: String,
+    daemon: Child,
+}
+
+impl Syslog {
+    fn start(node: &Node) -> Result<Self> {
+        let hide = "
+            mkdir /run/dev; mount -t tmpfs tmpfs /run/dev; mkdir /run/dev/upper /run/dev/work
+            mount -t overlay -o lowerdir=/dev,upperdir=/run/dev/upper,workdir=/run/dev/work overlay /dev
+            rm -f /dev/log";
+        node.shell(hide).ok()?;
+        let file = format!("/var/log/slurm/syslog.{}.out", node.name());
+        let listen = node.call(["/usr/bin/python3", "-c", LISTEN]).timeout(0);
+        let daemon = listen.start(&file)?;
+        wait_for("a system log", 10, || {
+            Ok(fs::exists(node.path("/dev/log"))?.then_some(()))
+        })?;
+        Ok(Self { file, daemon })
+    }
+
+    /// Waits for a line and returns its fields as they stand.
+    fn line(&self, event: &str, job: &str) -> Result<String> {
+        let begin = format!("event={event} job={job} ");
+        wait_for(&begin, 10, || {
+            let text = fs::read_to_string(&self.file)?;
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains(&begin)).collect();
+            ensure!(lines.len() < 2, "{lines:?}");
+            Ok(lines.first().map(|line| (*line).to_owned()))
+        })
+        .with_context(|| fs::read_to_string(&self.file).unwrap_or_default())
+    }
+}
+
+impl Drop for Syslog {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[test]
+fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
+    let bench = Bench::start()?;
+    fs::create_dir_all(METRICS)?;
+    let _ = fs::remove_file(format!("{METRICS}/shifter.prom"));
+    bench
+        .product
+        .configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
+    let log = Syslog::start(bench.cluster.node("n1")?)?;
+
+    let show = "echo $SLURM_JOB_ID";
+    let args = ["-wn1", "shifter", "sh", "-c", show];
+    let job = bench.srun(Alice, &bench.a, &args)?.success()?.stdout;
+    let job = job.trim();
+    let line = log.line("setup", job)?;
+    ensure!(line.starts_with("<30>setupRoot["), "{line}");
+    let id = bench.a.image.id();
+    for field in [
+        " root=job cluster=testbed uid=2001 node=n1 ",
+        &format!(" image={id} request={} ", bench.a.reference),
+        " lock_ms=",
+        " image_ms=",
+        " root_ms=",
+        " pin_ms=",
+        " total_ms=",
+    ] {
+        ensure!(line.contains(field), "{field}: {line}");
+    }
+    ensure!(line.ends_with(" outcome=done"), "{line}");
+    let line = log.line("teardown", job)?;
+    ensure!(
+        line.starts_with("<30>unsetupRoot[") && line.ends_with(" outcome=done"),
+        "{line}"
+    );
+    ensure!(
+        line.contains(&format!(" image={id} ")) && line.contains(" strays_ms="),
+        "{line}"
+    );
+
+    // A mistake of the user's, whose words are quoted.
+    let volume = "--volume=/scratch/no outcome=done:/mnt";
+    let args = ["-wn1", volume, "shifter", "true"];
+    ensure!(bench.srun(Alice, &bench.a, &args)?.code != 0);
+    let job = (job.parse::<u32>()? + 1).to_string();
+    let line = log.line("setup", &job)?;
+    ensure!(
+        line.contains(" outcome=mistake code=") && line.ends_with('"'),
+        "{line}"
+    );
+    log.line("teardown", &job)?;
+
+    let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
+    for line in [
+        "shifter_setups_total{outcome=\"done\"} 1\n",
+        "shifter_setups_total{outcome=\"mistake\"} 1\n",
+        "shifter_teardowns_total{outcome=\"done\"} 2\n",
+    ] {
+        ensure!(text.contains(line), "{line}: {text}");
+    }
+    // Whoever may not be believed is not written to, and the job runs.
+    Call::new(["chmod", "0777", METRICS]).ok()?;
+    bench
+        .srun(Alice, &bench.a, &["-wn1", "shifter", "true"])?
+        .success()?;
+    ensure!(fs::read_to_string(format!("{METRICS}/shifter.prom"))? == text);
+    drop(log);
+    bench
+        .cluster
+        .node("n1")?
+        .shell("umount -R /dev; umount /run/dev; rmdir /run/dev")
+        .ok()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
+    let bench = Bench::start_with(|product, options| {
+        fs::create_dir_all("/etc/slurm")?;
+        fs::copy(
+            product.path("share/shifter/job_submit.lua"),
+            "/etc/slurm/job_submit.lua",
+        )?;
+        options.slurm_conf = "JobSubmitPlugins=lua".into();
+        Ok(())
+    })?;
+    let told = format!("shifter={}", bench.a.reference);
+    let image = bench.a.option();
+    let (_, info) = bench.cluster.run(Alice, &[&image], "true")?;
+    ensure!(info.field("AdminComment") == told, "{info:?}");
+    let (_, info) = bench.cluster.run(Alice, &[], "true")?;
+    ensure!(info.field("AdminComment").is_empty(), "{info:?}");
+    // And those of srun's own.
+    let show = "scontrol show job $SLURM_JOB_ID -o";
+    let output = bench.cluster.srun(Alice, [&*image, "bash", "-c", show]);
+    let output = output.output()?.success()?;
+    ensure!(
+        output.stdout.contains(&format!(" AdminComment={told} ")),
+        "{output}"
+    );
+    bench.ensure_clean()
+}
