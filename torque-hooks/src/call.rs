@@ -9,7 +9,7 @@
 //! execjob_begin          (facts as JSON on standard input)          conf/torque/*.py
 //! ```
 //!
-//! The role is the last component of argv[0], or `--as=ROLE`. User and group are the words that the
+//! The role is the last component of `argv[0]`, or `--as=ROLE`. User and group are the words that the
 //! batch system itself gives, never variables.
 
 use std::path::PathBuf;
