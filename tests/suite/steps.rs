@@ -30,7 +30,10 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
     let options = ["-N2", "--ntasks-per-node=2", "-n4", &bench.a.option()];
     let job = bench.cluster.submit(Alice, &options, &script)?;
     job.wait_for_output("done")?;
+    // Slurm says when a step has to wait for the one before it.
     let output = job.output()?;
+    let said = output.lines().filter(|line| !line.starts_with("srun:"));
+    let output: String = said.map(|line| format!("{line}\n")).collect();
     let expected = format!(
         "{}b\na\n/mnt\na\n{}\n0\ndone\n",
         "b\n".repeat(4),
@@ -117,5 +120,108 @@ fn cluster_steps_that_die_leave_no_root() -> Result<()> {
         job.id()
     );
     Call::shell(&cgroups).ok()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_every_way_of_starting_steps_finds_the_container() -> Result<()> {
+    let bench = Bench::start_with(|_, options| {
+        options.slurm_conf = "LaunchParameters=use_interactive_step".into();
+        Ok(())
+    })?;
+    let image = bench.a.option();
+    // Several at once, sharing CPUs, with files sent ahead, and while slurmd reads its configuration.
+    let script = "for i in 1 2 3; do srun -N1 -n1 --overlap --autoshift cat /etc/marker & done; wait
+        srun -N1 -n1 --overlap shifter sleep 30 & sleeper=$!
+        srun -N1 -n1 --overlap --autoshift cat /etc/marker; kill $sleeper; wait
+        cp $(which busybox) busybox; srun --bcast=/tmp/busybox -N2 -n2 --autoshift ./busybox cat /etc/marker
+        sbcast --force busybox /tmp/busybox; srun -N2 -n2 --autoshift /tmp/busybox cat /etc/marker
+        scontrol show job $SLURM_JOB_ID | grep -c JobState=RUNNING; echo ready; until [ -e go ]; do sleep 0.1; done
+        srun --exact -n2 --autoshift cat /etc/marker; echo done";
+    let options = ["-N2", "-n2", "--ntasks-per-node=1", &image];
+    let job = bench.cluster.submit(Alice, &options, script)?;
+    job.wait_for_output("ready")
+        .with_context(|| job.output().unwrap_or_default())?;
+    Call::new(["scontrol", "reconfigure"]).ok()?;
+    Call::new(["touch", "go"]).by(Alice).ok()?;
+    let info = job.wait()?;
+    let output = job.output()?;
+    let markers = output.lines().filter(|line| *line == "a").count();
+    ensure!(
+        markers == 10 && output.ends_with("a\na\ndone\n"),
+        "{output}"
+    );
+    info.expect("COMPLETED", "0:0")?;
+
+    // An interactive step: salloc's shell is a task on the job's first node.
+    let typed = "cat /etc/marker; hostname; shifter cat /etc/marker; exit 3\n";
+    let shell = format!("salloc --quiet --autoshift {image}");
+    let shell = format!("SHELL=/bin/sh script -qec '{shell}' /dev/null");
+    let output = Call::shell(&shell).by(Alice).input(typed).output()?;
+    let lines: Vec<&str> = output.stdout.lines().map(str::trim_end).collect();
+    ensure!(
+        lines.iter().filter(|line| **line == "a").count() == 2 && lines.contains(&"n1"),
+        "{output}"
+    );
+    bench.cluster.wait_until_idle()?;
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_autoshift_in_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
+    let bench = Bench::start_with(|_, options| {
+        options.slurm_conf = "AuthInfo=cred_expire=6".into();
+        Ok(())
+    })?;
+    let (a, b) = (bench.a.option(), bench.b.option());
+    let array = [
+        &*a,
+        "--autoshift",
+        "--array=1-3",
+        "--wait",
+        "--output=array-%a",
+    ];
+    let wrap = "--wrap=cat /etc/marker; echo $SLURM_ARRAY_TASK_ID";
+    bench
+        .cluster
+        .sbatch(Alice, &[&array[..], &[wrap]].concat(), "")?
+        .success()?;
+    for task in 1..=3 {
+        let text = std::fs::read_to_string(format!("/scratch/alice/array-{task}"))?;
+        ensure!(text == format!("a\n{task}\n"), "array task {task}: {text}");
+    }
+    let wrap = "--wrap=cat /etc/marker; [ \"$SLURM_RESTART_COUNT\" ] || { echo first; sleep 60; }";
+    let options = [&*a, "--autoshift", "--requeue", "--open-mode=append", wrap];
+    let job = bench.cluster.submit(Alice, &options, "")?;
+    job.wait_for_output("first")?;
+    Call::new(["scontrol", "requeue", job.id()]).ok()?;
+    job.wait_for_state("COMPLETED")?;
+    ensure!(
+        job.output()?.matches("a\n").count() == 2,
+        "{}",
+        job.output()?
+    );
+
+    // Each component has its own image, and each node its own component's.
+    let output = bench.cluster.srun(
+        Alice,
+        [
+            "-wn1",
+            &a,
+            "--autoshift",
+            "cat",
+            "/etc/marker",
+            ":",
+            "-wn2",
+            &b,
+            "--autoshift",
+            "cat",
+            "/etc/marker",
+        ],
+    );
+    let output = output.output()?.success()?;
+    let mut lines: Vec<&str> = output.stdout.lines().collect();
+    lines.sort_unstable();
+    ensure!(lines == ["a", "b"], "{output}");
     bench.ensure_clean()
 }
