@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use backhand::{FilesystemReader, InnerNode};
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use squashfs_writer::{Attributes, Compression, Kind, Options, Tree, Writer};
+use squashfs_writer::{Attributes, Compression, Format, Kind, Options, Tree, Writer};
 
 #[derive(Arbitrary, Debug)]
 enum Piece {
@@ -58,6 +58,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let options = |threads| Options {
+        format: Format::Squashfs,
         compression: match input.compressor % 5 {
             0 => Compression::Zstd { level: 1 },
             1 => Compression::Gzip { level: 1 },
