@@ -193,10 +193,14 @@ pub(crate) fn remove(dir: impl AsFd, name: &str) -> Result<()> {
         Err(Errno::NOENT) => return Ok(()),
         other => other.step("remove", name)?,
     };
-    for file in list(&inner, name, usize::MAX)? {
-        remove(&inner, &file)?;
-    }
+    empty(&inner, name)?;
     unlink(&dir, name, AtFlags::REMOVEDIR).step("remove", name)
+}
+
+/// Removes what is in a directory.
+pub(crate) fn empty(dir: impl AsFd, name: &str) -> Result<()> {
+    let names = list(&dir, name, usize::MAX)?;
+    names.iter().try_for_each(|file| remove(&dir, file))
 }
 
 fn unlink(dir: impl AsFd, name: &str, flags: AtFlags) -> Result<(), Errno> {

@@ -194,17 +194,21 @@ impl SharedState {
 
     /// Reads the state in the directory of this name, all of it or nothing.
     fn read_named(&self, cluster: &OwnedFd, name: &str, key: &Key) -> Result<Option<Contents>> {
-        let Some(dir) = dirs::open(cluster, name, self.owner)? else {
-            return Ok(None);
-        };
-        let names = dirs::list(&dir, name, FILE_COUNT_LIMIT)?;
+        match dirs::open(cluster, name, self.owner)? {
+            Some(dir) => self.read_open(&dir, name, key).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn read_open(&self, dir: &OwnedFd, name: &str, key: &Key) -> Result<Contents> {
+        let names = dirs::list(dir, name, FILE_COUNT_LIMIT)?;
         let mut contents = Contents::new();
         for file in &names {
             let refused = |rule| Error::refused(&format!("{}/{file}", key.dir()), rule);
             if !is_file_name(file) {
                 return Err(refused(Rule::Stamp));
             }
-            let bytes = dirs::read(&dir, file, self.owner, LINE_LIMIT + FILE_LIMIT)?;
+            let bytes = dirs::read(dir, file, self.owner, LINE_LIMIT + FILE_LIMIT)?;
             let bytes = bytes.ok_or_else(|| refused(Rule::Incomplete))?;
             let (stamp, body) = Stamp::split(&bytes, key, file).map_err(refused)?;
             let age_secs = now().abs_diff(stamp.time);
@@ -220,7 +224,7 @@ impl SharedState {
             // Somebody is just removing it.
             return Err(Error::refused(&key.dir(), Rule::Incomplete));
         }
-        Ok(Some(contents))
+        Ok(contents)
     }
 
     /// Puts a state in its place, in one step. One that is there already and holds for this run
@@ -275,21 +279,23 @@ impl SharedState {
                 Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                 Err(error) => return Err(error).step("write", &name),
             }
-            if !replaces && let Ok(Some(theirs)) = self.read_named(cluster, &name, key) {
-                return Ok(Published::Theirs(theirs));
+            match dirs::open(cluster, &name, self.owner) {
+                Ok(Some(dir)) if !replaces => match self.read_open(&dir, &name, key) {
+                    Ok(theirs) => return Ok(Published::Theirs(theirs)),
+                    // rename(2) takes an empty directory's place. This very directory is emptied, and
+                    // none that came in its place meanwhile: two nodes must never go by two.
+                    Err(error) if error.is_refusal() => dirs::empty(&dir, &name)?,
+                    Err(error) => return Err(error),
+                },
+                Ok(None) => {}
+                // To be replaced, or nothing of the owner's.
+                _ => {
+                    if let Some(hidden) = dirs::hide(cluster, &name)? {
+                        // What stays is swept.
+                        let _ = dirs::remove(cluster, &hidden);
+                    }
+                }
             }
-            let Some(hidden) = dirs::hide(cluster, &name)? else {
-                continue;
-            };
-            // Between the two looks a good one may have come: two nodes must never go by two.
-            if !replaces
-                && let Ok(Some(theirs)) = self.read_named(cluster, &hidden, key)
-                && rustix::fs::renameat(cluster, &hidden, cluster, &name).is_ok()
-            {
-                return Ok(Published::Theirs(theirs));
-            }
-            // What stays is swept.
-            let _ = dirs::remove(cluster, &hidden);
         }
         Err(Errno::EXIST).step("write", &name)
     }

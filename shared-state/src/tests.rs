@@ -330,7 +330,7 @@ fn one_of_many_nodes_asks() {
 
 #[test]
 fn of_writers_at_once_all_have_what_one_wrote() {
-    for _ in 0..20 {
+    for _ in 0..60 {
         let site = Site::new();
         // What is there must make way, which is where they could pass each other.
         let earlier = Key { uid: 1, ..key() };

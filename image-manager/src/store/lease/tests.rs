@@ -143,6 +143,7 @@ fn the_dead_are_known_by_their_pids() {
     drop(lease.expect("its holder is dead"));
     // A pid that is somebody else's now.
     owner.pid = std::process::id();
+    owner.start += 1;
     write(&owner);
     assert!(try_acquire(&bench.dir, "lock").unwrap().is_some());
 }
