@@ -177,9 +177,14 @@ fn install_sample_configuration_states_the_defaults() -> Result<()> {
         }
         let is_default = !example && (key || bare.starts_with('['));
         // These have no default that could be written.
-        let is_optional = ["udi_image", "cache_dir"]
-            .iter()
-            .any(|key| bare.starts_with(key));
+        let is_optional = [
+            "udi_image",
+            "cache_dir",
+            "textfile",
+            "path = \"/gpfs/shifter/state\"",
+        ]
+        .iter()
+        .any(|key| bare.starts_with(key));
         if is_default && !is_optional {
             live += bare;
             live.push('\n');
