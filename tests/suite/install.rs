@@ -55,6 +55,7 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
         ),
         ("apps/shifter/share/shifter/registries.toml", 0o644),
         ("apps/shifter/share/shifter/shifter.toml", 0o644),
+        ("apps/shifter/share/shifter/job_submit.lua", 0o644),
         ("apps/shifter/share/shifter/modules/gpu.toml", 0o644),
         ("apps/shifter/share/shifter/modules/mpich.toml", 0o644),
         ("apps/shifter/share/shifter/modules/slurm.toml", 0o644),
