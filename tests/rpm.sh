@@ -32,7 +32,7 @@ diff -u packaging/rpm/files.expected <(printf '%s\n' "$found") || {
 tests/world.sh bash -euc '
     rpm -i --nodeps --force-debian --prefix /apps/shifter "$@"
     grep -qx "prefix = \"/apps/shifter\"" /etc/shifter/shifter.toml
-    ! grep -rE "/usr/(s?bin|lib|share)/(shifter|setupRoot)" /etc/shifter /apps/shifter/share/shifter ||
+    ! grep -rE "/usr/(s?bin|lib|share)/(shifter|setupRoot)" /etc/shifter /apps/shifter/share/shifter >&2 ||
         exit 1
     setpriv --reuid alice --regid alice --init-groups --reset-env /apps/shifter/bin/shifter images
 ' world "$top"/RPMS/*/*.rpm >/dev/null
