@@ -284,11 +284,16 @@ mod tests {
             .trim()
             .parse()
             .unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(
-            stat.is_empty() || stat.contains(") Z"),
-            "still there: {stat}"
-        );
+        // A process that was killed dies when it is next scheduled.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.is_empty() || stat.contains(") Z") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "still there: {stat}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
