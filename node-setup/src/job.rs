@@ -242,19 +242,7 @@ pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<(
         }
     }
     phases.end("strays_ms");
-    let swept = run
-        .subdir("images")
-        .and_then(|hints| loopdev::sweep(&hints));
-    failures.extend(swept.err().map(|error| error.chain()));
-    failures.extend(run.release_if_idle().err().map(|error| error.chain()));
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Leftover {
-            job: job.to_string(),
-            failures,
-        })
-    }
+    finish(run, job, failures)
 }
 
 /// Removes the root of one step of a job; it is no error if there is none.
@@ -275,6 +263,11 @@ pub fn tear_down_step(job: &JobId, name: &str) -> Result<()> {
         Err(error) => failures.push(error.chain()),
     }
     failures.extend(dir.remove_if_empty().err().map(|error| error.chain()));
+    finish(run, job, failures)
+}
+
+/// Gives back of the node's state what nobody needs any more, and tells of every step that failed.
+fn finish(run: RunDir, job: &JobId, mut failures: Vec<String>) -> Result<()> {
     let swept = run
         .subdir("images")
         .and_then(|hints| loopdev::sweep(&hints));
