@@ -130,8 +130,7 @@ cluster-stop:
 	@tests/cluster.sh stop
 
 test: bootstrap-test all benches sample-image real-images test-kernel
-	tests/fuzz.sh 20
-	tests/run.sh
+	FUZZ_SEED=7 tests/fuzz.sh 20; fuzzed=$$?; tests/run.sh && exit $$fuzzed
 
 test-long: bootstrap-test all benches sample-image real-images test-kernel
 	tests/long.sh $(SLICE)

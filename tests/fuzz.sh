@@ -1,6 +1,7 @@
 #!/bin/bash
 # Fuzzes every parser for a while, starting from fuzz/seeds: tests/fuzz.sh SECONDS [TARGET...]
 # An input that breaks a target stays in fuzz/artifacts; a found one becomes a seed and a test.
+# FUZZ_SEED=N tries the same inputs in every run, instead of going on from where the last one ended.
 # Does what cargo-fuzz would, with the stable compiler.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/../fuzz"
@@ -17,14 +18,19 @@ RUSTC_BOOTSTRAP=1 RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 
     $(tr -s '\n ' ' ' <<<"$coverage")" \
     cargo build -q --release --locked --target "$host" --target-dir "$target"
 
+corpus=$target/corpus
+if [ -n "${FUZZ_SEED-}" ]; then
+    corpus+=-$FUZZ_SEED
+    rm -rf "$corpus"
+fi
 mkdir -p artifacts
 failed=() pids=()
 for name; do
-    mkdir -p "$target/corpus/$name"
+    mkdir -p "$corpus/$name"
     # Two at a time is what the smallest machines have.
     "$target/$host/release/$name" -max_total_time="$seconds" -max_len=65536 -timeout=10 \
         -rss_limit_mb=2048 -artifact_prefix="artifacts/$name-" -print_final_stats=1 \
-        "$target/corpus/$name" "seeds/$name" >"$target/$name.log" 2>&1 &
+        -seed="${FUZZ_SEED:-0}" "$corpus/$name" "seeds/$name" >"$target/$name.log" 2>&1 &
     pids[$!]=$name
     if [ ${#pids[@]} -ge "$(nproc)" ]; then
         wait -n -p done_pid || failed+=("${pids[$done_pid]}")

@@ -367,6 +367,22 @@ fn directories_without_an_entry_keep_their_attributes() {
     assert_eq!(listing[""], "dir 1777 0 =");
 }
 
+/// A link's way leads through a name that is missing and out of it; then a file takes that name.
+/// The same path is walked anew, though its neighbour's result was at hand.
+#[test]
+fn a_name_that_a_link_passed_may_become_a_file() {
+    let list = entries(&[
+        Sample::symlink("ab", "/../a/.."),
+        file("ab/ab/a"),
+        file("ab/ab/ab"),
+    ]);
+    let mut model = Model::new();
+    assert_eq!(model.add_layer(0, &list), Err(()));
+    let got = Merger::new(MergeOptions::default()).add_layer(list);
+    let path = "ab/ab".to_owned();
+    assert_eq!(got, Err(MergeError::ParentNotDirectory { path }));
+}
+
 #[test]
 fn hard_links_share_their_inode_across_layers() {
     let lower = [

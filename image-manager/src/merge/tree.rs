@@ -81,8 +81,8 @@ pub(super) struct Nodes {
     limit: usize,
     /// Counted from 1.
     layer: u32,
-    /// The last path given to `make_directory` and its result, for as long as nothing on any
-    /// path was replaced: neighbours in an archive mostly share their directory.
+    /// The last path given to `make_directory` and its result, for as long as nothing on its way
+    /// can have changed: neighbours in an archive mostly share their directory.
     last_made: Option<(Vec<u8>, NodeId)>,
 }
 
@@ -90,6 +90,14 @@ pub(super) struct Nodes {
 struct Step<'a> {
     name: &'a [u8],
     node: Option<NodeId>,
+}
+
+/// Where a path leads.
+struct Walk<'a> {
+    steps: Vec<Step<'a>>,
+    /// A link went through a name that does not exist and out of it again. Nothing makes that
+    /// name, so a later entry may, and the same path then leads elsewhere.
+    left_missing: bool,
 }
 
 impl Nodes {
@@ -147,8 +155,9 @@ impl Nodes {
 
     /// Follows a path of directories and symbolic links. Names that do not exist are allowed:
     /// they may be made. `..` in a link leads to the parent, at the root to the root.
-    fn walk<'a>(&'a self, path: &'a [u8]) -> Result<Vec<Step<'a>>, MergeError> {
+    fn walk<'a>(&'a self, path: &'a [u8]) -> Result<Walk<'a>, MergeError> {
         let mut steps: Vec<Step<'a>> = Vec::new();
+        let mut left_missing = false;
         let mut ahead: Vec<&'a [u8]> = path.rsplit(|&b| b == b'/').collect();
         let (mut links, mut names) = (0, 0);
         while let Some(name) = ahead.pop() {
@@ -159,7 +168,7 @@ impl Nodes {
             match name {
                 b"" | b"." => continue,
                 b".." => {
-                    steps.pop();
+                    left_missing |= steps.pop().is_some_and(|step| step.node.is_none());
                     continue;
                 }
                 _ => {}
@@ -176,20 +185,23 @@ impl Nodes {
                         return Err(MergeError::link_loop(path));
                     }
                     if target.starts_with(b"/") {
-                        steps.clear();
+                        steps.clear(); // nothing is left that is missing: below it is no link
                     }
                     ahead.extend(target.rsplit(|&b| b == b'/'));
                 }
                 Some(_) => return Err(MergeError::parent(path)),
             }
         }
-        Ok(steps)
+        Ok(Walk {
+            steps,
+            left_missing,
+        })
     }
 
     /// The directory at a path, links followed; `None` if there is none.
     pub(super) fn find_directory(&self, path: &[u8]) -> Result<Option<NodeId>, MergeError> {
         match self.walk(path) {
-            Ok(steps) => Ok(steps.last().map_or(Some(NodeId::ROOT), |step| step.node)),
+            Ok(Walk { steps, .. }) => Ok(steps.last().map_or(Some(NodeId::ROOT), |step| step.node)),
             Err(MergeError::ParentNotDirectory { .. }) => Ok(None),
             Err(e) => Err(e),
         }
@@ -229,7 +241,10 @@ impl Nodes {
         {
             return Ok(*node);
         }
-        let steps = self.walk(path)?;
+        let Walk {
+            steps,
+            left_missing,
+        } = self.walk(path)?;
         let length: usize = steps.iter().map(|step| step.name.len() + 1).sum();
         if length > path_bytes || steps.iter().any(|step| step.name.len() > MAX_NAME) {
             return Err(MergeError::long(path));
@@ -247,7 +262,7 @@ impl Nodes {
             self.put(here, &name, node);
             here = node;
         }
-        self.last_made = Some((path.to_vec(), here));
+        self.last_made = (!left_missing).then(|| (path.to_vec(), here));
         Ok(here)
     }
 
