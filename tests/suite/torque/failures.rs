@@ -182,7 +182,7 @@ fn privileged_torque_shared_directory_full_or_not_to_be_written() -> Result<()> 
     let site = Site::start(2)?;
     let job = job("3.server", &["t1", "t2"]);
     let spoil = [
-        // Full; read-only; open to users; gone.
+        // Full; read-only; open to users.
         format!(
             "mount -t tmpfs -o size=4k,mode=0700 tmpfs {SHARED}; head -c 8k /dev/zero >{SHARED}/x"
         ),
