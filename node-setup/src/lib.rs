@@ -20,6 +20,7 @@ pub mod kmod;
 pub mod known;
 pub mod launch;
 pub mod layer;
+pub mod located;
 pub mod lookup;
 pub mod loopdev;
 pub mod metrics;
