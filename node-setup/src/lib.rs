@@ -10,6 +10,7 @@ pub mod error;
 pub mod etc;
 pub mod filesystem;
 pub mod fsuser;
+pub mod ground;
 pub mod hooks;
 pub mod host_image;
 pub mod host_view;
