@@ -184,6 +184,13 @@ impl BlobCache {
         Ok(())
     }
 
+    /// Waits until nobody downloads a blob any more, so that it is known whether its bytes were the
+    /// right ones. One whose download has not begun is not waited for.
+    pub fn settle(&self, blob: &Descriptor) {
+        let flight = self.flight(&blob.digest);
+        flight.wait(|state| !state.is_tended || self.cancel.is_cancelled());
+    }
+
     /// Ends all downloads of this pull and all waiting for them, for the pull cannot succeed.
     pub fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::SeqCst);

@@ -94,7 +94,11 @@ impl Layers<'_> {
             }
             let built = build_image(&sources, out, &options);
             drop(is_building);
-            if built.is_err() {
+            if let Err(error) = &built {
+                // Another blob than was asked for breaks a decoder, too: only its digest tells.
+                if let Some(at) = error.layer_at_fault() {
+                    self.cache.settle(&self.layers[at]);
+                }
                 self.cache.abandon();
             }
             let died = || Err(CacheError::Abandoned);
