@@ -23,7 +23,7 @@ use super::folder::{Scope, lock_name, part_name};
 use super::keep::is_intact;
 use super::{BlobCache, CacheError, Progress};
 use crate::files;
-use crate::hash::{self, Hasher};
+use crate::hash::Hasher;
 use crate::registry::{Descriptor, RegistryError};
 use crate::store::StoreError;
 use crate::store::lease::{Attempt, Contender, Lease};
@@ -212,7 +212,7 @@ impl Download<'_> {
         let mut hasher = None;
         if length > 0 || self.blob.size == 0 {
             let hasher = hasher.insert(Hasher::like(&self.blob.digest));
-            hash::read_file(&file, hasher, |_| Ok(())).map_err(fail)?;
+            hasher.update_from(&file).map_err(fail)?;
         }
         self.preallocate(&file, length)?;
         Ok(Part {

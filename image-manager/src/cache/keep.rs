@@ -18,7 +18,7 @@ use shifter_core::reference::Digest;
 use super::BlobCache;
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
 use crate::files;
-use crate::hash::{self, Hasher};
+use crate::hash::Hasher;
 use crate::registry::Descriptor;
 use crate::store::lease;
 use crate::store::{StoreError, is_full};
@@ -365,6 +365,6 @@ fn allow_descriptors(layers: usize) {
 /// True if a file has the digest.
 pub(super) fn is_intact(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::like(digest);
-    hash::read_file(file, &mut hasher, |_| Ok(()))?;
+    hasher.update_from(file)?;
     Ok(hasher.finish() == digest.to_string())
 }

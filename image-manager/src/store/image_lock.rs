@@ -146,7 +146,7 @@ impl<'a> ImageLock<'a> {
         });
         let fail = |error| store.failed("write", path.clone(), error, 0);
         synced.map_err(fail)?;
-        record.sha256 = hash.ok().and_then(Result::ok);
+        record.blake3 = hash.ok().and_then(Result::ok);
         self.check()?;
         files::publish(
             &store.dir,
