@@ -65,6 +65,7 @@ pub enum Progress<'a> {
 struct Origin<'a> {
     /// For messages.
     name: &'a str,
+    registry: &'a str,
     /// Whom it may serve, as far as that is known now.
     scope: &'a dyn Fn() -> Scope,
     source: &'a download::Source<'a>,
@@ -129,6 +130,7 @@ impl BlobCache {
         };
         let from = Origin {
             name: &format!("{}@{}", repository.source(), blob.digest),
+            registry: repository.registry(),
             scope: &scope,
             source: &|offset, sink| repository.blob_from(blob, offset, sink),
         };
@@ -171,6 +173,7 @@ impl BlobCache {
                 scope,
                 dir: &dir,
                 origin: from.name,
+                registry: from.registry,
                 watch,
                 is_in_scope: &|scope| *scope == (from.scope)(),
             };

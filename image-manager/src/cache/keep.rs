@@ -342,7 +342,7 @@ fn divide(folders: &[(String, OwnedFd)], blob: &Descriptor) -> (u64, u64) {
     let divided = of_its_kind.map(|(_, folder)| match files::size(folder, blob.digest.hex()) {
         Some(size) => (size, 0),
         None => {
-            let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+            let part = files::size(folder, &folder::Names::shared(blob).part).unwrap_or_default();
             let part = part.min(blob.size);
             (part, blob.size - part)
         }
