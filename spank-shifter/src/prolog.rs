@@ -129,6 +129,9 @@ pub enum Mistake {
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
     #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
+    /// The program that makes the keys, which runs as the user, did not.
+    #[error(transparent)]
+    Keys(node_setup::error::Error),
     /// The job cannot have the host's own environment.
     #[error("cannot use --ccm: {0}")]
     Ccm(&'static str),
