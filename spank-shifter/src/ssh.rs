@@ -100,7 +100,7 @@ pub fn start(
     }
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
-    command.arg(format!("--config={}", settings.config().display()));
+    command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,
