@@ -2,8 +2,10 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
-use shifter_tests::call::Call;
+use anyhow::{Context, Result, ensure};
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::cluster::Node;
+use shifter_tests::product::CONFIG;
 use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
@@ -120,5 +122,31 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
         output.stdout.contains(&format!(" AdminComment={told} ")),
         "{output}"
     );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_a_steps_root_is_counted_where_the_plugins_configuration_says() -> Result<()> {
+    let other = "/etc/shifter/other.toml";
+    let bench = Bench::start_with(|product, options| {
+        fs::create_dir_all(METRICS)?;
+        let _ = fs::remove_file(format!("{METRICS}/shifter.prom"));
+        product.configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
+        fs::rename(CONFIG, other)?;
+        product.configure("")?;
+        let line = product.plugstack();
+        options.plugstack = format!("{} shifter_config={other}\n", line.trim_end());
+        Ok(())
+    })?;
+    let step = format!("srun {} --autoshift cat /etc/marker", bench.b.option());
+    let job = bench.cluster.submit(Alice, &["-N1"], &step)?;
+    job.wait()?;
+    ensure!(job.output()? == "b\n", "{}", job.output()?);
+    wait_for("a teardown that is counted", 10, || {
+        let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
+        let done = "shifter_teardowns_total{outcome=\"done\"} 1\n";
+        Ok(text.contains(done).then_some(()))
+    })?;
+    fs::remove_file(other)?;
     bench.ensure_clean()
 }

@@ -14,7 +14,7 @@ use shifter_core::exit::ExitCode;
 use shifter_core::layout::Program;
 use shifter_core::trusted;
 
-use crate::epilogue::tear_down_here;
+use crate::epilogue::{self, Here};
 use crate::fanout::gather;
 use crate::fanout::template::Report;
 use crate::guard;
@@ -62,7 +62,7 @@ fn obey(order: &Order) -> Code {
     let config = Config::open_trusted(path);
     let result = match (order.verb, &config) {
         // A broken configuration keeps nothing on the node.
-        (Verb::Teardown, Err(_)) => tear_down(order, &Config::default()),
+        (Verb::Teardown, Err(_)) => tear_down(order, &epilogue::config(order.config.as_deref())),
         (Verb::Teardown, Ok(config)) => tear_down(order, config),
         (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
         (Verb::Services, Ok(config)) => start_services(order, config),
@@ -166,6 +166,12 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
 }
 
 fn tear_down(order: &Order, config: &Config) -> Result<()> {
-    tear_down_here(config, &order.job, Some(order.uid), order.timeout_secs)
+    let here = Here {
+        config,
+        config_path: order.config.as_deref(),
+        job: &order.job,
+        uid: Some(order.uid),
+    };
+    here.tear_down(order.timeout_secs)
         .map_err(|error| Failure::of(ExitCode::Internal, &error))
 }
