@@ -23,13 +23,14 @@ while True:
 const METRICS: &str = "/var/lib/metrics";
 
 /// A system log of a node.
-struct Syslog {
+pub struct Syslog {
     file: String,
     daemon: Child,
 }
 
 impl Syslog {
-    fn start(node: &Node) -> Result<Self> {
+    /// Starts it.
+    pub fn start(node: &Node) -> Result<Self> {
         let hide = "
             mkdir /run/dev; mount -t tmpfs tmpfs /run/dev; mkdir /run/dev/upper /run/dev/work
             mount -t overlay -o lowerdir=/dev,upperdir=/run/dev/upper,workdir=/run/dev/work overlay /dev
@@ -45,7 +46,7 @@ impl Syslog {
     }
 
     /// Waits for a line and returns its fields as they stand.
-    fn line(&self, event: &str, job: &str) -> Result<String> {
+    pub fn line(&self, event: &str, job: &str) -> Result<String> {
         let begin = format!("event={event} job={job} ");
         wait_for(&begin, 10, || {
             let text = fs::read_to_string(&self.file)?;
