@@ -3,7 +3,8 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::product::CONFIG;
 use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
@@ -12,7 +13,7 @@ use crate::bench::Bench;
 const METRICS: &str = "/var/lib/metrics";
 
 /// Waits for the line of an event and returns it; there is one.
-fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
+pub fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
     let begin = format!("event={event} job={job} ");
     let line = log.line(&begin)?;
     let text = log.text()?;
@@ -120,5 +121,31 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
         output.stdout.contains(&format!(" AdminComment={told} ")),
         "{output}"
     );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_a_steps_root_is_counted_where_the_plugins_configuration_says() -> Result<()> {
+    let other = "/etc/shifter/other.toml";
+    let bench = Bench::start_with(|product, options| {
+        fs::create_dir_all(METRICS)?;
+        let _ = fs::remove_file(format!("{METRICS}/shifter.prom"));
+        product.configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
+        fs::rename(CONFIG, other)?;
+        product.configure("")?;
+        let line = product.plugstack();
+        options.plugstack = format!("{} shifter_config={other}\n", line.trim_end());
+        Ok(())
+    })?;
+    let step = format!("srun {} --autoshift cat /etc/marker", bench.b.option());
+    let job = bench.cluster.submit(Alice, &["-N1"], &step)?;
+    job.wait()?;
+    ensure!(job.output()? == "b\n", "{}", job.output()?);
+    wait_for("a teardown that is counted", 10, || {
+        let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
+        let done = "shifter_teardowns_total{outcome=\"done\"} 1\n";
+        Ok(text.contains(done).then_some(()))
+    })?;
+    fs::remove_file(other)?;
     bench.ensure_clean()
 }

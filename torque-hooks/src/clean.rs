@@ -104,7 +104,13 @@ fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), Str
         None => Ok(()),
     };
     let uid = record.as_ref().map(|record| record.uid);
-    let own = epilogue::tear_down_here(&config, job, uid, seconds);
+    let own = epilogue::Here {
+        config: &config,
+        config_path: path,
+        job,
+        uid,
+    };
+    let own = own.tear_down(seconds);
     locked.remove().map_err(|error| error.chain())?;
     result?;
     own.map_err(|error| shifter_core::chain::line(&error))

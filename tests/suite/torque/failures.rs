@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::mom::{Hook, Manner, Verdict};
+use shifter_tests::product::CONFIG;
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::Alice;
 
@@ -349,5 +350,22 @@ fn privileged_torque_server_that_is_slow_or_knows_nothing_requeues() -> Result<(
     );
     Call::new(["rm", "/srv/torque/slow"]).ok()?;
     site.end(&job)?.expect(0)?;
+    site.ensure_clean()
+}
+
+#[test]
+fn privileged_torque_node_whose_configuration_broke_is_cleaned_all_the_same() -> Result<()> {
+    let site = Site::start(2)?;
+    let job = job("3.server", &["t1", "t2"]);
+    site.begin(&job)?.expect(0)?;
+    site.ensure_ready(&job, true)?;
+    let node = site.nodes.node("t2")?;
+    let spoil = format!("echo sistem=1 >/run/broken && mount --bind /run/broken {CONFIG}");
+    node.shell(&spoil).ok()?;
+    let end = site.end(&job)?;
+    let mend = format!("umount {CONFIG} && rm /run/broken");
+    node.shell(&mend).ok()?;
+    end.expect(0)?;
+    site.ensure_ready(&job, false)?;
     site.ensure_clean()
 }
