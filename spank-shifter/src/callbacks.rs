@@ -245,7 +245,11 @@ fn given_root(
         job: job.clone(),
         uid,
         gid: spank.gid().unwrap_or(uid),
-        slurm: Slurm::from_env(variable),
+        slurm: Slurm {
+            // The one thing that is not only about the user's own step.
+            node: own_env("SLURMD_NODENAME"),
+            ..Slurm::from_env(variable)
+        },
     };
     let number = spank.step().unwrap_or(u32::MAX);
     let name = steps::set_up(facts, number, own.clone(), settings, ffi::isolated)?;

@@ -109,9 +109,7 @@ fn command(
     let mut command = privileged(&Program::Identity.path(&config.prefix))?;
     // Empty where Slurm says nothing, and counted from 0 as in the manifest.
     let restart: u32 = facts.slurm.restart.parse().unwrap_or(0);
-    if let [option, path] = &*settings.config_args() {
-        command.arg(format!("{}={}", option.display(), path.display()));
-    }
+    command.args(settings.config_arg());
     command.args([
         format!("--cluster={}", facts.slurm.cluster_or(config)),
         format!("--job={}", facts.job),

@@ -130,6 +130,9 @@ pub enum Mistake {
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
     #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
+    /// The program that makes the keys, which runs as the user, did not.
+    #[error(transparent)]
+    Keys(node_setup::error::Error),
     /// The job cannot have the host's own environment.
     #[error("cannot use --ccm: {0}")]
     Ccm(&'static str),
@@ -243,6 +246,8 @@ pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
     let host = host.nodename().to_string_lossy();
     let host = host.split('.').next().unwrap_or_default();
     let dir = config.slurm.spool_dir.to_string_lossy();
+    // Part of a path that root opens: nothing but a name.
+    let node = node.filter(|name| hostlist::is_host_name(name));
     dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
 }
 
@@ -491,6 +496,9 @@ mod tests {
         let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
         assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
         assert!(!spool_dir(&config, None).contains('%'));
+        for forged in ["..", "../../root", "n1/..", ""] {
+            assert_eq!(spool_dir(&config, Some(forged)), spool_dir(&config, None));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use node_setup::error::Error;
 use node_setup::ssh::keys;
 use shifter_core::config::{Config, SshJobs};
 use shifter_core::identity::Identity;
@@ -72,10 +73,20 @@ impl Ssh {
         Ok(match (self, shared) {
             (Self::No, _) | (Self::BetweenNodes, None) => Ok(None),
             (Self::Refused, _) => Err(Mistake::NoSsh),
-            (Self::OneNode, _) => Ok(Some(keys::make(config, user.uid, user.gid, ready)?)),
+            (Self::OneNode, _) => own(keys::make(config, user.uid, user.gid, ready))?,
             (Self::BetweenNodes | Self::Demanded, Some(keys)) => Ok(Some(keys)),
             (Self::Demanded, None) => Err(Mistake::NoSharedKeys),
         })
+    }
+}
+
+/// Blames the job for keys that the program of its user's did not make: nobody takes a node out of
+/// service by stopping it.
+fn own(made: Result<JobKeys, Error>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError> {
+    match made {
+        Ok(keys) => Ok(Ok(Some(keys))),
+        Err(error @ Error::Ssh(_)) => Ok(Err(Mistake::Keys(error))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -92,7 +103,7 @@ pub fn start(
     }
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
-    command.arg(format!("--config={}", settings.config().display()));
+    command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,
@@ -145,6 +156,18 @@ mod tests {
 
     use super::*;
     use crate::pins::tests::sample;
+
+    #[test]
+    fn what_users_can_stop_is_no_fault_of_the_nodes() {
+        let stopped = Error::Ssh("cannot make keys: signal 9".into());
+        assert!(matches!(own(Err(stopped)), Ok(Err(Mistake::Keys(_)))));
+        let missing = Error::Step {
+            step: "run",
+            object: "/x/shifter-ssh-keys".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        assert!(own(Err(missing)).is_err());
+    }
 
     #[test]
     fn who_asks_is_not_left_without() {

@@ -5,10 +5,11 @@ use std::fs;
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
 use shifter_tests::product::{CONFIG, STORE};
+use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
-use crate::seen::Syslog;
+use crate::seen::line_of;
 
 /// Fails unless jobs of every kind that ask for no image run as if there were no plugin.
 fn ensure_plain_jobs_run(bench: &Bench) -> Result<()> {
@@ -121,7 +122,7 @@ fn cluster_s55_a_store_that_hangs_ends_the_prolog_at_its_deadline() -> Result<()
     let bench =
         Bench::start_with(|product, _| product.configure("[slurm]\nsetup_timeout_secs = 3"))?;
     let node = bench.cluster.node("n1")?;
-    let log = Syslog::start(node)?;
+    let log = Syslog::start(|script| node.shell(script), "/var/log/slurm/syslog.n1.out")?;
     let mount = format!("cp -a {STORE} /tmp/low && bindfs -o nonempty /tmp/low {STORE}");
     node.shell(&mount).ok()?;
     node.shell("pkill -STOP -x bindfs").ok()?;
@@ -137,7 +138,7 @@ fn cluster_s55_a_store_that_hangs_ends_the_prolog_at_its_deadline() -> Result<()
     let reason = "the set-up did not finish within 3 s: it was still busy with the image";
     ensure!(node.log().contains(reason), "{}", node.log());
     // What the set-up could not say itself any more.
-    let line = log.line("setup", job.id())?;
+    let line = line_of(&log, "setup", job.id())?;
     ensure!(
         line.starts_with("<27>setupRoot[")
             && line.contains(&format!(" request={} lock_ms=", bench.a.reference))

@@ -441,3 +441,19 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
     );
     bench.ensure_clean()
 }
+
+#[test]
+fn cluster_who_stops_the_making_of_keys_takes_no_node_away() -> Result<()> {
+    let bench = Bench::start_with(|product, _| product.configure("[ssh]\nenable = 'always'"))?;
+    // It runs as the job's user, who can do that from another job on the node.
+    let program = bench.product.path("lib/shifter/shifter-ssh-keys");
+    fs::rename(&program, format!("{program}.away"))?;
+    fs::write(&program, "#!/bin/sh\nkill -KILL $$\n")?;
+    Call::new(["chmod", "0755", &program]).ok()?;
+    let output = bench.srun(Alice, &bench.a, &["-wn1", "shifter", "true"]);
+    fs::rename(format!("{program}.away"), &program)?;
+    let output = output?;
+    let told = "shifter: no ssh on this node: cannot make keys: signal 9";
+    ensure!(output.code != 0 && output.stderr.contains(told), "{output}");
+    bench.ensure_clean()
+}
