@@ -1,68 +1,15 @@
 //! What those who look after a site see of jobs: the log, the counters, Slurm's own lists.
 
 use std::fs;
-use std::process::Child;
 
-use anyhow::{Context, Result, ensure};
-use shifter_tests::call::{Call, wait_for};
-use shifter_tests::cluster::Node;
+use anyhow::{Result, ensure};
+use shifter_tests::call::Call;
+use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
 
-/// Listens where system logs do. The machine's own /dev is left alone: the node gets an overlay.
-const LISTEN: &str = "
-import socket, sys
-log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-log.bind('/dev/log')
-while True:
-    sys.stdout.write(log.recv(65536).decode() + '\\n')
-    sys.stdout.flush()
-";
-
 const METRICS: &str = "/var/lib/metrics";
-
-/// A system log of a node.
-struct Syslog {
-    file: String,
-    daemon: Child,
-}
-
-impl Syslog {
-    fn start(node: &Node) -> Result<Self> {
-        let hide = "
-            mkdir /run/dev; mount -t tmpfs tmpfs /run/dev; mkdir /run/dev/upper /run/dev/work
-            mount -t overlay -o lowerdir=/dev,upperdir=/run/dev/upper,workdir=/run/dev/work overlay /dev
-            rm -f /dev/log";
-        node.shell(hide).ok()?;
-        let file = format!("/var/log/slurm/syslog.{}.out", node.name());
-        let listen = node.call(["/usr/bin/python3", "-c", LISTEN]).timeout(0);
-        let daemon = listen.start(&file)?;
-        wait_for("a system log", 10, || {
-            Ok(fs::exists(node.path("/dev/log"))?.then_some(()))
-        })?;
-        Ok(Self { file, daemon })
-    }
-
-    /// Waits for a line and returns its fields as they stand.
-    fn line(&self, event: &str, job: &str) -> Result<String> {
-        let begin = format!("event={event} job={job} ");
-        wait_for(&begin, 10, || {
-            let text = fs::read_to_string(&self.file)?;
-            let lines: Vec<&str> = text.lines().filter(|line| line.contains(&begin)).collect();
-            ensure!(lines.len() < 2, "{lines:?}");
-            Ok(lines.first().map(|line| (*line).to_owned()))
-        })
-        .with_context(|| fs::read_to_string(&self.file).unwrap_or_default())
-    }
-}
-
-impl Drop for Syslog {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
 
 #[test]
 fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
@@ -129,12 +76,7 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
         .srun(Alice, &bench.a, &["-wn1", "shifter", "true"])?
         .success()?;
     ensure!(fs::read_to_string(format!("{METRICS}/shifter.prom"))? == text);
-    drop(log);
-    bench
-        .cluster
-        .node("n1")?
-        .shell("umount -R /dev; umount /run/dev; rmdir /run/dev")
-        .ok()?;
+    log.end(bench.cluster.node("n1")?)?;
     bench.ensure_clean()
 }
 
