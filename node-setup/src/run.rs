@@ -459,7 +459,8 @@ impl Way<'_> {
             }
             None => {
                 let job = job.ok_or_else(|| {
-                    let way = "name one with --image, or submit the job with --image";
+                    let way = "name one with --image, as in 'shifter run IMAGE COMMAND', or submit the job \
+                               with --image";
                     Error::Usage(format!("no image: {way}"))
                 })?;
                 deadline.on(Awaited::Store(&config.store.path))?;

@@ -1,13 +1,25 @@
 //! What the nodes have kept of a soak: their counters and their logs, beside the jobs there were.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
-use anyhow::{Result, ensure};
-use shifter_tests::cluster::Cluster;
-use shifter_tests::syslog::{self, Event, Syslog};
+use anyhow::{Context, Result, ensure};
+use shifter_tests::cluster::{Cluster, Node};
+use shifter_tests::syslog::Syslog;
 
 use super::plan::{Deed, Plan};
 use super::run::Story;
+
+/// One event of the product's, as its line in a log tells it.
+#[derive(Clone, Debug)]
+struct Event {
+    /// `setup` or `teardown`.
+    kind: String,
+    job: String,
+    /// Which of its roots.
+    root: String,
+    outcome: String,
+}
 
 /// The root of a job as a whole.
 const JOB_ROOT: &str = "job";
@@ -18,12 +30,12 @@ pub fn balance(cluster: &Cluster, logs: &[Syslog], story: &Story, metrics: &str)
     let mut events = Vec::new();
     for (node, log) in cluster.nodes().iter().zip(logs) {
         let mut counted = BTreeMap::new();
-        for event in log.events()? {
+        for event in events(log)? {
             let key = (event.kind.clone(), event.outcome.clone());
             *counted.entry(key).or_default() += 1;
             events.push((node.name(), event));
         }
-        let counters = syslog::counters(node, metrics)?;
+        let counters = counters(node, metrics)?;
         ensure!(
             counters == counted,
             "{} has counted {counters:?} and told of {counted:?}",
@@ -114,4 +126,45 @@ fn ensure_told(plan: &Plan, events: &[&(&str, Event)]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Reads all events from a log, in order.
+fn events(log: &Syslog) -> Result<Vec<Event>> {
+    let text = log.text()?;
+    let lines = text.lines().filter(|line| line.contains(": event="));
+    lines
+        .map(|line| Event::parse(line).with_context(|| line.to_owned()))
+        .collect()
+}
+
+impl Event {
+    fn parse(line: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let mut words = line.split(' ');
+            let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+            Some(value.to_owned())
+        };
+        Some(Self {
+            kind: field("event")?,
+            job: field("job")?,
+            root: field("root")?,
+            outcome: field("outcome")?,
+        })
+    }
+}
+
+/// Reads a node's counters, by event and outcome.
+fn counters(node: &Node, dir: &str) -> Result<BTreeMap<(String, String), u64>> {
+    let path = node.path(&format!("{dir}/shifter.prom"));
+    let text = fs::read_to_string(&path).with_context(|| path)?;
+    let series = text.lines().filter_map(|line| {
+        let (name, rest) = line
+            .strip_prefix("shifter_")?
+            .split_once("s_total{outcome=\"")?;
+        let (outcome, count) = rest.split_once("\"} ")?;
+        Some(((name.to_owned(), outcome.to_owned()), count))
+    });
+    series
+        .map(|(key, count)| Ok((key, count.parse()?)))
+        .collect()
 }

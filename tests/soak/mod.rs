@@ -55,7 +55,8 @@ fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
     let mut logs = Vec::new();
     for node in bench.cluster.nodes() {
         node.shell(&format!("install -d -m 0755 {METRICS}")).ok()?;
-        logs.push(Syslog::start(node)?);
+        let file = format!("/var/log/slurm/syslog.{}.out", node.name());
+        logs.push(Syslog::start(|script| node.shell(script), &file)?);
     }
     let clean = Snapshot::take(Some(&bench.cluster))?;
     let spaces = namespaces()?;
@@ -111,9 +112,6 @@ fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
         "slurmd grows: {:?} KiB",
         story.sizes
     );
-    for (log, node) in logs.into_iter().zip(bench.cluster.nodes()) {
-        log.end(node)?;
-    }
     Ok(())
 }
 

@@ -3,13 +3,23 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
+use shifter_tests::product::CONFIG;
 use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
 
 const METRICS: &str = "/var/lib/metrics";
+
+/// Waits for the line of an event and returns it; there is one.
+pub fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
+    let begin = format!("event={event} job={job} ");
+    let line = log.line(&begin)?;
+    let text = log.text()?;
+    ensure!(text.matches(&begin).count() == 1, "{text}");
+    Ok(line)
+}
 
 #[test]
 fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
@@ -19,13 +29,14 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
     bench
         .product
         .configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
-    let log = Syslog::start(bench.cluster.node("n1")?)?;
+    let node = bench.cluster.node("n1")?;
+    let log = Syslog::start(|script| node.shell(script), "/var/log/slurm/syslog.n1.out")?;
 
     let show = "echo $SLURM_JOB_ID";
     let args = ["-wn1", "shifter", "sh", "-c", show];
     let job = bench.srun(Alice, &bench.a, &args)?.success()?.stdout;
     let job = job.trim();
-    let line = log.line("setup", job)?;
+    let line = line_of(&log, "setup", job)?;
     ensure!(line.starts_with("<30>setupRoot["), "{line}");
     let id = bench.a.image.id();
     for field in [
@@ -40,7 +51,7 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
         ensure!(line.contains(field), "{field}: {line}");
     }
     ensure!(line.ends_with(" outcome=done"), "{line}");
-    let line = log.line("teardown", job)?;
+    let line = line_of(&log, "teardown", job)?;
     ensure!(
         line.starts_with("<30>unsetupRoot[") && line.ends_with(" outcome=done"),
         "{line}"
@@ -55,12 +66,12 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
     let args = ["-wn1", volume, "shifter", "true"];
     ensure!(bench.srun(Alice, &bench.a, &args)?.code != 0);
     let job = (job.parse::<u32>()? + 1).to_string();
-    let line = log.line("setup", &job)?;
+    let line = line_of(&log, "setup", &job)?;
     ensure!(
         line.contains(" outcome=mistake code=") && line.ends_with('"'),
         "{line}"
     );
-    log.line("teardown", &job)?;
+    line_of(&log, "teardown", &job)?;
 
     let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
     for line in [
@@ -76,7 +87,12 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
         .srun(Alice, &bench.a, &["-wn1", "shifter", "true"])?
         .success()?;
     ensure!(fs::read_to_string(format!("{METRICS}/shifter.prom"))? == text);
-    log.end(bench.cluster.node("n1")?)?;
+    drop(log);
+    bench
+        .cluster
+        .node("n1")?
+        .shell("umount -R /dev; umount /run/dev; rmdir /run/dev")
+        .ok()?;
     bench.ensure_clean()
 }
 
@@ -105,5 +121,31 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
         output.stdout.contains(&format!(" AdminComment={told} ")),
         "{output}"
     );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_a_steps_root_is_counted_where_the_plugins_configuration_says() -> Result<()> {
+    let other = "/etc/shifter/other.toml";
+    let bench = Bench::start_with(|product, options| {
+        fs::create_dir_all(METRICS)?;
+        let _ = fs::remove_file(format!("{METRICS}/shifter.prom"));
+        product.configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
+        fs::rename(CONFIG, other)?;
+        product.configure("")?;
+        let line = product.plugstack();
+        options.plugstack = format!("{} shifter_config={other}\n", line.trim_end());
+        Ok(())
+    })?;
+    let step = format!("srun {} --autoshift cat /etc/marker", bench.b.option());
+    let job = bench.cluster.submit(Alice, &["-N1"], &step)?;
+    job.wait()?;
+    ensure!(job.output()? == "b\n", "{}", job.output()?);
+    wait_for("a teardown that is counted", 10, || {
+        let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
+        let done = "shifter_teardowns_total{outcome=\"done\"} 1\n";
+        Ok(text.contains(done).then_some(()))
+    })?;
+    fs::remove_file(other)?;
     bench.ensure_clean()
 }

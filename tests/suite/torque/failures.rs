@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::mom::{Hook, Manner, Verdict};
+use shifter_tests::product::CONFIG;
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::Alice;
 
@@ -19,13 +20,18 @@ fn job(id: &str, nodes: &[&str]) -> TorqueJob {
 }
 
 /// Makes setupRoot do something else first, on every node.
-fn before_setup(script: &str) -> Result<()> {
-    let path = "/opt/shifter/sbin/setupRoot";
+pub(super) fn before_setup(script: &str) -> Result<()> {
+    before("setupRoot", script)
+}
+
+/// Makes a program of root's do something else first, on every node.
+pub(super) fn before(program: &str, script: &str) -> Result<()> {
+    let path = format!("/opt/shifter/sbin/{program}");
     let real = format!("{path}.real");
     if !fs::exists(&real)? {
-        fs::rename(path, &real)?;
+        fs::rename(&path, &real)?;
     }
-    fs::write(path, format!("#!/bin/sh\n{script}\nexec {real} \"$@\"\n"))?;
+    fs::write(&path, format!("#!/bin/sh\n{script}\nexec {real} \"$@\"\n"))?;
     Ok(fs::set_permissions(
         path,
         fs::Permissions::from_mode(0o700),
@@ -144,6 +150,8 @@ fn privileged_torque_dead_node_is_tolerated_where_the_site_says_so() -> Result<(
     let two = job("4.server", &["t1", "t2", "t3"]);
     let end = site.begin(&two)?.expect(0)?;
     ensure!(end.said.contains("2 of 3 nodes ready; t3: "), "{end:?}");
+    let told = site.server.comment(&two.id)?.unwrap_or_default();
+    ensure!(told.contains("2 of 3 nodes ready; t3: "), "{told}");
     ensure!(site.look("t2", &two, "cat /etc/marker")? == "tiny\n");
     // The launch node itself cannot be done without.
     site.hook(Hook::Epilogue, &two, Manner::default())?;
@@ -268,5 +276,22 @@ fn privileged_torque_server_that_is_slow_or_knows_nothing_requeues() -> Result<(
     );
     Call::new(["rm", "/srv/torque/slow"]).ok()?;
     site.end(&job)?.expect(0)?;
+    site.ensure_clean()
+}
+
+#[test]
+fn privileged_torque_node_whose_configuration_broke_is_cleaned_all_the_same() -> Result<()> {
+    let site = Site::start(2)?;
+    let job = job("3.server", &["t1", "t2"]);
+    site.begin(&job)?.expect(0)?;
+    site.ensure_ready(&job, true)?;
+    let node = site.nodes.node("t2")?;
+    let spoil = format!("echo sistem=1 >/run/broken && mount --bind /run/broken {CONFIG}");
+    node.shell(&spoil).ok()?;
+    let end = site.end(&job)?;
+    let mend = format!("umount {CONFIG} && rm /run/broken");
+    node.shell(&mend).ok()?;
+    end.expect(0)?;
+    site.ensure_ready(&job, false)?;
     site.ensure_clean()
 }
