@@ -18,11 +18,8 @@ PROGRAMS = "/usr/lib/shifter/torque"
 
 def facts(job):
     """What the programs want to know, as the server has it."""
-    resources = job.Resource_List
-    try:
-        gres = resources["gres"]
-    except KeyError:
-        gres = None
+    # A server that has no such resource must not fail everybody's jobs.
+    gres = getattr(job.Resource_List, "gres", None)
     return {
         "job": str(job.id),
         "user": str(job.euser),

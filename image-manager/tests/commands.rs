@@ -304,7 +304,7 @@ fn unused_images_are_collected_and_damage_is_found() {
     assert_eq!(run.code, 4, "{run:?}");
     assert!(
         run.stderr
-            .contains(&format!("{id}.squashfs': its sha256 is ")),
+            .contains(&format!("{id}.squashfs': its blake3 is ")),
         "{run:?}"
     );
     let run = site.run(&["verify", "--json", &reference]);

@@ -14,6 +14,7 @@ use shifter_core::manifest::JobManifest;
 
 use crate::error::{Context, Error, Result};
 use crate::host_view::{self, HostView};
+use crate::namespace::Home;
 use crate::prepared::{MANIFEST, TICKET};
 use crate::record::Phases;
 use crate::root::{self, RootRequest};
@@ -67,14 +68,15 @@ pub fn set_up(
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
     phases.end("lock_ms");
-    let host = namespace::own()?;
+    let host = Home::own()?;
     // From here on no name of a module means the default ones.
     let mut manifest = manifest.clone();
     manifest.modules = modules::requested(config, &manifest.modules);
     make(config, &manifest, plan, phases, &run, &job, &host).inspect_err(|_| {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
         // A failed build may have left us in its namespace, where the host's paths mean nothing.
-        let _ = namespace::enter(&host)
+        let _ = host
+            .enter()
             .and_then(|()| undo(job, plan.name))
             .and_then(|_| loopdev::sweep(&run.subdir("images")?))
             .and_then(|()| run.release_if_idle());
@@ -88,7 +90,7 @@ fn make(
     phases: &mut Phases,
     run: &RunDir,
     job: &JobDir,
-    host: &OwnedFd,
+    host: &Home,
 ) -> Result<Vec<String>> {
     let is_jobs = plan.name == JOB_ROOT;
     if is_jobs {
@@ -137,7 +139,7 @@ fn make(
     phases.end("root_ms");
     let own = namespace::own()?;
     let view = HostView::copy(place)?;
-    namespace::enter(host)?;
+    host.enter()?;
     let dir = job.root(plan.name)?;
     let bytes = manifest.to_bytes()?;
     if is_jobs {

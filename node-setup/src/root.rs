@@ -16,8 +16,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType};
-use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::mount::MountAttrFlags;
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
@@ -29,6 +28,7 @@ use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::etc::{self, ShifterConfig};
+use crate::ground::Ground;
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
@@ -110,8 +110,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     } else {
         sys::unshare_mounts().step("unshare", "mount namespace")?;
     }
-    // Before the first mount: nothing made here may reach the host (shared is systemd's default).
-    sys::enslave_mounts().step("restrict", "the host's mounts")?;
+    // Before the first mount: nothing made here may reach the host.
+    let ground = match request.image.is_rootless() {
+        true => Ground::take_as_user()?,
+        false => Ground::take(&request.config.torque.node_context_prefix)?,
+    };
 
     let image_mount = match early {
         Some(mount) => mount,
@@ -188,7 +191,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         )?;
     }
 
-    enter(&root)?;
+    ground.leave_for(&root)?;
     if !request.is_pinned {
         std::mem::forget((kept, mounts, layer));
         std::mem::forget(image);
@@ -219,15 +222,6 @@ fn scratch(
         scratch.give(path, request.user, image)?;
     }
     Ok(Some(scratch))
-}
-
-/// Makes `root` the root of the process and of its namespace; the host's tree goes.
-fn enter(root: &OwnedFd) -> Result<()> {
-    fchdir(root).step("change to", "the new root")?;
-    // The old root is stacked on the new one and taken off again: no directory for it is needed.
-    pivot_root(".", ".").step("pivot to", "the new root")?;
-    unmount(".", UnmountFlags::DETACH).step("unmount", "the host's tree")?;
-    chdir("/").step("change to", "/")
 }
 
 /// Lists the image's top level.

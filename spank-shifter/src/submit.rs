@@ -8,7 +8,7 @@ mod tests;
 
 use std::process::Command;
 
-use serde::Deserialize;
+use node_setup::located::Located;
 use shifter_core::config::{Config, ConfigError, SshJobs};
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
@@ -297,13 +297,6 @@ enum Answer {
     Missing(Vec<String>),
 }
 
-/// The part of `shifterimg lookup --json` that matters here.
-#[derive(Deserialize)]
-struct Located {
-    id: ImageId,
-    store: String,
-}
-
 /// The image manager, run as the user.
 pub struct Tools<'a> {
     /// The site's configuration.
@@ -356,31 +349,15 @@ impl Tools<'_> {
             image: reference.clone(),
             source,
         })?;
-        let answer = |reason| SubmitError::Answer {
-            image: reference.clone(),
-            reason,
-        };
-        if !finished.status.success() {
-            let mut lines = finished.messages(2);
-            if let Some(first) = lines.first_mut() {
-                // The user ran sbatch, not the helper: its name says nothing.
-                *first = first.trim_start_matches("shifterimg: ").to_owned();
-            }
-            let code = finished.status.code().and_then(ExitCode::from_code);
-            return match code {
-                _ if lines.is_empty() => Err(answer(format!(
-                    "shifterimg ended with {}",
-                    finished.ending()
-                ))),
-                Some(ExitCode::Image) => Ok(Answer::Missing(lines)),
-                _ => Err(SubmitError::Refused { lines }),
-            };
-        }
-        let located: Located = serde_json::from_slice(&finished.stdout)
-            .map_err(|error| answer(format!("the answer cannot be read: {error}")))?;
-        match located.store.as_str() {
-            "site" => Ok(Answer::Found(located.id)),
-            _ => Err(SubmitError::UsersOwn(reference)),
+        match Located::of(&finished) {
+            Located::Site(id) => Ok(Answer::Found(id)),
+            Located::UsersOwn => Err(SubmitError::UsersOwn(reference)),
+            Located::Refused(Some(ExitCode::Image), lines) => Ok(Answer::Missing(lines)),
+            Located::Refused(_, lines) => Err(SubmitError::Refused { lines }),
+            Located::Unclear(reason) => Err(SubmitError::Answer {
+                image: reference,
+                reason,
+            }),
         }
     }
 

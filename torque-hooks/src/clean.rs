@@ -27,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs the program.
 pub fn main() -> std::process::ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
+    let words = match guard::words() {
+        Ok(words) => words,
+        Err(code) => return code.into(),
+    };
     if words.iter().any(|word| word == "--help" || word == "-h") {
         return node_setup::out::answer(HELP).into();
     }

@@ -30,14 +30,14 @@ const WORK_SHARE: u32 = 4;
 
 /// Does the work of an epilogue on a launch node and returns its exit code.
 pub fn run(work: &Work) -> u8 {
-    let job = &work.call.job;
+    let subject = work.call.subject();
     match clean_up(work) {
         Ok(line) => {
-            say::log(Weight::Info, &format!("job {job}: {line}"));
+            say::log(Weight::Info, &format!("{subject}: {line}"));
             0
         }
         Err(line) => {
-            let line = format!("job {job}: {line}");
+            let line = format!("{subject}: {line}");
             say::log(Weight::Error, &line);
             say::tell(&line);
             let config = config(work.call.config.as_deref());
@@ -117,7 +117,7 @@ pub fn run_parallel(work: &Work) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             let why = shifter_core::chain::line(&error);
-            say::log(Weight::Error, &format!("job {}: {why}", work.call.job));
+            say::log(Weight::Error, &format!("{}: {why}", work.call.subject()));
             hook::PERMANENT
         }
     }

@@ -38,14 +38,10 @@ impl Failure {
 
 /// Runs the program.
 pub fn main() -> Code {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if let Some(why) = guard::become_other(&words) {
-        say::tell(&why);
-        return ExitCode::Internal.into();
-    }
+    let words = match guard::words() {
+        Ok(words) => words,
+        Err(code) => return code.into(),
+    };
     let result = guard::take_hold()
         .map_err(|error| error.chain())
         .and_then(|()| match rustix::process::geteuid().is_root() {

@@ -18,6 +18,7 @@ use shifter_core::manifest::{JobManifest, ManifestError, Modes, SCHEMA};
 use shifter_core::sanitize;
 use thiserror::Error;
 
+use crate::call::Call;
 use crate::fanout::FanoutError;
 use crate::fanout::gather::NodeState;
 use crate::hook::{self, PERMANENT, TRANSIENT, Work};
@@ -150,25 +151,25 @@ impl Refusal {
 
 /// Does the work of a prologue and returns its exit code.
 pub fn run(work: &Work) -> u8 {
-    let job = &work.call.job;
-    let config = match hook::config(work.call.config.as_deref()) {
+    let call = &work.call;
+    let config = match hook::config(call.config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return refuse(None, job, &error.into()),
+        Err(error) => return refuse(None, call, &error.into()),
     };
     match prepare(work, &config) {
         Ok(done) => {
             if let Some(line) = done {
-                say::log(Weight::Info, &format!("job {job}: {line}"));
+                say::log(Weight::Info, &format!("{}: {line}", call.subject()));
             }
             0
         }
-        Err(refusal) => refuse(Some(&config), job, &refusal),
+        Err(refusal) => refuse(Some(&config), call, &refusal),
     }
 }
 
-fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
+fn refuse(config: Option<&Config>, call: &Call, refusal: &Refusal) -> u8 {
     let why = chain::line(refusal);
-    say::log(Weight::Error, &format!("job {job}: {why}"));
+    say::log(Weight::Error, &format!("{}: {why}", call.subject()));
     say::tell(&why);
     let mut comment = why;
     if let Some(hint) = refusal.hint() {
@@ -177,7 +178,7 @@ fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
     }
     // A job that is being removed has no use for a comment.
     if let Some(config) = config.filter(|_| !matches!(refusal, Refusal::Removed(_))) {
-        say::comment(&config.torque, job, &comment);
+        say::comment(&config.torque, &call.job, &comment);
     }
     if refusal.is_permanent() {
         PERMANENT
@@ -235,7 +236,7 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     if let Err(error) = job.remove() {
         say::log(
             Weight::Warning,
-            &format!("job {}: {}", call.job, error.chain()),
+            &format!("{}: {}", call.subject(), error.chain()),
         );
     }
     Err(refusal)

@@ -120,6 +120,19 @@ impl BuildError {
         }
     }
 
+    /// The place, counted from 0, of the layer whose bytes are at fault if they are what the image's
+    /// author made them.
+    pub fn layer_at_fault(&self) -> Option<usize> {
+        match self {
+            Self::Layer {
+                source: LayerError::Thread { .. } | LayerError::UnknownMediaType { .. },
+                ..
+            } => None,
+            Self::Layer { layer, .. } => layer.checked_sub(1),
+            _ => None,
+        }
+    }
+
     /// An error of the layer at this place, counted from 0.
     pub(super) fn layer(at: usize, source: LayerError) -> Self {
         match source {

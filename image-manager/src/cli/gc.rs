@@ -71,7 +71,7 @@ impl Session {
         let days = self.options.older_than.unwrap_or(KEEP_DAYS);
         let keep = Duration::from_secs(u64::from(days) * DAY_SECS);
         let dry_run = self.options.dry_run;
-        let collected = store.collect(keep, dry_run, &self.cancel)?;
+        let collected = store.collect(keep, dry_run, &self.waiting())?;
         let cache = BlobCache::of_store(store)?;
         let before = cache.usage()?.all_bytes();
         if dry_run {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use shifter_core::ids::ImageId;
 
 use super::image_lock::{ImageLock, lock_name};
+use super::lease::Waiting;
 use super::{Store, StoreError, is_full};
 use crate::cancel::Cancel;
 use crate::files;
@@ -45,7 +46,7 @@ impl Store {
         &self,
         keep: Duration,
         dry_run: bool,
-        cancel: &Cancel,
+        waiting: &Waiting<'_>,
     ) -> Result<Collected, StoreError> {
         if !dry_run {
             self.sweep()?;
@@ -59,7 +60,7 @@ impl Store {
         let names: BTreeSet<String> = self.names(".")?.into_iter().collect();
         let mut collected = Collected::default();
         for id in self.ids()? {
-            if cancel.is_cancelled() {
+            if waiting.cancel.is_some_and(Cancel::is_cancelled) {
                 return Ok(collected);
             }
             let mark = format!("{MARK_PREFIX}{id}");
@@ -76,7 +77,7 @@ impl Store {
             let size = self.image_file(&id).map_or(0, |(_, size)| size);
             let unused = Unused { id, size };
             if keep.is_zero() || self.age(&mark)? >= keep {
-                if dry_run || self.remove_unused(&unused.id)? {
+                if dry_run || self.remove_unused(&unused.id, waiting)? {
                     collected.removed.push(unused);
                 }
                 if !dry_run {
@@ -148,8 +149,8 @@ impl Store {
     }
 
     /// Removes an image unless it has got a tag meanwhile.
-    fn remove_unused(&self, id: &ImageId) -> Result<bool, StoreError> {
-        match self.remove_image(id, |_| ()) {
+    fn remove_unused(&self, id: &ImageId, waiting: &Waiting<'_>) -> Result<bool, StoreError> {
+        match self.remove_image(id, waiting) {
             Ok(removed) => Ok(removed.is_some()),
             Err(StoreError::HasTags { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -207,17 +208,16 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::create_user(home.path()).unwrap();
         let dir = home.path().join(".shifter");
-        let cancel = Cancel::default();
         put(&dir, 'a', Some("x"));
         put(&dir, 'b', None);
         let before = names(&dir);
-        let dry = store.collect(7 * DAY, true, &cancel).unwrap();
+        let dry = store.collect(7 * DAY, true, &Waiting::QUIET).unwrap();
         assert_eq!(
             (ids(&dry.kept), names(&dir)),
             (vec![id('b')], before.clone())
         );
 
-        let first = store.collect(7 * DAY, false, &cancel).unwrap();
+        let first = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!((ids(&first.kept), first.removed), (vec![id('b')], vec![]));
         let mark = dir.join(format!(".unused-{}", id('b')));
         let old = SystemTime::now() - 8 * DAY;
@@ -229,11 +229,11 @@ mod tests {
             .unwrap();
         // A tag makes it used again, and the time begins anew.
         put(&dir, 'b', Some("y"));
-        let again = store.collect(7 * DAY, false, &cancel).unwrap();
+        let again = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!((again.kept, again.removed), (vec![], vec![]));
         assert!(!mark.exists());
         std::fs::remove_file(dir.join("index/docker/y%3A1")).unwrap();
-        let anew = store.collect(7 * DAY, false, &cancel).unwrap();
+        let anew = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!(ids(&anew.kept), [id('b')]);
         std::fs::File::options()
             .append(true)
@@ -241,7 +241,7 @@ mod tests {
             .unwrap()
             .set_modified(old)
             .unwrap();
-        let last = store.collect(7 * DAY, false, &cancel).unwrap();
+        let last = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!(ids(&last.removed), [id('b')]);
         let left = ["squashfs", "meta"].map(|end| format!("{}.{end}", id('a')));
         assert!(names(&dir).iter().all(|name| left.contains(name)));
@@ -257,7 +257,7 @@ mod tests {
         std::fs::write(dir.join(format!(".unused-{}", id('c'))), b"").unwrap();
         std::fs::write(dir.join("notes.json"), b"{}").unwrap();
         let done = store
-            .collect(Duration::ZERO, false, &Cancel::default())
+            .collect(Duration::ZERO, false, &Waiting::QUIET)
             .unwrap();
         assert_eq!((ids(&done.removed), done.strays.len()), (vec![id('b')], 2));
         assert_eq!(names(&dir), ["notes.json"]);
@@ -276,7 +276,7 @@ mod tests {
             let done = store.collect_strays(&names, &BTreeSet::new(), false, &mut collected);
             done.map(|()| collected.strays)
         };
-        let pull = store.lock(&id('c'), |_| ()).unwrap();
+        let pull = store.lock(&id('c'), &Waiting::QUIET).unwrap();
         assert_eq!(collect().unwrap(), Vec::<String>::new());
         drop(pull);
         assert_eq!(collect().unwrap(), [meta]);
@@ -291,7 +291,7 @@ mod tests {
         std::fs::write(dir.join("index/docker/x%3A1"), b"{").unwrap();
         assert!(
             store
-                .collect(Duration::ZERO, false, &Cancel::default())
+                .collect(Duration::ZERO, false, &Waiting::QUIET)
                 .is_err()
         );
         assert_eq!(names(&dir).len(), 2);

@@ -3,9 +3,10 @@
 //! ```text
 //! <id>.squashfs or <id>.erofs  <id>.meta  index/<type>/<escaped reference>     see shifter_core::store
 //! <id>.json      where the image came from, see [`ImageRecord`]
-//! .lock-<id>     lease, held while an image is built or removed, see `lease`
+//! .lock-<id>     lease, held while an image is published or removed, see `lease`
+//! .lock-<id>-<source>  lease, held while an image is built from a source; taken before .lock-<id>
 //! .new-<id>      the image is not yet one: tells what a killed pull left from what was there
-//! .tmp-<id>.*    files of an image that is being built, owned by whoever holds its lease
+//! .tmp-<id>*.*   files of an image that is being built, owned by whoever holds the lease of that name
 //! .unused-<id>  says since when an image has had no tag, see `gc`
 //! .lock-index    lease, held while a tag is written or removed; taken after .lock-<id>, never before
 //! .tmp-index     a tag that is being written
@@ -22,6 +23,7 @@ mod image_lock;
 pub(crate) mod lease;
 mod record;
 mod verify;
+mod workshop;
 mod write;
 
 use std::collections::BTreeSet;
@@ -42,9 +44,10 @@ pub(crate) use error::is_full;
 pub use error::{StoreError, megabytes};
 pub use gc::{Collected, Unused};
 pub use image_lock::ImageLock;
-pub use lease::Owner;
+pub use lease::{Owner, Waiting};
 pub use record::{ImageRecord, LayerRecord};
 pub use verify::{Fault, Finding};
+pub use workshop::{Sealed, Workshop};
 pub use write::Removed;
 
 /// Whose store it is.

@@ -17,6 +17,7 @@ use shifter_tests::world::User;
 use crate::bench::turn;
 
 mod attack;
+mod changed_root;
 mod host_view;
 mod join;
 mod kill;

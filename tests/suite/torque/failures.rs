@@ -20,13 +20,18 @@ fn job(id: &str, nodes: &[&str]) -> TorqueJob {
 }
 
 /// Makes setupRoot do something else first, on every node.
-fn before_setup(script: &str) -> Result<()> {
-    let path = "/opt/shifter/sbin/setupRoot";
+pub(super) fn before_setup(script: &str) -> Result<()> {
+    before("setupRoot", script)
+}
+
+/// Makes a program of root's do something else first, on every node.
+pub(super) fn before(program: &str, script: &str) -> Result<()> {
+    let path = format!("/opt/shifter/sbin/{program}");
     let real = format!("{path}.real");
     if !fs::exists(&real)? {
-        fs::rename(path, &real)?;
+        fs::rename(&path, &real)?;
     }
-    fs::write(path, format!("#!/bin/sh\n{script}\nexec {real} \"$@\"\n"))?;
+    fs::write(&path, format!("#!/bin/sh\n{script}\nexec {real} \"$@\"\n"))?;
     Ok(fs::set_permissions(
         path,
         fs::Permissions::from_mode(0o700),
@@ -145,6 +150,8 @@ fn privileged_torque_dead_node_is_tolerated_where_the_site_says_so() -> Result<(
     let two = job("4.server", &["t1", "t2", "t3"]);
     let end = site.begin(&two)?.expect(0)?;
     ensure!(end.said.contains("2 of 3 nodes ready; t3: "), "{end:?}");
+    let told = site.server.comment(&two.id)?.unwrap_or_default();
+    ensure!(told.contains("2 of 3 nodes ready; t3: "), "{told}");
     ensure!(site.look("t2", &two, "cat /etc/marker")? == "tiny\n");
     // The launch node itself cannot be done without.
     site.hook(Hook::Epilogue, &two, Manner::default())?;
