@@ -73,6 +73,7 @@ install:
 	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
 	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
+	install -m 0755 $(STATIC)/shifter-ps-inside $(UDI)/sbin/shifter-ps
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(STATIC)/shifter-node-service \

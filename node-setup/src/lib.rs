@@ -45,6 +45,7 @@ pub mod ssh;
 pub mod state;
 pub mod strays;
 pub mod superblock;
+pub mod supervised;
 pub mod sys;
 pub mod task;
 pub mod volumes;

@@ -73,8 +73,8 @@ pub struct Modes {
     pub autoshift: bool,
     /// The host's own environment takes the place of an image.
     pub ccm: bool,
-    /// The job asks that its nodes reach one another by ssh.
-    pub ssh: bool,
+    /// Whether the job's nodes are to reach one another by ssh; nothing leaves it to the site.
+    pub ssh: Option<bool>,
 }
 
 /// What a job is, and what its root must contain.
@@ -220,7 +220,7 @@ mod tests {
             modes: Modes {
                 autoshift: true,
                 ccm: false,
-                ssh: true,
+                ssh: Some(true),
             },
             ssh: Some(sample_keys()),
         }

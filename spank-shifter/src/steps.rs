@@ -7,6 +7,7 @@
 
 use std::process::Command;
 
+use node_setup::supervised::{self, Subject};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, Program};
@@ -85,7 +86,12 @@ pub fn set_up(
             shows_stderr: false,
         };
         let command = ready(prolog::fixed_environment(command));
-        Ok(Ok(child::run(command, &manifest, terms)?))
+        let subject = Subject {
+            job: &facts.job,
+            root: &name,
+            manifest: &manifest,
+        };
+        Ok(Ok(supervised::run(command, subject, terms, &config)?))
     };
     let finished = run().map_err(|error| failed(&error))??;
     if finished.status.success() {

@@ -23,6 +23,7 @@ use crate::child::{self, ChildError, Terms};
 use crate::options::RawOptions;
 use crate::pins::{self, PinError, Pins};
 use crate::settings::Settings;
+use crate::steps;
 
 /// Says why a job is not submitted.
 #[derive(Debug, Error)]
@@ -68,6 +69,9 @@ pub enum SubmitError {
     /// The job was started without.
     #[error("cannot use --sshd for a step: its job was started without")]
     NoSshInJob,
+    /// Servers are in a job's containers alone.
+    #[error("cannot use --sshd for a step with a container of its own: ssh leads to its job's")]
+    SshInStep,
     /// The image manager did not answer.
     #[error("cannot look up image '{}'", sanitize::text(.image))]
     Lookup {
@@ -203,8 +207,8 @@ impl Request {
 
     /// Pins what a new job asks for.
     pub fn for_job(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
-        let ssh = self.sshd.unwrap_or(false);
-        if ssh && tools.config.ssh.enable == SshJobs::Off {
+        let ssh = self.sshd;
+        if ssh == Some(true) && tools.config.ssh.enable == SshJobs::Off {
             return Err(SubmitError::NoSsh);
         }
         if self.ccm {
@@ -238,10 +242,14 @@ impl Request {
         if self.ccm && !job.as_ref().is_some_and(|job| job.modes.ccm) {
             return Err(SubmitError::CcmStep);
         }
+        let asks_ssh = self.sshd == Some(true);
         let Some(job) = job else {
-            return self.for_job(tools);
+            return match asks_ssh {
+                true => Err(SubmitError::NoSshInJob),
+                false => self.for_job(tools),
+            };
         };
-        let job_id = job.id.clone();
+        let whole = job.clone();
         let is_jobs = |image: &ImageRef| {
             image.canonical() == job.request || image.image_id() == Some(&job.id)
         };
@@ -249,14 +257,15 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
-        if self.sshd == Some(true) && !job.modes.ssh {
+        let site_decides = tools.config.ssh.enable == SshJobs::Always;
+        if asks_ssh && !job.modes.ssh.unwrap_or(site_decides) {
             return Err(SubmitError::NoSshInJob);
         }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }
-        let is_jobs = id == job_id;
-        Ok(Pins {
+        let is_jobs = id == whole.id;
+        let pins = Pins {
             id,
             request,
             modules: if self.names_modules {
@@ -274,7 +283,11 @@ impl Request {
                 ccm: job.modes.ccm && is_jobs,
                 ..job.modes
             },
-        })
+        };
+        if asks_ssh && !steps::is_jobs(&whole, &pins, tools.config) {
+            return Err(SubmitError::SshInStep);
+        }
+        Ok(pins)
     }
 }
 

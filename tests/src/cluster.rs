@@ -48,6 +48,8 @@ pub struct Options {
     pub plugstack: String,
     /// More lines of slurm.conf.
     pub slurm_conf: String,
+    /// More lines of cgroup.conf; of a key given twice the last counts.
+    pub cgroup_conf: String,
     /// Gives each node a network of its own, with an address on one that all share.
     pub networks: bool,
 }
@@ -82,6 +84,7 @@ impl Default for Options {
             nodes: 2,
             plugstack: String::new(),
             slurm_conf: String::new(),
+            cgroup_conf: String::new(),
             networks: false,
         }
     }
@@ -456,8 +459,11 @@ fn configure(options: &Options) -> Result<()> {
         17000 + count,
         options.slurm_conf,
     );
-    let cgroup_conf = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n\
-         CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n";
+    let cgroup_conf = format!(
+        "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n\
+         CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\n{}\n",
+        options.cgroup_conf
+    );
     fs::write("/etc/slurm/slurm.conf", slurm_conf)?;
     fs::write("/etc/slurm/cgroup.conf", cgroup_conf)?;
     fs::write("/etc/slurm/plugstack.conf", &options.plugstack)?;

@@ -41,6 +41,7 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
         ("apps/shifter/lib/shifter/shifter-ssh-keys", 0o755),
         ("apps/shifter/lib/shifter/udiImage/bin/ssh", 0o755),
         ("apps/shifter/lib/shifter/udiImage/etc/ssh_config", 0o777),
+        ("apps/shifter/lib/shifter/udiImage/sbin/shifter-ps", 0o755),
         ("apps/shifter/lib/shifter/udiImage/sbin/sshd", 0o755),
         ("apps/shifter/sbin/startSshd", 0o700),
         ("apps/shifter/lib/shifter/shifter_slurm.so", 0o755),

@@ -13,7 +13,7 @@ use crate::bench::Bench;
 const METRICS: &str = "/var/lib/metrics";
 
 /// Waits for the line of an event and returns it; there is one.
-fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
+pub fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
     let begin = format!("event={event} job={job} ");
     let line = log.line(&begin)?;
     let text = log.text()?;

@@ -7,11 +7,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode as Code};
 
-use node_setup::child::{self, ChildError, Terms};
+use node_setup::child::Terms;
+use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::chain;
 use shifter_core::config::{Config, DEFAULT_PATH, Service};
 use shifter_core::exit::ExitCode;
-use shifter_core::layout::Program;
+use shifter_core::layout::{JOB_ROOT, Program};
 use shifter_core::trusted;
 
 use crate::epilogue::{self, Here};
@@ -133,7 +134,12 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
         own_group: false,
         shows_stderr: false,
     };
-    let finished = child::run(fixed_environment(command), &manifest, terms);
+    let subject = Subject {
+        job: &order.job,
+        root: JOB_ROOT,
+        manifest: &manifest,
+    };
+    let finished = supervised::run(fixed_environment(command), subject, terms, config);
     let failure = match finished {
         Ok(finished) if finished.status.success() => {
             if order.manifest.is_some() || shared::is_wanted(config, order) {
@@ -156,7 +162,7 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
             }
             failure
         }
-        Err(error @ ChildError::Deadline { .. }) => internal(&error),
+        Err(error @ (SetupError::Overdue { .. } | SetupError::Blamed(_))) => internal(&error),
         Err(error) => return Err(internal(&error)),
     };
     match tear_down(order, config) {

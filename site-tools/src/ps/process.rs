@@ -104,6 +104,11 @@ fn start_ticks(stat: &str) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// True if this process is in a container.
+pub(super) fn is_self_contained() -> bool {
+    is_contained(&look::text("/proc/self/mountinfo"))
+}
+
 fn is_contained(mountinfo: &str) -> bool {
     let root = mountinfo
         .lines()

@@ -29,7 +29,7 @@ mod preload;
 mod refuse;
 mod rootless;
 mod roots;
-mod secure;
+pub mod secure;
 mod secure_accounts;
 mod secure_config;
 mod secure_image;
