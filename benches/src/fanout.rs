@@ -21,7 +21,7 @@ use shifter_tests::world::User;
 use crate::site::{Site, WORK};
 use crate::table::{Goal, Heading, Row, finish, row};
 
-/// Nodes of which one builds a real container.
+/// Nodes of which one builds a real container: `floor` goes by the same number.
 const SAMPLE: usize = 64;
 
 /// How many nodes pdsh has under way at once.
@@ -161,13 +161,9 @@ fn restore() -> Result<()> {
     Call::shell(script).ok().map(drop)
 }
 
-/// Names the nodes; `floor` builds a container on those that begin with `full`.
+/// Names the nodes as sites do, one number after the other.
 fn names(size: usize) -> Vec<String> {
-    let name = |number: usize| {
-        let kind = if number % SAMPLE == 1 { "full" } else { "sim" };
-        format!("{kind}{number:05}")
-    };
-    (0..size).map(name).collect()
+    (0..size).map(|number| format!("nid{number:05}")).collect()
 }
 
 /// Runs the tool with a worker that does nothing.
