@@ -102,6 +102,8 @@ fn make(
             forget(job, &gone)?;
         }
     }
+    // Now: who loses its parent meanwhile gets another one, which lives for ever.
+    let holder = (!is_jobs).then(process::parent).transpose()?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
@@ -143,11 +145,12 @@ fn make(
     host.enter()?;
     let dir = job.root(plan.name)?;
     let bytes = manifest.to_bytes()?;
-    if is_jobs {
-        state::write_file(job.dir(), MANIFEST, &bytes)?;
-    } else {
-        state::write_file(&dir, MANIFEST, &bytes)?;
-        state::write_file(&dir, HOLDER, process::parent()?.as_bytes())?;
+    match holder {
+        None => state::write_file(job.dir(), MANIFEST, &bytes)?,
+        Some(holder) => {
+            state::write_file(&dir, MANIFEST, &bytes)?;
+            state::write_file(&dir, HOLDER, holder.as_bytes())?;
+        }
     }
     pin(&dir, &own, &root, uid, view.as_ref())?;
     if let Some(view) = &view {

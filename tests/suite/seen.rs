@@ -2,9 +2,8 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::cluster::Node;
 use shifter_tests::product::CONFIG;
 use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
