@@ -16,24 +16,27 @@ use shifter_tests::world::User::{self, Alice, Bob};
 
 use crate::bench::turn;
 
-use super::{HOOKS, SHARED, STATE, prepare, run};
+use super::{HOOKS, SHARED, STATE, prepare, run, services};
 
 const ROOTS: &str = "/etc/opt/cray/cnrte/roots.conf";
 
-/// Configures Blue Waters' layout, as docs/torque.md has it, with this tool and these modules.
-fn configure(product: Product, tool: &str, preload: &str) -> Result<()> {
+/// Configures Blue Waters' layout, as docs/torque.md has it, with this tool, and with what nodes load
+/// and run for a job.
+fn configure(product: Product, tool: &str, [preload, services]: [&str; 2]) -> Result<()> {
     product.configure(&format!(
         "visibility = 'host'\nudi_mount = '/var/udiMount'\n\
          [shared_state]\npath = '{SHARED}'\n\
          [torque]\ngres = ['shifter16']\nqstat = '/opt/torque/bin/qstat'\n\
          qalter = '/opt/torque/bin/qalter'\nalps = true\nfanout = '{tool}'\n\
-         node_context_prefix = '/dsl'\n\
+         node_context_prefix = '/dsl'\nservices = {services}\n\
          [kernel]\npreload = {preload}\nmax_loop = 128"
     ))
 }
 
-/// Modules that Blue Waters' nodes loaded for jobs.
-const MODULES: &str = "['loop', 'squashfs']";
+/// What Blue Waters' nodes loaded for jobs, and a service.
+const MODULES: [&str; 2] = ["['loop', 'squashfs']", "[]"];
+const MUNGE: [&str; 2] = ["['loop', 'squashfs']", "['munge']"];
+const NOTHING: [&str; 2] = ["[]", "[]"];
 
 /// A Cray with a Torque site on it, whose store holds the image `tiny:latest`.
 struct Site {
@@ -54,6 +57,9 @@ impl Site {
         let cray = Cray::start(nids)?;
         fs::write(ROOTS, "DSL=/dsl\nSHIFTER=/dsl/var/udiMount\n")?;
         mom::install(cray.login()?, &HOOKS)?;
+        for node in cray.nodes.nodes() {
+            node.shell(services::MUNGE).ok()?;
+        }
         let clean = Snapshot::take_at(&cray.nodes.places())?;
         Ok(Self {
             cray,
@@ -181,11 +187,18 @@ fn privileged_alps_job_lands_in_its_container_on_every_node_of_its_reservation()
 fn privileged_alps_job_without_an_image_leaves_no_container_that_aprun_started() -> Result<()> {
     let site = Site::start(&[20, 21])?;
     // Without anything to prepare on nodes they are still cleaned.
-    for preload in [MODULES, "[]"] {
-        configure(site.product, "pcmd", preload)?;
+    Call::shell(services::KEY).ok()?;
+    for work in [MUNGE, NOTHING] {
+        configure(site.product, "pcmd", work)?;
         let job = site.job("7.server", Alice, &[20, 21]);
         let reservation = site.cray.reserve(&job, "20-21", 2)?;
         site.begin(&job)?;
+        for nid in [20, 21] {
+            let node = site.cray.nodes.node(&alps::host(nid))?;
+            let script = "chroot --userspec=2001 /dsl sh -c 'munge -n | unmunge'";
+            let said = node.shell(script).output()?;
+            ensure!(said.stdout.contains("Success") == (work == MUNGE), "{said}");
+        }
         // It outlives its rank, forgets its environment, and does not heed a signal.
         let script = "setsid env -i sh -c 'trap \"\" TERM; while :; do sleep 1000; done' \
                       >/dev/null 2>&1 </dev/null & cat /etc/marker";
@@ -218,6 +231,8 @@ fn privileged_alps_job_without_an_image_leaves_no_container_that_aprun_started()
             alive.push(other.try_wait()?.is_none());
         }
         let left = (site.sleepers(20)?, site.sleepers(21)?);
+        let munged = Call::new(["pgrep", "-x", "munged"]).output()?;
+        ensure!(munged.stdout.is_empty(), "{munged}");
         site.cray
             .nodes
             .node("nid00020")?

@@ -53,7 +53,11 @@ fn privileged_torque_nscd_answers_from_the_launch_nodes_caches() -> Result<()> {
 }
 
 /// Makes what Debian's package has for its daemon on a node.
-const MUNGE: &str = "install -d -o munge -g munge -m 0700 /var/lib/munge /var/log/munge";
+pub(super) const MUNGE: &str = "install -d -o munge -g munge -m 0700 /var/lib/munge /var/log/munge";
+
+/// Makes the key that all nodes have.
+pub(super) const KEY: &str = "head -c 128 /dev/urandom >/etc/munge/munge.key
+    chown munge: /etc/munge/munge.key; chmod 0400 /etc/munge/munge.key";
 
 /// What a node of the cluster says of a credential that alice made on another.
 fn unmunged(from: &Sandbox, by: &Sandbox) -> Result<String> {
@@ -70,10 +74,8 @@ fn has_munged(node: &Sandbox) -> Result<bool> {
 fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
     let lines = format!("fanout_command = {PDSH}\nservices = ['munge']\n");
     let mut site = Site::start_with(2, &lines)?;
-    let key = "head -c 128 /dev/urandom >/etc/munge/munge.key
-               chown munge: /etc/munge/munge.key; chmod 0400 /etc/munge/munge.key";
     let (first, second) = (site.nodes.node("t1")?, site.nodes.node("t2")?);
-    first.shell(key).ok()?;
+    first.shell(KEY).ok()?;
     for node in [first, second] {
         node.shell(MUNGE).ok()?;
     }
