@@ -20,8 +20,10 @@ run_slice() {
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s09 privileged_s25 s18_ ;;
     state) # shared state on storage that never answers
         tests/run.sh --long long_cluster_s55 ;;
-    soak) # 500 jobs in a row: nothing left, slurmd's memory flat
-        SHIFTER_LONG_TESTS=1 tests/run.sh cluster_fifty_jobs ;;
+    soak) # 500 jobs of every kind, slurmd restarted and killed: nothing left, all in the books
+        export SHIFTER_SOAK_SEED="${SHIFTER_SOAK_SEED:-$(date -u +%Y%m%d)}"
+        echo "SHIFTER_SOAK_SEED=$SHIFTER_SOAK_SEED"
+        SHIFTER_LONG_TESTS=1 tests/run.sh cluster_soak ;;
     cancel) # jobs cancelled at any moment of their lives
         tests/run.sh --long long_cluster_jobs_cancelled ;;
     crowd) # a thousand jobs of two users and two images at once

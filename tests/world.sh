@@ -168,7 +168,8 @@ case ${WORLD_STAGE-0} in
 0)
     # A test runner that only lists its tests needs no world.
     case " $* " in *" --list "*) exec "$@" ;; esac
-    keep=CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE,SHIFTER_LONG_TESTS
+    keep=CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE
+    keep+=,SHIFTER_LONG_TESTS,SHIFTER_SOAK_SEED
     enter=(unshare --mount --propagation private "$here" "$@")
     export WORLD_STAGE=1
     [ "$(id -u)" = 0 ] && exec "${enter[@]}"

@@ -32,7 +32,7 @@ use crate::ground::Ground;
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
-use crate::mnt::{self, Kept, SAFE};
+use crate::mnt::{self, Kept, ROOT_SOURCE, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
@@ -65,6 +65,8 @@ pub struct RootRequest<'a> {
     pub modules: &'a [String],
     /// The job that it is the root of.
     pub job: Option<&'a JobId>,
+    /// The job that a private container is started in: the teardown knows it by that.
+    pub within: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
     /// The keys with which the job's nodes reach one another, if they do.
@@ -167,7 +169,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
     let mut kept = Kept::default();
-    let root = layer.mount(scratch.as_ref())?;
+    let source = match request.within {
+        Some(job) => format!("{ROOT_SOURCE}:{job}"),
+        None => ROOT_SOURCE.to_owned(),
+    };
+    let root = layer.mount(&source, scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     if scratch.is_none() {
         layer::expose(&image, &root, &layer, &entries, &mut kept)

@@ -218,36 +218,3 @@ fn cluster_exclusive_jobs_and_jobs_without_image() -> Result<()> {
     ensure!(job.output()? == "done\n");
     bench.ensure_clean()
 }
-
-#[test]
-fn cluster_fifty_jobs_leave_nothing_and_slurmd_does_not_grow() -> Result<()> {
-    let bench = Bench::start()?;
-    let run = |count: usize| -> Result<()> {
-        for number in 0..count {
-            let image = if number % 2 == 0 { &bench.a } else { &bench.b };
-            let output = bench.srun(Alice, image, &["-N2", "shifter", "true"])?;
-            ensure!(output.code == 0, "job {number}: {output}");
-        }
-        Ok(())
-    };
-    // Slurm's own caches fill at first.
-    run(10)?;
-    let before: Vec<u64> = bench
-        .cluster
-        .nodes()
-        .iter()
-        .map(|node| node.slurmd_rss_kib())
-        .collect::<Result<_>>()?;
-    let is_long = std::env::var_os("SHIFTER_LONG_TESTS").is_some();
-    run(if is_long { 500 } else { 50 })?;
-    bench.ensure_clean()?;
-    for (node, before) in bench.cluster.nodes().iter().zip(before) {
-        let after = node.slurmd_rss_kib()?;
-        ensure!(
-            after <= before + 512,
-            "slurmd of {} grew from {before} to {after} KiB",
-            node.name()
-        );
-    }
-    Ok(())
-}

@@ -32,6 +32,8 @@ mod secure_cluster;
 mod seen;
 mod selftest;
 mod sharing;
+#[path = "../soak/mod.rs"]
+mod soak;
 mod ssh;
 mod steps;
 mod teardown;

@@ -112,9 +112,12 @@ mod tests {
     use super::super::tests::slots;
     use super::*;
 
+    /// Names and slots.
+    type Hosts = [(&'static str, u32)];
+
     #[test]
     fn neighbours_become_ranges() {
-        let table: &[(&[(&str, u32)], &[(&str, u32)])] = &[
+        let table: &[(&Hosts, &Hosts)] = &[
             (&[], &[]),
             (&[("n1", 2)], &[("n1", 2)]),
             (&[("n1", 2), ("n2", 2)], &[("n[1-2]", 2)]),

@@ -9,6 +9,7 @@ use shifter_tests::snapshot::Snapshot;
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::Alice;
 
+use super::failures::before_setup;
 use super::{PDSH, Site, configure};
 
 #[test]
@@ -133,6 +134,14 @@ fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
     ensure!(as_user.by(Alice).output()?.code != 0);
     ensure!(!has_munged(second)?);
 
+    // A node that fails keeps nothing of what it began with.
+    before_setup("[ $(hostname) != t2 ] || exit 5")?;
+    let end = site.begin(&two)?.expect(2)?;
+    ensure!(end.said.contains("1 of 2 nodes ready; t2: "), "{end:?}");
+    ensure!(!has_munged(second)?);
+    site.end(&two)?.expect(0)?;
+    before_setup("")?;
+
     // One that cannot start is the node's failure, and told.
     fs::remove_file("/etc/munge/munge.key")?;
     let end = site.begin(&one)?.expect(2)?;
@@ -141,5 +150,7 @@ fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
         "{end:?}"
     );
     site.end(&one)?.expect(0)?;
+    let kept = second.shell("ls /run/shifter-services/*/jobs").ok()?;
+    ensure!(!kept.contains("server"), "{kept}");
     site.ensure_clean()
 }
