@@ -113,8 +113,10 @@ def main():
         command = [images[kind] if word == "OUT" else word for word in command]
         with open("tree.tar", "rb") as archive:
             written[kind] = run(command, stdin=archive)
-    for _ in range(rounds):
-        for kind, image in images.items():
+    for turn in range(rounds):
+        # Each kind is the first one as often as any other.
+        order = list(images.items())
+        for kind, image in order[turn % len(order):] + order[:turn % len(order)]:
             for case, measure in cases.items():
                 fs = "erofs" if kind.startswith("erofs") else "squashfs"
                 run(["mount", "-t", fs, "-o", "loop,ro", image, at])
