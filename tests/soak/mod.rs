@@ -23,7 +23,6 @@ use shifter_tests::world::User;
 
 use crate::bench::Bench;
 use plan::{Plan, Restart};
-use run::Story;
 
 const NODES: usize = 4;
 
@@ -66,21 +65,22 @@ fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
 
     let took = began.elapsed();
     bench.cluster.wait_until_idle()?;
-    let forgotten = forgotten(&bench, &story);
-    tear_down(&bench, &forgotten)?;
+    let disturbed = story.jobs.iter().filter(|job| job.is_excused);
+    let disturbed: BTreeSet<&str> = disturbed.filter_map(|job| job.id.as_deref()).collect();
+    let forgotten = tear_down(&bench, &disturbed)?;
     clean.ensure_restored(Some(&bench.cluster))?;
     bench.cluster.ensure_in_service()?;
     wait_for("the end of every namespace", 10, || {
         Ok((namespaces()? == spaces).then_some(()))
     })?;
-    // What the state of a forgotten job says is removed when it is old.
-    let is_forgotten = |path: &String| {
-        let mut jobs = forgotten.iter();
-        jobs.any(|(_, job)| path.split(['/', '.']).any(|part| part == job))
+    // What an epilog did not come to is removed when it is old.
+    let is_disturbed = |path: &String| {
+        let mut parts = path.split(['/', '.']);
+        parts.any(|part| disturbed.contains(part))
     };
     let shared: Vec<String> = shared()?
         .into_iter()
-        .filter(|path| !is_forgotten(path))
+        .filter(|path| !is_disturbed(path))
         .collect();
     ensure!(shared.is_empty(), "shared state: {shared:?}");
     let summary = books::balance(&bench.cluster, &logs, &story, METRICS)?;
@@ -115,37 +115,25 @@ fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the jobs that Slurm forgot, with their nodes: a slurmd that dies after it was told of a
-/// job's end, and before the epilog, runs none when it is started again, and says so.
-fn forgotten(bench: &Bench, story: &Story) -> BTreeSet<(usize, String)> {
+/// Tears down as an administrator what is left of jobs whose epilog Slurm has not run to its end,
+/// and returns them: a slurmd that ends takes its epilogs with it, and one that dies after it was
+/// told of a job's end runs none when it is started again. Fails if anything of other jobs is left.
+fn tear_down(bench: &Bench, disturbed: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    for (number, node) in bench.cluster.nodes().iter().enumerate() {
-        if story.restarts.contains(&(number, Restart::Killed)) {
-            let log = node.log();
-            let told = log.split("revoke on job ").skip(1);
-            let told = told.filter_map(|rest| rest.split_once(" has no expiration"));
-            found.extend(told.map(|(job, _)| (number, job.to_owned())));
-        }
-    }
-    found
-}
-
-/// Tears down as an administrator what is left of jobs that Slurm forgot, and fails if anything of
-/// others is.
-fn tear_down(bench: &Bench, forgotten: &BTreeSet<(usize, String)>) -> Result<()> {
-    for (number, node) in bench.cluster.nodes().iter().enumerate() {
+    for node in bench.cluster.nodes() {
         let list = "ls /run/shifter/jobs 2>/dev/null || true";
         for job in node.shell(list).ok()?.lines() {
             ensure!(
-                forgotten.contains(&(number, job.to_owned())),
-                "job {job} is left on {}, whose slurmd has not forgotten it",
+                disturbed.contains(job),
+                "job {job} is left on {}, and no slurmd was restarted in its time",
                 node.name()
             );
             let unset = bench.product.path("sbin/unsetupRoot");
             node.call([&*unset, job]).ok()?;
+            found.insert(job.to_owned());
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Lets nodes tell each other who users are, and count what they do.
@@ -162,7 +150,7 @@ fn configure(product: &Product) -> Result<()> {
 
 /// Lists what is left of jobs in the shared state.
 fn shared() -> Result<Vec<String>> {
-    let find = ["find", STATE, "-mindepth", "2", "-printf", "%P %T+\n"];
+    let find = ["find", STATE, "-mindepth", "2", "-printf", "%P\n"];
     Ok(Call::new(find).ok()?.lines().map(str::to_owned).collect())
 }
 
