@@ -56,6 +56,7 @@ SHARE = $(DESTDIR)$(PREFIX)/share/shifter
 # What every container has at /opt/udiImage.
 UDI = $(DESTDIR)$(PREFIX)/lib/shifter/udiImage
 MAN = $(DESTDIR)$(PREFIX)/share/man
+UNITS = $(DESTDIR)$(PREFIX)/lib/systemd/system
 COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
@@ -72,6 +73,7 @@ install:
 	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
 	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
+	install -m 0755 $(STATIC)/shifter-ps-inside $(UDI)/sbin/shifter-ps
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
 	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(STATIC)/shifter-node-service \
@@ -92,6 +94,9 @@ install:
 		torque/roots.conf; do \
 		$(SUBSTITUTE) conf/$$file > $(SHARE)/$$file && chmod 0644 $(SHARE)/$$file || exit 1; \
 	done
+	install -d $(UNITS)
+	$(SUBSTITUTE) conf/torque/shifter-node-clean.service > $(UNITS)/shifter-node-clean.service
+	chmod 0644 $(UNITS)/shifter-node-clean.service
 	test -e $(DESTDIR)$(SYSCONFDIR)/shifter/shifter.toml || \
 		install -m 0644 $(SHARE)/shifter.toml $(DESTDIR)$(SYSCONFDIR)/shifter/
 	install -d $(COMPLETIONS)

@@ -20,6 +20,8 @@ test | bench | check)
     packages+=(clustershell libnss-ldapd nscd nslcd openssh-server pdsh slapd)
     # Clients of the ssh between nodes.
     packages+=(openssh-client)
+    # Windows of jobs on the submit host's display.
+    packages+=(x11-utils xauth xvfb)
     # MPI programs under Slurm; its plugin for PMIx opens what only the -dev package has.
     packages+=(libmpich-dev libopenmpi-dev libpmix-dev mpich openmpi-bin)
     # Another kernel than this machine's, in a virtual machine.

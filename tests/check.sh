@@ -36,7 +36,7 @@ squashfs-writer
 image-manager shifter-core squashfs-writer
 site-tools shifter-core
 torque-hooks shifter-core shared-state node-setup
-udi-image
+udi-image shifter-core site-tools
 shifter-tests shifter-core
 shifter-benches shifter-tests
 END

@@ -147,7 +147,7 @@ boot() {
 case ${1-} in
 fetch) fetch ;;
 run)
-    [ -e "$here/kernel/${2-}.sh" ] || die "usage: kernel.sh run modules|roots"
+    [ -e "$here/kernel/${2-}.sh" ] || die "usage: kernel.sh run modules|roots|initramfs"
     boot "$2" -serial stdio </dev/null
     ;;
 shell) boot shell -serial mon:stdio ;;

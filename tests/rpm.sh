@@ -34,6 +34,8 @@ tests/world.sh bash -euc '
     grep -qx "prefix = \"/apps/shifter\"" /etc/shifter/shifter.toml
     ! grep -rE "/usr/(s?bin|lib|share)/(shifter|setupRoot)" /etc/shifter /apps/shifter/share/shifter >&2 ||
         exit 1
+    grep -qx "ExecStart=/apps/shifter/sbin/shifter-node-clean" \
+        /apps/shifter/lib/systemd/system/shifter-node-clean.service
     setpriv --reuid alice --regid alice --init-groups --reset-env /apps/shifter/bin/shifter images
 ' world "$top"/RPMS/*/*.rpm >/dev/null
 

@@ -30,14 +30,22 @@ outside() {
     mount -t cgroup -o freezer cgroup "$W/cgroup" || die "cannot mount the cgroup v1 freezer"
     group=$W/cgroup/${W##*/}
     mkdir "$group"
+    # And the memory, where the machine does not have it in v2: for the tests of limits.
+    mkdir "$W/memory"
+    memory=
+    if mount -t cgroup -o memory cgroup "$W/memory" 2>/dev/null; then
+        memory=$W/memory/${W##*/}
+        mkdir "$memory"
+    fi
     trap 'remove_world' EXIT
     trap 'exit 130' INT TERM HUP
     # Stage 2 dies with us, and with it every process in its PID namespace, by the kernel's hand.
     (
         echo "$BASHPID" >"$group/cgroup.procs"
+        [ -z "$memory" ] || echo "$BASHPID" >"$memory/cgroup.procs"
         exec setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount \
             --propagation private --uts --ipc --net --cgroup \
-            env WORLD_STAGE=2 "WORLD_DIR=$W" "$here" "$@"
+            env WORLD_STAGE=2 "WORLD_DIR=$W" "WORLD_MEMORY=$memory" "$here" "$@"
     ) <&0 & # in the background so that traps run at once
     [ -z "${WORLD_PIDFILE-}" ] || echo $! >"$WORLD_PIDFILE"
     wait $!
@@ -49,9 +57,10 @@ remove_world() {
     wait || true
     # The kernel takes a moment to bury what was in the namespace.
     for _ in $(seq 100); do
-        find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+        find "$group" ${memory:+"$memory"} -depth -type d -exec rmdir {} + 2>/dev/null && break
         sleep 0.05
     done
+    [ -z "$memory" ] || umount "$W/memory"
     umount "$W/cgroup"
     umount "$W"
     rmdir "$W"
@@ -98,6 +107,10 @@ inside() {
     fresh 0755 /sys/fs/cgroup
     mkdir "$root/sys/fs/cgroup/freezer"
     mount -t cgroup -o freezer cgroup "$root/sys/fs/cgroup/freezer"
+    if [ -n "$WORLD_MEMORY" ]; then
+        mkdir "$root/sys/fs/cgroup/memory"
+        mount -t cgroup -o memory cgroup "$root/sys/fs/cgroup/memory"
+    fi
     mkdir -p "$target"
     for at in "$repo" "$target"; do
         mkdir -p "$root$at"
@@ -117,7 +130,7 @@ inside() {
     people
     mkdir -m 0755 /run/lock /run/munge
     # Root in here is nobody's deputy.
-    unset WORLD_STAGE WORLD_DIR ${!SUDO_@}
+    unset WORLD_STAGE WORLD_DIR WORLD_MEMORY ${!SUDO_@}
     export SHIFTER_WORLD=${W##*/}
     local status=0
     "$@" || status=$?
@@ -155,7 +168,8 @@ case ${WORLD_STAGE-0} in
 0)
     # A test runner that only lists its tests needs no world.
     case " $* " in *" --list "*) exec "$@" ;; esac
-    keep=CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE,SHIFTER_LONG_TESTS
+    keep=CARGO_HOME,CARGO_TARGET_DIR,RUSTUP_HOME,WORLD_STAGE,WORLD_PIDFILE
+    keep+=,SHIFTER_LONG_TESTS,SHIFTER_SOAK_SEED
     enter=(unshare --mount --propagation private "$here" "$@")
     export WORLD_STAGE=1
     [ "$(id -u)" = 0 ] && exec "${enter[@]}"

@@ -33,12 +33,13 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
   syscalls    the system calls of a start
   page-cache  what several containers of one image keep in memory
   caches      starts with a per-node cache, and small writes in one
-  slurm       steps in an allocation, without and with a container
+  slurm       srun with the plugin unused, steps and jobs without and with a container
+  slurm-wide  a job of 64 nodes, all on this machine, without and with a container
   pull        an image of 6 layers from a registry on loopback to a squashfs file, beside peers
   pull-small, pull-large  the same with 1 and with 32 layers
   pull-second the same with 6 layers of which 5 are there
   fanout      Torque's prologue on 256 to 8192 nodes, beside pdsh with a worker that does nothing
-  all         every one of them but pulls and fanout, and at the end each goal with its verdict
+  all         every one of them but pulls, fanout and slurm-wide, and at the end each goal with its verdict
 --noisy measures also while the machine is busy: believe only ratios, if anything.
 --tiny is for trying the bench itself: a small image, small crowds, of peers that pull the best.";
 
@@ -46,7 +47,7 @@ const USAGE: &str = "usage: shifter-benches [--noisy] [--tiny] BENCH [ROUNDS]
 type Bench = fn(&Site, usize) -> Result<Vec<Row>>;
 
 /// In the order of `all`.
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("starts", starts::measure),
     ("many", crowd::measure),
     ("etc-growth", growth::measure),
@@ -55,6 +56,7 @@ const BENCHES: [(&str, Bench); 13] = [
     ("page-cache", page_cache::measure),
     ("caches", caches::measure),
     ("slurm", slurm::measure),
+    ("slurm-wide", slurm::measure_wide),
     ("pull-small", pull::measure_small),
     ("pull", pull::measure),
     ("pull-second", pull::measure_second),
@@ -64,7 +66,7 @@ const BENCHES: [(&str, Bench); 13] = [
 
 /// False for what takes minutes by itself.
 fn is_usual(bench: &str) -> bool {
-    !bench.starts_with("pull") && bench != "fanout"
+    !bench.starts_with("pull") && bench != "fanout" && bench != "slurm-wide"
 }
 
 /// Runs the bench that the words of a command line ask for.

@@ -42,6 +42,8 @@ pub struct Scale {
     pub cache: &'static str,
     /// Small writes to a file.
     pub writes: usize,
+    /// Nodes of a wide job.
+    pub nodes: usize,
     /// Programs that pull.
     pub pullers: usize,
     /// The image is a small Debian, not just busybox.
@@ -57,6 +59,7 @@ impl Scale {
         sharers: 16,
         cache: "100g",
         writes: 100_000,
+        nodes: 64,
         pullers: usize::MAX,
         is_debian: true,
     };
@@ -69,6 +72,7 @@ impl Scale {
         sharers: 3,
         cache: "320m",
         writes: 1000,
+        nodes: 2,
         pullers: 2,
         is_debian: false,
     };

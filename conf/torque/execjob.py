@@ -18,11 +18,8 @@ PROGRAMS = "/usr/lib/shifter/torque"
 
 def facts(job):
     """What the programs want to know, as the server has it."""
-    resources = job.Resource_List
-    try:
-        gres = resources["gres"]
-    except KeyError:
-        gres = None
+    # A server that has no such resource must not fail everybody's jobs.
+    gres = getattr(job.Resource_List, "gres", None)
     return {
         "job": str(job.id),
         "user": str(job.euser),
@@ -40,12 +37,17 @@ def main():
     if not job.in_ms_mom():
         event.accept()
         return
+    told = facts(job)
+    if told["gres"] is None:
+        # Not ours, and not to suffer where our programs are missing.
+        event.accept()
+        return
     begins = event.type == pbs.EXECJOB_BEGIN
     role = "execjob_begin" if begins else "execjob_end"
     program = PROGRAMS + ("/prologue" if begins else "/epilogue")
     done = subprocess.run(
         [program, "--as=" + role],
-        input=json.dumps(facts(job)).encode(),
+        input=json.dumps(told).encode(),
         stderr=subprocess.PIPE,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         check=False,

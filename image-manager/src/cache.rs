@@ -65,6 +65,7 @@ pub enum Progress<'a> {
 struct Origin<'a> {
     /// For messages.
     name: &'a str,
+    registry: &'a str,
     /// Whom it may serve, as far as that is known now.
     scope: &'a dyn Fn() -> Scope,
     source: &'a download::Source<'a>,
@@ -129,6 +130,7 @@ impl BlobCache {
         };
         let from = Origin {
             name: &format!("{}@{}", repository.source(), blob.digest),
+            registry: repository.registry(),
             scope: &scope,
             source: &|offset, sink| repository.blob_from(blob, offset, sink),
         };
@@ -171,6 +173,7 @@ impl BlobCache {
                 scope,
                 dir: &dir,
                 origin: from.name,
+                registry: from.registry,
                 watch,
                 is_in_scope: &|scope| *scope == (from.scope)(),
             };
@@ -182,6 +185,13 @@ impl BlobCache {
         }
         landing.end = End::Complete;
         Ok(())
+    }
+
+    /// Waits until nobody downloads a blob any more, so that it is known whether its bytes were the
+    /// right ones. One whose download has not begun is not waited for.
+    pub fn settle(&self, blob: &Descriptor) {
+        let flight = self.flight(&blob.digest);
+        flight.wait(|state| !state.is_tended || self.cancel.is_cancelled());
     }
 
     /// Ends all downloads of this pull and all waiting for them, for the pull cannot succeed.

@@ -46,6 +46,14 @@ impl Hasher {
         self.state.update(bytes);
     }
 
+    /// Takes all of a file.
+    pub(crate) fn update_from(&mut self, file: &File) -> io::Result<()> {
+        read_file(file, |bytes| {
+            self.update(bytes);
+            Ok(())
+        })
+    }
+
     /// Returns the digest as `<algorithm>:<hex>`.
     pub fn finish(self) -> String {
         let name = self.name;
@@ -58,12 +66,11 @@ impl Hasher {
     }
 }
 
-/// Feeds a file's bytes to `hasher`, from the first one on and without moving its position. `watch`
-/// hears of each piece; its error ends the work.
+/// Reads a file from its first byte on, without moving its position. `take` gets each piece; its error
+/// ends the work.
 pub(crate) fn read_file(
     file: &File,
-    hasher: &mut Hasher,
-    mut watch: impl FnMut(u64) -> io::Result<()>,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let (mut piece, mut position) = (vec![0; PIECE], 0);
     loop {
@@ -71,9 +78,8 @@ pub(crate) fn read_file(
         if count == 0 {
             return Ok(());
         }
-        hasher.update(&piece[..count]);
+        take(&piece[..count])?;
         position += count as u64;
-        watch(count as u64)?;
     }
 }
 

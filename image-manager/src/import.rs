@@ -17,11 +17,11 @@ mod squashfs;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use shifter_core::ids::ImageId;
-use shifter_core::meta::ImageMeta;
 use shifter_core::reference::{Digest, ImageRef};
 use shifter_core::store::IndexEntry;
 
@@ -29,7 +29,7 @@ use crate::build::{BuildOptions, LayerSource, Open, build_image};
 use crate::cancel::Cancel;
 use crate::image_config::ImageConfig;
 use crate::registry::Wanted;
-use crate::store::{Audience, ImageLock, ImageRecord, LayerRecord, Store, StoreKind, is_full, now};
+use crate::store::{Audience, ImageRecord, LayerRecord, Store, StoreKind, Waiting, is_full, now};
 use input::Input;
 use names::Names;
 use section::{Section, Verified};
@@ -139,9 +139,9 @@ pub struct Target {
 
 /// What an import is doing, for whoever watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImportStep {
-    /// Waits for a pull or import of the same image.
-    Waiting,
+pub enum ImportStep<'a> {
+    /// Waits for somebody else who is at work on this image, and who that is.
+    Waiting(&'a str),
     /// Writes the image.
     Building,
 }
@@ -278,7 +278,7 @@ impl Archive {
         store: &Store,
         target: &Target,
         cancel: &Cancel,
-        watch: &(dyn Fn(ImportStep) + Sync),
+        watch: &(dyn Fn(ImportStep<'_>) + Sync),
     ) -> Result<Imported, ImportError> {
         let (image, digest) = self.prepare(number, cancel)?;
         for wanted in target.names.iter().filter_map(ImageRef::digest) {
@@ -309,7 +309,12 @@ impl Archive {
         image.describe(&mut record);
 
         store.sweep()?;
-        let mut lock = store.lock(&id, |_| watch(ImportStep::Waiting))?;
+        let waiting = &Waiting {
+            cancel: Some(cancel),
+            tell: &|owner| watch(ImportStep::Waiting(&owner.describe())),
+        };
+        let workshop = store.workshop(&id, &record.source, waiting)?;
+        let mut lock = store.lock(&id, waiting)?;
         let found = lock.complete()?;
         // An id is no secret: only who has the layers too may let others see a private image.
         let found = found.filter(|found| found.is_public() || store.kind() == StoreKind::User);
@@ -320,9 +325,17 @@ impl Archive {
                 watch(ImportStep::Building);
                 let options = BuildOptions {
                     cancel: cancel.clone(),
-                    ..target.options.clone()
+                    ..lock.form(&target.options)?
                 };
-                self.make(&image, &id, &meta, record, &mut lock, &options)?;
+                drop(lock);
+                let mut out = workshop.begin()?;
+                self.make(&image, &id, store, &mut out, &options)?;
+                if let Image::Layers { .. } = image {
+                    meta.format = options.squashfs.format.as_str().to_owned();
+                }
+                let sealed = workshop.seal(&out)?;
+                lock = store.lock(&id, waiting)?;
+                lock.publish(&sealed, &meta, record)?;
             }
         }
         let (path, size) = lock.image()?;
@@ -335,7 +348,7 @@ impl Archive {
                 size,
             };
             lock.check()?;
-            store.tag(reference, &entry)?;
+            store.tag(reference, &entry, waiting)?;
         }
         lock.keep()?;
         Ok(Imported {
@@ -394,26 +407,19 @@ impl Archive {
         Ok((image, digest))
     }
 
-    /// Builds or copies the image and publishes it.
+    /// Builds or copies the image.
     fn make(
         &self,
         image: &Image,
         id: &ImageId,
-        meta: &ImageMeta,
-        record: ImageRecord,
-        lock: &mut ImageLock<'_>,
+        store: &Store,
+        out: &mut File,
         options: &BuildOptions,
     ) -> Result<(), ImportError> {
         let cancel = &options.cancel;
-        let options = &lock.form(options)?;
-        let mut out = lock.begin()?;
-        let mut meta = meta.clone();
         let made = match image {
-            Image::Layers { config, layers, .. } => {
-                meta.format = options.squashfs.format.as_str().to_owned();
-                build(config, layers, &mut out, options)
-            }
-            Image::Squashfs(file) => match squashfs::copy(file, Some(&mut out), cancel) {
+            Image::Layers { config, layers, .. } => build(config, layers, out, options),
+            Image::Squashfs(file) => match squashfs::copy(file, Some(out), cancel) {
                 Ok(digest) if digest == id.as_str() => Ok(()),
                 Ok(_) => Err(ImportError::Changed),
                 Err(error) => Err(error),
@@ -423,7 +429,7 @@ impl Archive {
             // What was stopped fails in many ways.
             _ if cancel.is_cancelled() => ImportError::Cancelled(crate::cancel::Cancelled),
             ImportError::Build(error) if is_full(&error) => {
-                ImportError::Store(lock.full(self.input_bytes(image)))
+                ImportError::Store(store.full(self.input_bytes(image)))
             }
             error => error,
         })?;
@@ -431,8 +437,7 @@ impl Archive {
         if self.input.stamp()? != self.stamp {
             return Err(ImportError::Changed);
         }
-        cancel.check()?;
-        Ok(lock.publish(&out, &meta, record)?)
+        Ok(cancel.check()?)
     }
 
     fn input_bytes(&self, image: &Image) -> u64 {
@@ -481,7 +486,7 @@ impl Image {
 fn build(
     config: &ImageConfig,
     layers: &[Blob],
-    out: &mut std::fs::File,
+    out: &mut File,
     options: &BuildOptions,
 ) -> Result<(), ImportError> {
     let opens: Vec<Box<Open<'_>>> = layers

@@ -1,6 +1,6 @@
 //! Pulling one image: from a reference to a published file in a store.
 //!
-//! Owns the order: resolve, check the configuration, lock the image's id, download and build, publish,
+//! Owns the order: resolve, check the configuration, download and build, lock the image's id, publish,
 //! tag. What each step means is in the modules it calls. An image that is there
 //! already is only tagged: its id pins its content, because the build compared every layer with the
 //! digests in the configuration.
@@ -18,12 +18,12 @@ use shifter_core::reference::{Digest, ImageType};
 use shifter_core::store::IndexEntry;
 use thiserror::Error;
 
-use crate::build::BuildError;
+use crate::build::{BuildError, BuildOptions};
 use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::image_config::{ImageConfig, ImageConfigError};
 use crate::registry::{Access, RegistryError};
-use crate::store::{ImageLock, ImageRecord, LayerRecord, StoreError, is_full, now};
+use crate::store::{ImageLock, ImageRecord, Store, StoreError, Waiting, is_full, now};
 
 use layers::Layers;
 pub use watch::{Event, Request};
@@ -146,23 +146,38 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     };
     record.describe(&resolved.config);
 
+    if store.is_read_only() {
+        let digest = resolved.digest.to_string();
+        let may_have =
+            |found: &ImageMeta, known: Option<&ImageRecord>| may_have(found, &record, known);
+        let found =
+            store.find_unchanged(reference, (&config.id, &digest), &config.meta, may_have)?;
+        let path = store.path().to_owned();
+        let (path, size) = found.ok_or(StoreError::ReadOnly { path })?;
+        return Ok(Pulled {
+            id: config.id,
+            digest: resolved.digest,
+            path,
+            size,
+            is_new: false,
+            left_out,
+        });
+    }
     store.sweep()?;
     let cache = BlobCache::of_store(store)?.with_cancel(request.cancel.clone());
     cache.sweep()?;
-    let mut lock = store.lock(&config.id, |owner| {
-        watch(Event::Waiting(&owner.describe()));
-    })?;
-    let found = lock.complete()?;
-    // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
-    // that this registry gives away a private image, unless it came from there. What a registry shows
-    // everybody proves nothing: it may want a login for the layers alone.
-    let may_have =
-        |found: &ImageMeta| found.is_public() || record.is_private && lock.is_from(&record.source);
-    let found = found.filter(may_have);
-    let is_new = found.is_none();
-    match found {
-        Some(found) => lock.widen(&found, &config.meta)?,
+    let waiting = &Waiting {
+        cancel: Some(request.cancel),
+        tell: &|owner| watch(Event::Waiting(&owner.describe())),
+    };
+    let lock = store.lock(&config.id, waiting)?;
+    let (lock, is_new) = match find(&lock, &record)? {
+        Some(found) => {
+            lock.widen(&found, &config.meta)?;
+            (lock, false)
+        }
         None => {
+            drop(lock);
             let layers = Layers {
                 request,
                 repository: &repository,
@@ -170,14 +185,9 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
                 diff_ids: &config.diff_ids,
                 cache: &cache,
             };
-            let made = make(&layers, config.meta.clone(), record, &mut lock);
-            if let Err(PullError::Store(StoreError::Full { .. })) = made {
-                // The reason is what matters; what stays goes when room is needed.
-                let _ = cache.give_back(&layers.blobs());
-            }
-            made?;
+            build(&layers, &config, record, waiting)?
         }
-    }
+    };
     let (path, size) = lock.image()?;
     let entry = IndexEntry {
         reference: reference.canonical(),
@@ -187,7 +197,7 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
         size,
     };
     lock.check()?;
-    store.tag(reference, &entry)?;
+    store.tag(reference, &entry, waiting)?;
     lock.keep()?;
     drop(lock);
     // What was pulled stays pulled if the cache cannot be made smaller.
@@ -203,46 +213,82 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     })
 }
 
-/// Downloads the layers, builds the image and publishes it.
+/// Returns the metadata of an image that is there, if whoever pulls may have it.
+fn find(lock: &ImageLock<'_>, record: &ImageRecord) -> Result<Option<ImageMeta>, StoreError> {
+    // A record that cannot be read proves nothing.
+    let known = lock.record().ok().flatten();
+    let may_have = |found: &ImageMeta| may_have(found, record, known.as_ref());
+    Ok(lock.complete()?.filter(may_have))
+}
+
+/// True if an image may be given to who pulls it, of whom `record` tells.
+fn may_have(found: &ImageMeta, record: &ImageRecord, known: Option<&ImageRecord>) -> bool {
+    // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
+    // that this registry gives away a private image, unless it came from there. What a registry shows
+    // everybody proves nothing: it may want a login for the layers alone.
+    let is_from = known.is_some_and(|known| known.source == record.source);
+    found.is_public() || record.is_private && is_from
+}
+
+/// Builds an image and publishes it; false if somebody else from the same source did.
+fn build<'a>(
+    layers: &Layers<'a>,
+    config: &ImageConfig,
+    mut record: ImageRecord,
+    waiting: &Waiting<'_>,
+) -> Result<(ImageLock<'a>, bool), PullError> {
+    let Request {
+        store, audience, ..
+    } = *layers.request;
+    let mut meta = config.meta.clone();
+    let workshop = store.workshop(&config.id, &record.source, waiting)?;
+    let lock = store.lock(&config.id, waiting)?;
+    if let Some(found) = find(&lock, &record)? {
+        lock.widen(&found, &meta)?;
+        return Ok((lock, false));
+    }
+    let options = lock.form(layers.request.options)?;
+    drop(lock);
+    let mut out = workshop.begin()?;
+    let made = make(layers, store, &mut out, &options);
+    if let Err(PullError::Store(StoreError::Full { .. })) = made {
+        // The reason is what matters; what stays goes when room is needed.
+        let _ = layers.cache.give_back(&layers.blobs());
+    }
+    made?;
+    meta.format = options.squashfs.format.as_str().to_owned();
+    record.layers = layers.records();
+    // A registry may show everybody what it gives only to some.
+    if layers.repository.access() == Access::Private {
+        audience.restrict(&mut meta);
+        record.is_private = true;
+    }
+    let image = workshop.seal(&out)?;
+    let lock = store.lock(&config.id, waiting)?;
+    lock.publish(&image, &meta, record)?;
+    Ok((lock, true))
+}
+
+/// Downloads the layers and builds the image.
 fn make(
     layers: &Layers<'_>,
-    mut meta: ImageMeta,
-    mut record: ImageRecord,
-    lock: &mut ImageLock<'_>,
+    store: &Store,
+    out: &mut File,
+    options: &BuildOptions,
 ) -> Result<(), PullError> {
     let blobs = layers.blobs();
     layers.cache.reserve(&blobs)?;
-    let mut out = lock.begin()?;
     let sizes = blobs.iter().map(|blob| blob.size);
     let bytes = sizes.fold(0, u64::saturating_add);
     // Layers may hide most of each other; where not even a quarter fits, no download is worth it.
-    if free_bytes(&out).is_some_and(|free| free < bytes / 4) {
-        return Err(PullError::Store(lock.full(bytes)));
+    if free_bytes(out).is_some_and(|free| free < bytes / 4) {
+        return Err(PullError::Store(store.full(bytes)));
     }
-    let options = lock.form(layers.request.options)?;
-    meta.format = options.squashfs.format.as_str().to_owned();
-    layers
-        .build(&mut out, &options)
-        .map_err(|error| match error {
-            PullError::Build(error) if is_full(&error) => PullError::Store(lock.full(bytes)),
-            error => error,
-        })?;
-    let described = layers.layers.iter().zip(layers.diff_ids);
-    record.layers = described
-        .map(|(layer, diff_id)| LayerRecord {
-            media_type: layer.media_type.clone(),
-            digest: layer.digest.to_string(),
-            size: layer.size,
-            diff_id: diff_id.clone(),
-        })
-        .collect();
-    // A registry may show everybody what it gives only to some.
-    if layers.repository.access() == Access::Private {
-        layers.request.audience.restrict(&mut meta);
-        record.is_private = true;
-    }
-    layers.request.cancel.check()?;
-    Ok(lock.publish(&out, &meta, record)?)
+    layers.build(out, options).map_err(|error| match error {
+        PullError::Build(error) if is_full(&error) => PullError::Store(store.full(bytes)),
+        error => error,
+    })?;
+    Ok(layers.request.cancel.check()?)
 }
 
 /// What the file system of a file has room for, if it says so.

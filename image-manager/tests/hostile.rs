@@ -13,7 +13,7 @@ use std::fs;
 
 use serde_json::json;
 use site::Site;
-use site::image::{self, Blob, Image, small};
+use site::image::{self, Blob, Image, Layer, Packing, small};
 use site::mock::{Mock, Reply, honest};
 
 const SECRET: &str = "Basic YWxpY2U6c2VjcmV0";
@@ -111,6 +111,75 @@ fn blobs_that_are_not_what_was_promised() {
         let (_mock, site, reference) = with(&config_path(&image), reply);
         site.fails(&["pull", &reference], code, "");
         assert_eq!(site.image_count(), 0, "{reason}");
+    }
+}
+
+/// Pulls an image of one layer whose blob is answered by `answers` in turn, the last one for good.
+/// Its requests tell how often.
+fn in_turn(image: &Image, answers: Vec<Vec<u8>>) -> (Mock, Site, String) {
+    let (replies, path) = (honest(image), layer_path(image));
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let mock = Mock::start(move |request| {
+        if request.path != path {
+            let reply = replies.get(&request.path).cloned();
+            return reply.unwrap_or_else(|| Reply::status(404));
+        }
+        let turn = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let answer = &answers[turn.min(answers.len() - 1)];
+        Reply::ok(&Blob::new("application/octet-stream", answer.as_slice()))
+    });
+    let site = Site::new(&[&mock.address]);
+    let reference = format!("{}/x", mock.address);
+    (mock, site, reference)
+}
+
+/// A wrong blob may break the decoder long before its last byte, and is a wrong blob all the same;
+/// a right one that is damaged is the image's own fault, and is not fetched again.
+#[test]
+fn a_blob_is_judged_by_its_digest_before_its_content() {
+    let (usual, megabyte) = (Packing::Gzip, 1 << 20);
+    let table = [
+        (usual, 40_000),
+        (usual, megabyte + megabyte / 4),
+        (usual, 3 * megabyte),
+        (Packing::Zstd, 40_000),
+        (Packing::Zstd, 3 * megabyte),
+    ];
+    for (packing, size) in table {
+        // Of few different bytes, so that there is something to decode.
+        let mut noise = image::noise(7, 2 * size);
+        noise.iter_mut().for_each(|byte| *byte &= 0xf);
+        let files = [("data", noise.as_slice()), ("etc/motd", b"whole")];
+        let image = image::image("amd64", json!({}), &[image::layer(packing, &files)]);
+        let right = image.layers[0].blob.bytes.clone();
+        let mut wrong = right.clone();
+        wrong[20_000..20_512].fill(0xff);
+        let case = format!("{packing:?} of {size} bytes");
+        let times = |mock: &Mock| {
+            let path = layer_path(&image);
+            let requests = mock.requests();
+            requests.iter().filter(|r| r.path == path).count()
+        };
+
+        let (mock, site, reference) = in_turn(&image, vec![wrong.clone(), right]);
+        site.ok(&["pull", &reference]);
+        assert_eq!(site.read(&reference, "etc/motd"), "whole", "{case}");
+        assert_eq!(times(&mock), 2, "{case}");
+
+        let (mock, site, reference) = in_turn(&image, vec![wrong.clone()]);
+        site.fails(&["pull", &reference], 7, "its digest is sha256:");
+        assert_eq!((times(&mock), site.image_count()), (2, 0), "{case}");
+
+        let layer = image.layers[0].clone();
+        let blob = Blob::new(&layer.blob.media_type, wrong);
+        let diff_id = layer.diff_id;
+        let damaged = image::image("amd64", json!({}), &[Layer { blob, diff_id }]);
+        let (mock, site, reference) = serve(honest(&damaged));
+        site.fails(&["pull", &reference], 4, "layer 1");
+        let path = layer_path(&damaged);
+        let requests = mock.requests();
+        let asked = requests.iter().filter(|r| r.path == path).count();
+        assert_eq!((asked, site.image_count()), (1, 0), "{case}");
     }
 }
 
@@ -451,9 +520,11 @@ fn what_a_registry_says_is_harmless() {
 #[test]
 fn proxies_of_the_environment() {
     let replies = honest(&small("x"));
-    let proxy = Mock::start(move |request| match request.path.as_str() {
-        "registry.test:80" => Reply::Full(200, Vec::new(), Vec::new()),
-        path => replies.get(path).cloned().unwrap_or(Reply::status(404)),
+    // It gets the whole address, as from curl: many open no tunnel to port 80.
+    let proxy = Mock::start(move |request| {
+        let path = request.path.strip_prefix("http://registry.test");
+        let reply = path.and_then(|path| replies.get(path).cloned());
+        reply.unwrap_or(Reply::status(404))
     });
     let site = Site::new(&["registry.test"]);
     let pull = |no_proxy: &str| {

@@ -9,6 +9,7 @@ mod dialect;
 mod site;
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -163,4 +164,39 @@ fn the_second_signal_ends_it_at_once() {
     // Whatever it left is in nobody's way.
     site.ok(&["pull", &slow.reference()]);
     site.assert_tidy();
+}
+
+/// Anybody's registry can name anybody's image and serve it slowly: who asks another registry does not
+/// wait, and who asks the same one is told for whom, once, and may stop.
+#[test]
+fn a_slow_registry_holds_up_nobody_else() {
+    let (slow, quick) = (Slow::start(), Slow::start());
+    quick.hurry.store(true, Ordering::SeqCst);
+    let site = Site::new(&[&slow.server.address, &quick.server.address]);
+    let first = start(&site, &slow);
+    let mut second = site.command(&["pull", &slow.reference()]);
+    let mut second = second.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(second.stderr.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    let holder = format!("waiting for process {} on '", first.id());
+    assert!(lines.any(|line| line.contains(&holder)));
+    send(&second, Signal::INT);
+    let begin = Instant::now();
+    assert_eq!(second.wait().unwrap().signal(), Some(2));
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    let rest: Vec<String> = lines.collect();
+    assert!(
+        !rest.iter().any(|line| line.contains("waiting")) && rest[0].ends_with("': interrupted"),
+        "{rest:?}"
+    );
+
+    site.ok(&["pull", &quick.reference()]);
+    assert_eq!(site.read(&quick.reference(), "etc/motd"), "slow");
+    // The image is there: nobody has to wait for the first any more.
+    site.ok(&["pull", &slow.reference()]);
+    send(&first, Signal::TERM);
+    let output = first.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(15), "{output:?}");
+    site.assert_tidy();
+    assert_eq!(site.image_count(), 1);
 }

@@ -41,6 +41,8 @@ pub enum ChildError {
         program: String,
         /// The time it had.
         seconds: u64,
+        /// What it had printed to stdout.
+        printed: String,
     },
 }
 
@@ -111,9 +113,11 @@ pub fn run(mut command: Command, input: &[u8], terms: Terms) -> Result<Finished,
     let time = Duration::from_secs(terms.seconds.into());
     let Some(status) = wait(&mut child, time).map_err(failed)? else {
         end(&mut child, terms.own_group);
+        let printed = written(&mut stdout).unwrap_or_default();
         return Err(ChildError::Deadline {
             program,
             seconds: time.as_secs(),
+            printed: String::from_utf8_lossy(&printed).into_owned(),
         });
     };
     Ok(Finished {

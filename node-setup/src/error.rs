@@ -250,6 +250,14 @@ impl Error {
             Error::Variable(source) | Error::EnvFile { source, .. } => {
                 source.hint().map(str::to_owned)
             }
+            // Docker's -v is --volume.
+            Error::Command {
+                command,
+                code: ExitCode::NotFound,
+                ..
+            } if command.starts_with(b"/") && command.windows(2).any(|two| two == b":/") => {
+                Some("a volume is given with -V or --volume; -v is --verbose".to_owned())
+            }
             Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
             Error::Volume { hint, .. } => hint.clone(),
             Error::NoModule { known, .. } if known.is_empty() => {
@@ -342,6 +350,22 @@ mod tests {
             "cannot open 'a\\u{a}b': No such file or directory"
         );
         assert_eq!(error.exit_code(), ExitCode::Mount);
+    }
+
+    #[test]
+    fn a_volume_that_is_taken_for_a_command_is_told() {
+        let hint = |command: &str, code| {
+            let (command, reason) = (command.into(), String::new());
+            let error = Error::Command {
+                command,
+                reason,
+                code,
+            };
+            error.hint()
+        };
+        assert!(hint("/scratch/me:/data", ExitCode::NotFound).is_some());
+        assert_eq!(hint("/bin/ls", ExitCode::NotFound), None);
+        assert_eq!(hint("/a:/b", ExitCode::NotExecutable), None);
     }
 
     #[test]

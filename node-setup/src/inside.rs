@@ -6,18 +6,20 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::process::chdir;
 use serde::Deserialize;
 use shifter_core::config::Config;
 use shifter_core::env::Pair;
 use shifter_core::exit::ExitCode;
+use shifter_core::layout::Program;
 use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
 use shifter_core::volmap::{Origin, VolumeMap};
 
 use crate::error::{Context, Error, Result};
+use crate::modules::place::UDI_IMAGE;
 use crate::options::{self, Action, RunOptions};
 use crate::{launch, out, process};
 
@@ -52,12 +54,21 @@ fn run(words: Vec<OsString>) -> Result<ExitCode> {
             env!("CARGO_PKG_VERSION"),
             "\n"
         ))),
+        Action::Tool(Program::Ps, words) => list(words).map(|never| match never {}),
         Action::Images(_) | Action::Tool(..) => Err(Error::Denied {
             what: "only commands can be run inside a container".into(),
             hint: Some("run this shifter command outside of it"),
         }),
         Action::Run(options) => execute(&options).map(|never| match never {}),
     }
+}
+
+/// Becomes the program that lists containers.
+fn list(words: Vec<OsString>) -> Result<Infallible> {
+    let program = format!("{UDI_IMAGE}/sbin/shifter-ps");
+    let words = words.into_iter().map(OsString::into_vec);
+    let command: Vec<Vec<u8>> = [program.into_bytes()].into_iter().chain(words).collect();
+    Err(launch::execute(&command, &launch::own_environment()))
 }
 
 fn execute(options: &RunOptions) -> Result<Infallible> {

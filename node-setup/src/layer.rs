@@ -346,14 +346,16 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
-    pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
+    /// Mounts the overlay of the layer over the image, under this name in mountinfo; it is attached
+    /// nowhere yet.
+    pub fn mount(&self, source: &str, scratch: Option<&Scratch>) -> Result<OwnedFd> {
         let Some(Scratch { upper, work, .. }) = scratch else {
-            return mnt::overlay(&[&self.dir, &self.image.dir]);
+            return mnt::overlay(source, &[&self.dir, &self.image.dir]);
         };
         // Without privilege the overlay cannot keep its notes in attributes that are root's.
         let is_users = self.image.is_whole;
-        mnt::writable_overlay([upper, work], [&self.dir, &self.image.dir], is_users)
+        let lower = [&self.dir, &self.image.dir];
+        mnt::writable_overlay(source, [upper, work], lower, is_users)
     }
 
     /// Keeps a descriptor of the root that is of no more use.

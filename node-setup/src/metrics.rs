@@ -41,7 +41,7 @@ pub fn count(dir: &Path, record: &Record) -> Result<()> {
     let file = dir.join(FILE);
     let before = read(&file).step("read", &file)?;
     let seconds = record.took.as_secs_f64();
-    let after = counted(&before, record.event, record.outcome, seconds);
+    let after = counted(&before, record.event, record.outcome.name(), seconds);
     let new = dir.join(NEW);
     let write = || -> io::Result<()> {
         let mut out = open(&new, 0o644)?;

@@ -17,7 +17,8 @@ use crate::sys::{Propagation, mount_setattr};
 /// Look-ups of one path before giving up against somebody who renames files all the time.
 const RETRIES: usize = 10_000;
 
-/// Name of a root's overlay in mountinfo.
+/// Name of a root's overlay in mountinfo, followed by `:` and the job's id for a private container
+/// within a job.
 pub const ROOT_SOURCE: &str = "shifter";
 
 /// What every mount in a container has: no setuid programs, no devices.
@@ -67,23 +68,24 @@ pub fn make(
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
-/// Lays directories over one another, the first one on top, for reading only; it is attached nowhere
-/// yet.
-pub fn overlay(dirs: &[&OwnedFd]) -> Result<OwnedFd> {
+/// Lays directories over one another, the first one on top, for reading only, under this name in
+/// mountinfo; it is attached nowhere yet.
+pub fn overlay(source: &str, dirs: &[&OwnedFd]) -> Result<OwnedFd> {
     let lower = layers(dirs);
-    make("overlay", &overlay_options(&lower), SAFE_RO)
+    make("overlay", &overlay_options(source, &lower), SAFE_RO)
 }
 
 /// Lays `lower`, and over it what is written to `upper`, both given with what they need beside
 /// them; it is attached nowhere yet.
 pub fn writable_overlay(
+    source: &str,
     [upper, work]: [&OwnedFd; 2],
     lower: [&OwnedFd; 2],
     is_users: bool,
 ) -> Result<OwnedFd> {
     let lower = layers(&lower);
     let [upper, work] = [upper, work].map(magic);
-    let mut options = overlay_options(&lower).to_vec();
+    let mut options = overlay_options(source, &lower).to_vec();
     options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
     if is_users {
         options.push(("userxattr", None));
@@ -93,9 +95,9 @@ pub fn writable_overlay(
 
 /// The layers' own overlay attributes must not lead the kernel elsewhere (an image is hostile
 /// data): no redirects, no metadata-only files.
-fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
+fn overlay_options<'a>(source: &'a str, lower: &'a str) -> [(&'a str, Option<&'a str>); 4] {
     [
-        ("source", Some(ROOT_SOURCE)),
+        ("source", Some(source)),
         ("lowerdir", Some(lower)),
         ("redirect_dir", Some("nofollow")),
         ("metacopy", Some("off")),

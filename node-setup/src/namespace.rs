@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{chroot, fchdir};
 use rustix::thread::{
     CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_getaffinity, sched_setaffinity,
 };
@@ -24,6 +25,41 @@ pub fn own() -> Result<OwnedFd> {
 pub fn enter(namespace: impl AsFd) -> Result<()> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
         .step("enter", "mount namespace")
+}
+
+/// A namespace with the root directory that the process has in it.
+pub struct Home {
+    namespace: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Home {
+    /// Opens the process's own.
+    pub fn own() -> Result<Self> {
+        Ok(Self {
+            namespace: own()?,
+            root: directory("/")?,
+        })
+    }
+
+    /// Moves the process back.
+    pub fn enter(&self) -> Result<()> {
+        enter(&self.namespace)?;
+        change_root(&self.root)
+    }
+}
+
+/// Opens a directory, for its place alone.
+pub fn directory(path: impl AsRef<Path>) -> Result<OwnedFd> {
+    let path = path.as_ref();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).step("open directory", path)
+}
+
+/// Makes an open directory the process's root and working directory.
+pub fn change_root(dir: &OwnedFd) -> Result<()> {
+    fchdir(dir).step("change to", "root directory")?;
+    chroot(".").step("change root to", "root directory")
 }
 
 /// Opens the namespace with this inode, if a process is in it.

@@ -159,7 +159,7 @@ fn is_on_fuse(mountinfo: &[u8], dir: &[u8]) -> bool {
 }
 
 /// Undoes mountinfo's `\040` for a space and the like.
-fn unescaped(field: &[u8]) -> Vec<u8> {
+pub fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = field;
     while let Some((first, more)) = rest.split_first() {

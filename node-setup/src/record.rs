@@ -16,6 +16,7 @@ use shifter_core::manifest::JobManifest;
 use shifter_core::sanitize;
 
 use crate::error::{Error, Result};
+use crate::out;
 
 /// Where every system log listens.
 const LOG: &str = "/dev/log";
@@ -43,12 +44,35 @@ impl Event {
     }
 }
 
+/// How an event went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should.
+    Done,
+    /// The user asked for what cannot be.
+    Mistake,
+    /// The node cannot do it.
+    Failure,
+}
+
+impl Outcome {
+    /// Returns the word that stands for it in log and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Mistake => "mistake",
+            Outcome::Failure => "failure",
+        }
+    }
+}
+
 /// How long each phase of an event took.
 #[derive(Debug)]
 pub struct Phases {
     start: Instant,
     last: Instant,
     past: Vec<(&'static str, Duration)>,
+    is_told: bool,
 }
 
 impl Phases {
@@ -59,13 +83,26 @@ impl Phases {
             start,
             last: start,
             past: Vec::new(),
+            is_told: false,
+        }
+    }
+
+    /// Begins the first phase; each is printed when it ends, for who may have to kill the process.
+    pub fn begin_telling() -> Self {
+        Self {
+            is_told: true,
+            ..Self::begin()
         }
     }
 
     /// Ends the phase that has this name, and begins the next.
     pub fn end(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.past.push((name, now - self.last));
+        let time = now - self.last;
+        if self.is_told {
+            out::answer(&format!("{name}={}\n", milliseconds(time)));
+        }
+        self.past.push((name, time));
         self.last = now;
     }
 }
@@ -76,11 +113,10 @@ pub struct Record {
     /// What was done.
     pub event: Event,
     /// How it went.
-    pub outcome: &'static str,
+    pub outcome: Outcome,
     /// How long all of it took.
     pub took: Duration,
     fields: Vec<(&'static str, String)>,
-    is_failure: bool,
 }
 
 impl Record {
@@ -93,17 +129,7 @@ impl Record {
         result: &Result<()>,
     ) -> Self {
         let took = phases.start.elapsed();
-        let node = rustix::system::uname().nodename().to_string_lossy().into();
-        let mut fields = vec![("job", job.to_owned()), ("root", root.to_owned())];
-        if let Some(manifest) = manifest {
-            fields.push(("cluster", manifest.cluster.clone()));
-            fields.push(("uid", manifest.user.uid.to_string()));
-        }
-        fields.push(("node", node));
-        if let Some(manifest) = manifest {
-            fields.push(("image", manifest.image.id.to_string()));
-            fields.push(("request", manifest.image.reference.clone()));
-        }
+        let mut fields = subject((job, root), manifest);
         for (name, time) in &phases.past {
             fields.push((name, milliseconds(*time)));
         }
@@ -112,11 +138,11 @@ impl Record {
             .as_ref()
             .map_or_else(Error::exit_code, |()| ExitCode::Success);
         let outcome = match code {
-            ExitCode::Success => "done",
-            code if code.is_users_mistake() => "mistake",
-            _ => "failure",
+            ExitCode::Success => Outcome::Done,
+            code if code.is_users_mistake() => Outcome::Mistake,
+            _ => Outcome::Failure,
         };
-        fields.push(("outcome", outcome.to_owned()));
+        fields.push(("outcome", outcome.name().to_owned()));
         if let Err(error) = result {
             fields.push(("code", code.code().to_string()));
             fields.push(("error", error.chain()));
@@ -126,7 +152,29 @@ impl Record {
             outcome,
             took,
             fields,
-            is_failure: outcome == "failure",
+        }
+    }
+
+    /// Puts together what is known of an event whose process was killed after `seconds`: the phases
+    /// that were over, with their times, and what it was that took so long.
+    pub fn cut_short(
+        event: Event,
+        name: (&str, &str),
+        manifest: Option<&JobManifest>,
+        past: Vec<(&'static str, String)>,
+        (seconds, outcome, error): (u64, Outcome, &str),
+    ) -> Self {
+        let took = Duration::from_secs(seconds);
+        let mut fields = subject(name, manifest);
+        fields.extend(past);
+        fields.push(("total_ms", milliseconds(took)));
+        fields.push(("outcome", outcome.name().to_owned()));
+        fields.push(("error", error.to_owned()));
+        Self {
+            event,
+            outcome,
+            took,
+            fields,
         }
     }
 
@@ -141,10 +189,9 @@ impl Record {
 
     /// Sends the line to the system's log, which is not waited for.
     pub fn log(&self, program: &str) {
-        let priority = if self.is_failure {
-            FAILURE
-        } else {
-            INFORMATION
+        let priority = match self.outcome {
+            Outcome::Failure => FAILURE,
+            Outcome::Done | Outcome::Mistake => INFORMATION,
         };
         let process = std::process::id();
         let text = format!("<{priority}>{program}[{process}]: {}", self.line());
@@ -154,6 +201,25 @@ impl Record {
             socket.send_to(text.as_bytes(), LOG)
         });
     }
+}
+
+/// Returns the fields that say what an event is about.
+fn subject(
+    (job, root): (&str, &str),
+    manifest: Option<&JobManifest>,
+) -> Vec<(&'static str, String)> {
+    let node = rustix::system::uname().nodename().to_string_lossy().into();
+    let mut fields = vec![("job", job.to_owned()), ("root", root.to_owned())];
+    if let Some(manifest) = manifest {
+        fields.push(("cluster", manifest.cluster.clone()));
+        fields.push(("uid", manifest.user.uid.to_string()));
+    }
+    fields.push(("node", node));
+    if let Some(manifest) = manifest {
+        fields.push(("image", manifest.image.id.to_string()));
+        fields.push(("request", manifest.image.reference.clone()));
+    }
+    fields
 }
 
 fn milliseconds(time: Duration) -> String {
@@ -191,6 +257,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_says_how_far_it_came() {
+        let past = vec![("lock_ms", "0.1".to_owned())];
+        let why = (3, Outcome::Failure, "too late");
+        let record = Record::cut_short(Event::Setup, ("17", "job"), None, past, why);
+        let line = record.line();
+        let end = " lock_ms=0.1 total_ms=3000.0 outcome=failure error=\"too late\"";
+        assert!(line.ends_with(end), "{line}");
+    }
+
+    #[test]
     fn a_line_says_how_it_went() {
         let phases = || {
             let mut phases = Phases::begin();
@@ -209,11 +285,11 @@ mod tests {
             "{done}"
         );
         let mistake = of(Err(Error::NoImage("x".into())));
-        assert!(!mistake.is_failure);
+        assert_eq!(mistake.outcome, Outcome::Mistake);
         let told =
             " outcome=mistake code=4 error=\"cannot find image 'x': it is not in the site store\"";
         assert!(mistake.line().ends_with(told), "{}", mistake.line());
         let failure = of(Err(Error::Privilege("no")));
-        assert!(failure.is_failure && failure.line().ends_with(" outcome=failure code=6 error=no"));
+        assert!(failure.line().ends_with(" outcome=failure code=6 error=no"));
     }
 }

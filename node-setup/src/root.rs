@@ -16,8 +16,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType};
-use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::mount::MountAttrFlags;
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
@@ -29,10 +28,11 @@ use shifter_core::volmap::VolumeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::etc::{self, ShifterConfig};
+use crate::ground::Ground;
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
-use crate::mnt::{self, Kept, SAFE};
+use crate::mnt::{self, Kept, ROOT_SOURCE, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
@@ -65,6 +65,8 @@ pub struct RootRequest<'a> {
     pub modules: &'a [String],
     /// The job that it is the root of.
     pub job: Option<&'a JobId>,
+    /// The job that a private container is started in: the teardown knows it by that.
+    pub within: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
     /// The keys with which the job's nodes reach one another, if they do.
@@ -110,8 +112,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     } else {
         sys::unshare_mounts().step("unshare", "mount namespace")?;
     }
-    // Before the first mount: nothing made here may reach the host (shared is systemd's default).
-    sys::enslave_mounts().step("restrict", "the host's mounts")?;
+    // Before the first mount: nothing made here may reach the host.
+    let ground = match request.image.is_rootless() {
+        true => Ground::take_as_user()?,
+        false => Ground::take(&request.config.torque.node_context_prefix)?,
+    };
 
     let image_mount = match early {
         Some(mount) => mount,
@@ -163,7 +168,11 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
-    let root = layer.mount(scratch.as_ref())?;
+    let source = match request.within {
+        Some(job) => format!("{ROOT_SOURCE}:{job}"),
+        None => ROOT_SOURCE.to_owned(),
+    };
+    let root = layer.mount(&source, scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
     host_dirs(&root, &image.kept)?;
     if scratch.is_none() {
@@ -186,7 +195,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         )?;
     }
 
-    enter(&root)?;
+    ground.leave_for(&root)?;
     if !request.is_pinned {
         image.kept.leave_to_exec();
         std::mem::forget((mounts, layer));
@@ -218,15 +227,6 @@ fn scratch(
         scratch.give(path, request.user, image)?;
     }
     Ok(Some(scratch))
-}
-
-/// Makes `root` the root of the process and of its namespace; the host's tree goes.
-fn enter(root: &OwnedFd) -> Result<()> {
-    fchdir(root).step("change to", "the new root")?;
-    // The old root is stacked on the new one and taken off again: no directory for it is needed.
-    pivot_root(".", ".").step("pivot to", "the new root")?;
-    unmount(".", UnmountFlags::DETACH).step("unmount", "the host's tree")?;
-    chdir("/").step("change to", "/")
 }
 
 /// Lists the image's top level.

@@ -496,6 +496,14 @@ impl SignalMask {
     }
 }
 
+/// Has the command begin with no signal blocked: it would inherit what this process blocks, and
+/// neither end when it is told to nor hear its own alarms.
+pub fn unblock_signals_of(command: &mut Command) {
+    let unblock = || SignalMask::empty().swap().map(drop);
+    // SAFETY: between fork and exec one system call is made; it neither allocates nor locks.
+    unsafe { command.pre_exec(unblock) };
+}
+
 /// Replaces the process by a program; returns only the reason why it could not.
 pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| {

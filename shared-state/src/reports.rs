@@ -91,3 +91,114 @@ fn place(word: &str) -> Result<String> {
         Err(Error::File(word.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::Rule;
+    use crate::stamp::tests::key;
+    use crate::tests::Site;
+
+    #[test]
+    fn what_nodes_leave_the_launch_node_finds() {
+        let site = Site::new();
+        let (launch, node) = (site.node(), site.node());
+        launch.make_reports(&key(), "7f").unwrap();
+        assert!(launch.make_reports(&key(), "7f").is_err(), "another's");
+        node.leave_report(&key(), "7f", "7f:n1:ok", "").unwrap();
+        node.leave_report(&key(), "7f", "7f:n2:fail", "why")
+            .unwrap();
+        let mut names = launch.reports(&key(), "7f", 9).unwrap();
+        names.sort_unstable();
+        assert_eq!(names, ["7f:n1:ok", "7f:n2:fail"]);
+        let read = |name| launch.read_report(&key(), "7f", name).unwrap();
+        assert_eq!(read("7f:n1:ok").as_deref(), Some(&b""[..]));
+        assert_eq!(read("7f:n2:fail").as_deref(), Some(&b"why"[..]));
+        assert_eq!(read("7f:n3:ok"), None);
+        assert_eq!(launch.reports(&key(), "80", 9).unwrap(), [""; 0]);
+        launch.remove_reports(&key(), "7f").unwrap();
+        launch.remove_reports(&key(), "7f").unwrap();
+        assert!(site.names().is_empty());
+    }
+
+    #[test]
+    fn nobody_reports_where_nobody_listens_any_more() {
+        let site = Site::new();
+        let state = site.node();
+        let leave = || state.leave_report(&key(), "7f", "n1", "");
+        assert!(matches!(leave(), Err(Error::Step { .. })));
+        state.make_reports(&key(), "7f").unwrap();
+        leave().unwrap();
+        assert!(
+            matches!(leave(), Err(Error::Step { .. })),
+            "the first counts"
+        );
+        state.remove_reports(&key(), "7f").unwrap();
+        assert!(matches!(leave(), Err(Error::Step { .. })));
+        assert!(site.names().is_empty());
+    }
+
+    #[test]
+    fn a_launch_node_that_dies_leaves_its_place_to_the_sweepers() {
+        let site = Site::new();
+        let state = site.node();
+        state.make_reports(&key(), "7f").unwrap();
+        state.leave_report(&key(), "7f", "n1", "").unwrap();
+        state.sweep().unwrap();
+        assert_eq!(site.names(), [".reports-7f"]);
+        site.let_pass(10_000_000);
+        state.sweep().unwrap();
+        assert!(site.names().is_empty());
+    }
+
+    #[test]
+    fn words_and_names_lead_nowhere_else() {
+        let site = Site::new();
+        let state = site.node();
+        for word in ["", "..", "a/b", ".x", "a b", &"a".repeat(65)] {
+            assert!(state.make_reports(&key(), word).is_err(), "{word:?}");
+        }
+        state.make_reports(&key(), "7f").unwrap();
+        for name in ["", "..", ".x", "a/b", "../x", &"a".repeat(256)] {
+            let refused = state.leave_report(&key(), "7f", name, "");
+            assert!(matches!(refused, Err(Error::File(_))), "{name:?}");
+        }
+        assert_eq!(state.reports(&key(), "7f", 9).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_the_owner_has_not_written_is_no_report() {
+        let site = Site::new();
+        let state = site.node();
+        state.make_reports(&key(), "7f").unwrap();
+        let place = site.path(".reports-7f");
+        let write = |name: &str, bytes: &[u8], mode| {
+            fs::write(place.join(name), bytes).unwrap();
+            fs::set_permissions(place.join(name), Permissions::from_mode(mode)).unwrap();
+        };
+        write("open", b"", 0o644);
+        write("long", &[b'x'; REPORT_LIMIT + 1], 0o600);
+        symlink("/etc/passwd", place.join("link")).unwrap();
+        let rule = |name| match state.read_report(&key(), "7f", name) {
+            Err(Error::Refused { rule, .. }) => rule,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(rule("open"), Rule::Mode(0o644));
+        assert_eq!(rule("long"), Rule::Size);
+        assert_eq!(rule("link"), Rule::Kind("regular file"));
+        // More than a job has nodes are not even listed.
+        assert!(matches!(
+            state.reports(&key(), "7f", 2),
+            Err(Error::Refused {
+                rule: Rule::Size,
+                ..
+            })
+        ));
+        symlink(&place, site.path(".reports-80")).unwrap();
+        let refused = state.leave_report(&key(), "80", "n1", "");
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    }
+}

@@ -89,6 +89,25 @@ impl SharedState {
         self.as_owner(|| self.read_as_owner(key))
     }
 
+    /// Reads one file of what the run `key` of a job has, and no other; nothing if it is not there.
+    ///
+    /// # Errors
+    /// As [`SharedState::read`].
+    pub fn read_file(&self, key: &Key, name: &str) -> Result<Option<Vec<u8>>> {
+        self.as_owner(|| {
+            let Some(dir) = self.run_dir(key)? else {
+                return Ok(None);
+            };
+            let part = self.read_part(&dir, key, name)?;
+            Ok(part.map(|(_, body)| body))
+        })
+    }
+
+    /// True if the run `key` of a job has something; whether it is believed, only reading tells.
+    pub fn has(&self, key: &Key) -> Result<bool> {
+        self.as_owner(|| Ok(self.run_dir(key)?.is_some()))
+    }
+
     /// Writes what the run `key` of a job has, whatever was there before.
     pub fn write(&self, key: &Key, contents: &Contents) -> Result<()> {
         self.as_owner(|| self.publish(key, contents, true).map(drop))
@@ -186,16 +205,15 @@ impl SharedState {
     }
 
     pub(crate) fn read_as_owner(&self, key: &Key) -> Result<Option<Contents>> {
-        match self.cluster(key)? {
-            Some(cluster) => self.read_named(&cluster, &key.dir(), key),
+        match self.run_dir(key)? {
+            Some(dir) => self.read_open(&dir, &key.dir(), key).map(Some),
             None => Ok(None),
         }
     }
 
-    /// Reads the state in the directory of this name, all of it or nothing.
-    fn read_named(&self, cluster: &OwnedFd, name: &str, key: &Key) -> Result<Option<Contents>> {
-        match dirs::open(cluster, name, self.owner)? {
-            Some(dir) => self.read_open(&dir, name, key).map(Some),
+    fn run_dir(&self, key: &Key) -> Result<Option<OwnedFd>> {
+        match self.cluster(key)? {
+            Some(cluster) => dirs::open(&cluster, &key.dir(), self.owner),
             None => Ok(None),
         }
     }
@@ -208,13 +226,8 @@ impl SharedState {
             if !is_file_name(file) {
                 return Err(refused(Rule::Stamp));
             }
-            let bytes = dirs::read(dir, file, self.owner, LINE_LIMIT + FILE_LIMIT)?;
-            let bytes = bytes.ok_or_else(|| refused(Rule::Incomplete))?;
-            let (stamp, body) = Stamp::split(&bytes, key, file).map_err(refused)?;
-            let age_secs = now().abs_diff(stamp.time);
-            if age_secs > self.max_age.as_secs() {
-                return Err(refused(Rule::Age { age_secs }));
-            }
+            let part = self.read_part(dir, key, file)?;
+            let (stamp, body) = part.ok_or_else(|| refused(Rule::Incomplete))?;
             if stamp.files != names.len() {
                 return Err(refused(Rule::Incomplete));
             }
@@ -225,6 +238,22 @@ impl SharedState {
             return Err(Error::refused(&key.dir(), Rule::Incomplete));
         }
         Ok(contents)
+    }
+
+    /// Reads a file of a state, and judges it by its stamp; nothing if it is not there.
+    fn read_part(&self, dir: &OwnedFd, key: &Key, file: &str) -> Result<Option<(Stamp, Vec<u8>)>> {
+        let refused = |rule| Error::refused(&format!("{}/{file}", key.dir()), rule);
+        let limit = LINE_LIMIT + FILE_LIMIT;
+        let Some(mut bytes) = dirs::read(dir, file, self.owner, limit)? else {
+            return Ok(None);
+        };
+        let (stamp, body) = Stamp::split(&bytes, key, file).map_err(refused)?;
+        let age_secs = now().abs_diff(stamp.time);
+        if age_secs > self.max_age.as_secs() {
+            return Err(refused(Rule::Age { age_secs }));
+        }
+        let begin = bytes.len() - body.len();
+        Ok(Some((stamp, bytes.split_off(begin))))
     }
 
     /// Puts a state in its place, in one step. One that is there already and holds for this run

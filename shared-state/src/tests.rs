@@ -17,19 +17,19 @@ use crate::state::Published;
 use crate::{Answer, Contents, Error, Key, Rule, SharedState, Source};
 
 /// A directory as a site makes it; the process's user is the owner.
-struct Site {
+pub(crate) struct Site {
     temp: TempDir,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         fs::set_permissions(temp.path(), Permissions::from_mode(0o700)).unwrap();
         Self { temp }
     }
 
     /// Opens it as another node does.
-    fn node(&self) -> SharedState {
+    pub(crate) fn node(&self) -> SharedState {
         let config = config::SharedState {
             owner: rustix::process::geteuid().as_raw(),
             wait_secs: 1,
@@ -41,12 +41,12 @@ impl Site {
         state
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.temp.path().join("mini").join(below)
     }
 
     /// Lists what the cluster's directory has.
-    fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("")).unwrap();
         let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
         let mut names: Vec<String> = entries.map(|entry| name(entry.unwrap())).collect();
@@ -55,7 +55,7 @@ impl Site {
     }
 
     /// Makes everything there look as if nothing had happened for this long.
-    fn let_pass(&self, seconds: u64) {
+    pub(crate) fn let_pass(&self, seconds: u64) {
         let then = SystemTime::now() - Duration::from_secs(seconds);
         for name in self.names() {
             let file = File::open(self.path(&name)).unwrap();
@@ -107,6 +107,33 @@ fn what_one_node_writes_others_read_until_it_is_removed() {
     reader.remove(&key()).unwrap();
     assert_eq!(reader.read(&key()).unwrap(), None);
     assert!(site.names().is_empty());
+}
+
+#[test]
+fn one_file_is_read_and_judged_without_the_others() {
+    let site = Site::new();
+    let state = site.node();
+    assert_eq!(state.read_file(&key(), "manifest").unwrap(), None);
+    assert!(!state.has(&key()).unwrap());
+    state.write(&key(), &contents("a")).unwrap();
+    let manifest = Some(b"manifest a\n".to_vec());
+    assert_eq!(state.read_file(&key(), "manifest").unwrap(), manifest);
+    assert_eq!(state.read_file(&key(), "other").unwrap(), None);
+    assert!(state.has(&key()).unwrap());
+    // What another file is like does not matter; its own stamp does.
+    fs::write(site.path("17.0/group"), "nonsense").unwrap();
+    assert_eq!(state.read_file(&key(), "manifest").unwrap(), manifest);
+    fs::copy(site.path("17.0/passwd"), site.path("17.0/manifest")).unwrap();
+    let part = |name| rule(state.read_file(&key(), name).map(|_| None));
+    assert!(matches!(
+        part("manifest"),
+        Rule::Mismatch { what: "file", .. }
+    ));
+    let mode = Permissions::from_mode(0o640);
+    fs::set_permissions(site.path("17.0/passwd"), mode).unwrap();
+    assert_eq!(part("passwd"), Rule::Mode(0o640));
+    state.remove(&key()).unwrap();
+    assert!(!state.has(&key()).unwrap());
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! so that `[0-4000000000]` costs nothing. A name is 1 to 255 of `A-Z a-z 0-9 . _ -` and does not
 //! start with `.` or `-`: it becomes an argument of other programs.
 
+pub mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,9 @@ use crate::sanitize::text as safe;
 
 /// Bytes that the name of a host may have.
 pub const NAME_LIMIT: usize = 255;
+
+/// Hosts that a job may have.
+pub const HOST_LIMIT: usize = 1 << 16;
 
 /// Slots that one host may have.
 pub const SLOT_LIMIT: u32 = 1 << 16;

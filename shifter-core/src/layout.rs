@@ -8,6 +8,8 @@
 //!   jobs/<job>/manifest                  the manifest its root was built from
 //!   jobs/<job>/tombstone                 teardown has begun: no root may appear any more
 //!   jobs/<job>/failure                   the user's mistake that kept the root from being made
+//!   jobs/<job>/ssh                       what came of the ssh server: why there is none, or nothing
+//!   jobs/<job>/ssh.told                  the same, and the user knows
 //!   jobs/<job>/roots/<name>/journal      what was acquired, written before it is acquired
 //!   jobs/<job>/roots/<name>/mnt          the pinned mount namespace
 //!   jobs/<job>/roots/<name>/meta         the image's metadata; while it is there, tasks may join
@@ -58,6 +60,11 @@ pub fn failure_file(job: &JobId) -> PathBuf {
 /// Returns the file with the manifest that a job's root was built from.
 pub fn manifest_file(job: &JobId) -> PathBuf {
     job_dir(job).join("manifest")
+}
+
+/// Returns the file that says what came of a job's ssh server on this node.
+pub fn ssh_file(job: &JobId) -> PathBuf {
+    job_dir(job).join("ssh")
 }
 
 /// Returns where below `prefix` is what every container shows at /opt/udiImage.

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod meta;
 pub mod reference;
 pub mod sanitize;
+pub mod small;
 pub mod ssh;
 pub mod store;
 pub mod trusted;

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::hostlist::{HostSlots, is_host_name};
+use crate::hostlist::{self, HostSlots, is_host_name};
 use crate::identity::Identity;
 use crate::ids::{ImageId, JobId};
 use crate::ssh::JobKeys;
@@ -73,8 +73,8 @@ pub struct Modes {
     pub autoshift: bool,
     /// The host's own environment takes the place of an image.
     pub ccm: bool,
-    /// The job asks that its nodes reach one another by ssh.
-    pub ssh: bool,
+    /// Whether the job's nodes are to reach one another by ssh; nothing leaves it to the site.
+    pub ssh: Option<bool>,
 }
 
 /// What a job is, and what its root must contain.
@@ -97,7 +97,8 @@ pub struct JobManifest {
     pub volumes: Vec<String>,
     /// Names of the modules, in the order given.
     pub modules: Vec<String>,
-    /// The job's nodes with their task slots.
+    /// The job's nodes with their task slots; runs of names are written as ranges.
+    #[serde(with = "hostlist::packed")]
     pub hosts: Vec<HostSlots>,
     /// When the manifest was written, in seconds since 1970.
     pub created: u64,
@@ -219,7 +220,7 @@ mod tests {
             modes: Modes {
                 autoshift: true,
                 ccm: false,
-                ssh: true,
+                ssh: Some(true),
             },
             ssh: Some(sample_keys()),
         }
@@ -246,6 +247,8 @@ mod tests {
             ("ssh-ed25519", "command=x ssh-ed25519"),
             ("\"restart\":0", "\"restart\":0,\"more\":1"),
             ("\"name\":\"n1\"", "\"name\":\"n1\\nroot\""),
+            ("\"name\":\"n1\"", "\"name\":\"-o[1-2]\""),
+            ("\"name\":\"n1\"", "\"name\":\"n[1-65537]\""),
         ];
         for (from, to) in table {
             let forged = text.replacen(from, to, 1);
@@ -256,6 +259,26 @@ mod tests {
             JobManifest::parse(&vec![b' '; SIZE_LIMIT as usize + 1]),
             Err(ManifestError::TooLarge)
         ));
+    }
+
+    #[test]
+    fn a_run_of_hosts_takes_the_room_of_one() {
+        let mut manifest = sample();
+        let alone = manifest.to_bytes().unwrap().len();
+        manifest.hosts = (1..=8192)
+            .map(|number| HostSlots {
+                name: format!("nid{number:05}"),
+                slots: 16,
+            })
+            .collect();
+        let bytes = manifest.to_bytes().unwrap();
+        assert!(bytes.len() < alone + 40, "{}", bytes.len());
+        assert_eq!(JobManifest::parse(&bytes).unwrap(), manifest);
+        // As it was written before there were ranges.
+        let text = String::from_utf8(bytes).unwrap();
+        let long = text.replace("nid[00001-08192]", "nid00001");
+        let read = JobManifest::parse(long.as_bytes()).unwrap();
+        assert_eq!(read.hosts, manifest.hosts[..1]);
     }
 
     #[test]

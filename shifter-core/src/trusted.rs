@@ -13,7 +13,7 @@ use thiserror::Error;
 
 // <bits/fcntl-linux.h>, the same number on every architecture Slurm runs on that is not Alpha or
 // PA-RISC; std has no portable name for them and this crate takes no libc.
-const O_NONBLOCK: i32 = 0o4000;
+pub(crate) const O_NONBLOCK: i32 = 0o4000;
 
 /// Links that a path may go through, as for the kernel.
 const LINK_LIMIT: usize = 40;

@@ -65,6 +65,12 @@ impl Finding {
         Self::new(check, State::Error, message, Some(hint.into()))
     }
 
+    /// Lessens what containers run without.
+    pub fn at_most_warning(mut self) -> Self {
+        self.state = self.state.min(State::Warning);
+        self
+    }
+
     /// Makes a finding whose texts are for people and safe to print.
     pub fn new(
         check: impl Into<String>,

@@ -32,6 +32,9 @@ static SHIFT: Mutex<Option<Shift>> = Mutex::new(None);
 /// Step: the root of its own.
 static OWN_ROOT: Mutex<Option<(JobId, String)>> = Mutex::new(None);
 
+/// Step: what its user is to know although its tasks run.
+static NOTICE: Mutex<Option<String>> = Mutex::new(None);
+
 /// Number of the step that is the batch script (SLURM_BATCH_SCRIPT).
 const BATCH_SCRIPT: u32 = 0xffff_fffb;
 
@@ -170,6 +173,9 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     let given = *locked(&GIVEN);
     let step = given_root(spank, settings, &job, uid);
     let step = step.unwrap_or_else(Step::refused);
+    if step.pins.is_some() && spank.step() != Some(ssh::EXTERN_STEP) {
+        *locked(&NOTICE) = ssh::complaint(&job);
+    }
     let forgotten = pins::NAMES.map(|name| (pins::of_step(name), None));
     let known = step.env.iter();
     let known = known.map(|(name, value)| ((*name).to_owned(), value.clone()));
@@ -239,7 +245,11 @@ fn given_root(
         job: job.clone(),
         uid,
         gid: spank.gid().unwrap_or(uid),
-        slurm: Slurm::from_env(variable),
+        slurm: Slurm {
+            // The one thing that is not only about the user's own step.
+            node: own_env("SLURMD_NODENAME"),
+            ..Slurm::from_env(variable)
+        },
     };
     let number = spank.step().unwrap_or(u32::MAX);
     let name = steps::set_up(facts, number, own.clone(), settings, ffi::isolated)?;
@@ -259,6 +269,9 @@ fn admit_task(spank: &Spank) -> i32 {
             tell(&step.refusal);
         }
         return FAILED;
+    }
+    if let Some(line) = locked(&NOTICE).as_ref().filter(|_| spank.task() == Some(0)) {
+        log(Level::User, line);
     }
     match locked(&SHIFT).as_ref().map(Shift::enter) {
         None | Some(Ok(())) => OK,

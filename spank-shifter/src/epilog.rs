@@ -5,6 +5,7 @@
 //! can be.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
@@ -31,17 +32,24 @@ pub fn forget(facts: &Facts, settings: &Settings, tools: Tools) {
 
 /// Removes a job's state from the node.
 pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeError> {
+    unsetup(&[job.as_str()], SECONDS, settings, tools.ready)
+}
+
+/// Runs unsetupRoot with these words, for so many seconds.
+pub fn unsetup(
+    words: &[&str],
+    seconds: u32,
+    settings: &Settings,
+    ready: fn(Command) -> Command,
+) -> Result<(), NodeError> {
     let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
-    if let [option, path] = &*settings.config_args() {
-        command.arg(format!("{}={}", option.display(), path.display()));
-    }
-    command.arg(job.as_str());
+    command.args(settings.config_arg()).args(words);
     let terms = Terms {
-        seconds: SECONDS,
+        seconds,
         own_group: true,
         shows_stderr: false,
     };
-    let finished = child::run((tools.ready)(fixed_environment(command)), b"", terms)?;
+    let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
     if finished.status.success() {
         Ok(())
     } else {

@@ -13,7 +13,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::context::{Callback, Context, Level};
-use crate::options::{LIMIT, SPECS};
+use crate::options::{HasValue, LIMIT, SPECS};
 use crate::{callbacks, version};
 
 #[allow(
@@ -186,9 +186,13 @@ impl Spank {
     pub fn register_options(&self) -> bool {
         SPECS.iter().zip(0..).all(|(spec, number)| {
             // C's structure has no const; Slurm copies the strings and changes nothing.
+            let value = match spec.has_value {
+                HasValue::No => std::ptr::null(),
+                HasValue::Yes | HasValue::Maybe => spec.value.as_ptr(),
+            };
             let mut option = sys::spank_option {
                 name: spec.name.as_ptr().cast_mut(),
-                arginfo: spec.value.as_ptr().cast_mut(),
+                arginfo: value.cast_mut(),
                 usage: spec.usage.as_ptr().cast_mut(),
                 has_arg: spec.has_value as c_int,
                 val: number,

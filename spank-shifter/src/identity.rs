@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// Seconds beyond those for which a node waits for others: the program's own look-up, and its end.
 const SECONDS: u32 = 20;
 
+/// Seconds for removing what is shared: nobody is looked up, and what stays is swept.
+const FORGET_SECONDS: u32 = 5;
+
 /// What the program prints.
 #[derive(Deserialize)]
 pub struct Answer {
@@ -43,7 +46,8 @@ pub fn ask(
     let rank = format!("--rank={rank}");
     let words = [&*rank, "--ssh"];
     let words = if wants_keys { &words[..] } else { &words[..1] };
-    let output = run(facts, config, settings, tools, words)?;
+    let seconds = 2 * config.shared_state.wait_secs + SECONDS;
+    let output = run(facts, config, settings, tools, (words, seconds))?;
     let is_fit = |answer: &Answer| {
         let has_keys = answer.ssh.as_ref().is_none_or(JobKeys::is_well_formed);
         answer.user.uid == facts.uid && answer.user.is_well_formed() && has_keys
@@ -60,7 +64,8 @@ pub fn ask(
 /// Removes what the job left in the shared state: the task of its first node, of which there is one.
 pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) {
     if config.shared_state.path.is_some() && facts.slurm.rank() == Some(0) {
-        let _ = run(facts, config, settings, tools, &["--forget"]);
+        let request = (&["--forget"][..], FORGET_SECONDS);
+        let _ = run(facts, config, settings, tools, request);
     }
 }
 
@@ -70,14 +75,14 @@ fn run(
     config: &Config,
     settings: &Settings,
     tools: Tools,
-    words: &[&str],
+    (words, seconds): (&[&str], u32),
 ) -> Option<Vec<u8>> {
     let complain = |text: &str| {
         (tools.complain)(&format!("shifter: job {}: {text}", facts.job));
     };
     let finished = command(facts, config, settings, words).and_then(|command| {
         let terms = Terms {
-            seconds: 2 * config.shared_state.wait_secs + SECONDS,
+            seconds,
             own_group: true,
             shows_stderr: false,
         };
@@ -104,9 +109,7 @@ fn command(
     let mut command = privileged(&Program::Identity.path(&config.prefix))?;
     // Empty where Slurm says nothing, and counted from 0 as in the manifest.
     let restart: u32 = facts.slurm.restart.parse().unwrap_or(0);
-    if let [option, path] = &*settings.config_args() {
-        command.arg(format!("{}={}", option.display(), path.display()));
-    }
+    command.args(settings.config_arg());
     command.args([
         format!("--cluster={}", facts.slurm.cluster_or(config)),
         format!("--job={}", facts.job),

@@ -46,7 +46,7 @@ enum Target {
 pub struct Spec {
     /// Name without the dashes.
     pub name: &'static CStr,
-    /// Placeholder of the value in `--help`.
+    /// Placeholder of the value in `--help`, empty where there is none.
     pub value: &'static CStr,
     /// Whether there is one: never, always, or as the user likes.
     pub has_value: HasValue,
@@ -66,56 +66,57 @@ pub enum HasValue {
     Maybe = 2,
 }
 
-/// The options.
+/// The options, in the order in which `--help` shows them: one line of 80 characters each, that
+/// tells whose they are among those of other plugins.
 pub const SPECS: [Spec; 7] = [
     Spec {
         name: c"image",
         value: c"REF",
         has_value: HasValue::Yes,
-        usage: c"image for the job's \"shifter\" commands",
+        usage: c"Shifter: image of the job's containers",
         target: Target::Image,
+    },
+    Spec {
+        name: c"autoshift",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"Shifter: run script and tasks in the image",
+        target: Target::Autoshift,
     },
     Spec {
         name: c"volume",
         value: c"FROM:TO",
         has_value: HasValue::Yes,
-        usage: c"show directory FROM at TO in the image (repeatable)",
+        usage: c"Shifter: show FROM at TO in the image (repeatable)",
         target: Target::Volume,
     },
     Spec {
         name: c"imagevolume",
         value: c"FROM:TO",
         has_value: HasValue::Yes,
-        usage: c"the same as --volume",
+        usage: c"Shifter: the same as --volume",
         target: Target::Volume,
     },
     Spec {
         name: c"module",
-        value: c"NAME[,NAME]",
+        value: c"NAME[,..]",
         has_value: HasValue::Yes,
-        usage: c"use these modules of the site in the image",
+        usage: c"Shifter: use modules of the site in the image",
         target: Target::Module,
-    },
-    Spec {
-        name: c"autoshift",
-        value: c"[yes|no]",
-        has_value: HasValue::Maybe,
-        usage: c"run script and tasks inside the image as they are",
-        target: Target::Autoshift,
-    },
-    Spec {
-        name: c"ccm",
-        value: c"",
-        has_value: HasValue::No,
-        usage: c"the host's own environment as a container, on whole nodes",
-        target: Target::Ccm,
     },
     Spec {
         name: c"sshd",
         value: c"[yes|no]",
         has_value: HasValue::Maybe,
-        usage: c"let the job's containers reach one another by ssh",
+        usage: c"Shifter: ssh between the job's containers",
         target: Target::Sshd,
+    },
+    Spec {
+        name: c"ccm",
+        value: c"",
+        has_value: HasValue::No,
+        usage: c"Shifter: the host as container, on whole nodes",
+        target: Target::Ccm,
     },
 ];
 
@@ -232,16 +233,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn help_is_a_line_each() {
+        for spec in &SPECS {
+            let (name, value) = (spec.name.to_str().unwrap(), spec.value.to_str().unwrap());
+            assert_eq!(value.is_empty(), spec.has_value == HasValue::No, "{name}");
+            // Slurm's columns: the option from 6 on, what it does from 30 to 80.
+            assert!(name.len() + value.len() <= 21, "{name}");
+            let usage = spec.usage.to_str().unwrap();
+            assert!(
+                usage.starts_with("Shifter: ") && usage.len() <= 50,
+                "{usage}"
+            );
+        }
+    }
+
+    #[test]
     fn repeated_options_add_up() {
         let mut raw = RawOptions::new();
         assert!(raw.is_empty());
         for (number, value) in [
             (0, "a"),
-            (1, "/x:/y"),
-            (2, "/z:/w"),
+            (2, "/x:/y"),
+            (3, "/z:/w"),
             (0, "b"),
-            (3, "m,n"),
-            (3, "o"),
+            (4, "m,n"),
+            (4, "o"),
         ] {
             raw.add(number, value.as_bytes()).unwrap();
         }
@@ -256,7 +272,7 @@ mod tests {
         let mut raw = RawOptions::new();
         assert_eq!(raw.add(9, b"x"), Err(OptionError::Foreign(9)));
         assert_eq!(raw.add(-1, b"x"), Err(OptionError::Foreign(-1)));
-        assert_eq!(raw.add(1, b""), Err(OptionError::Empty("volume")));
+        assert_eq!(raw.add(2, b""), Err(OptionError::Empty("volume")));
         assert_eq!(raw.add(0, b"a\xff"), Err(OptionError::NotText("image")));
         assert_eq!(raw.add(0, &[b'a'; 1 << 20]), Err(OptionError::TooLong));
         // What was refused once is not forgotten: the submission must not go on without it.
@@ -268,7 +284,7 @@ mod tests {
     fn ten_thousand_volumes_are_too_many() {
         let mut raw = RawOptions::new();
         let volume = |n: i32| format!("/scratch:/mnt/{n:04}");
-        let refused = (0..10_000).find(|n| raw.add(1, volume(*n).as_bytes()).is_err());
+        let refused = (0..10_000).find(|n| raw.add(2, volume(*n).as_bytes()).is_err());
         assert_eq!(refused, Some((LIMIT / (volume(0).len() + 1)) as i32));
     }
 
@@ -276,7 +292,7 @@ mod tests {
     fn switches_are_on_alone() {
         let given = |value: &[u8]| {
             let mut raw = RawOptions::new();
-            raw.add(4, value).map(|()| raw.autoshift)
+            raw.add(1, value).map(|()| raw.autoshift)
         };
         assert_eq!(given(b""), Ok(Some(true)));
         assert_eq!(given(b"yes"), Ok(Some(true)));
@@ -294,16 +310,16 @@ mod tests {
             (step.image, step.autoshift)
         };
         assert_eq!(given(&[]), (false, None));
-        assert_eq!(given(&[(0, b"x"), (3, b"m")]), (true, None));
-        assert_eq!(given(&[(4, b"")]), (false, Some(true)));
-        assert_eq!(given(&[(4, b"no"), (9, b"")]), (false, Some(false)));
-        assert_eq!(given(&[(4, b"\xff")]), (false, None));
+        assert_eq!(given(&[(0, b"x"), (4, b"m")]), (true, None));
+        assert_eq!(given(&[(1, b"")]), (false, Some(true)));
+        assert_eq!(given(&[(1, b"no"), (9, b"")]), (false, Some(false)));
+        assert_eq!(given(&[(1, b"\xff")]), (false, None));
     }
 
     proptest! {
         #[test]
         fn never_holds_more_than_the_limit(
-            values in prop::collection::vec((0..4, 0..9000_usize), 0..20)
+            values in prop::collection::vec((0..5, 0..9000_usize), 0..20)
         ) {
             let mut raw = RawOptions::new();
             for (at, (number, length)) in values.into_iter().enumerate() {

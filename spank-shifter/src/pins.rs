@@ -5,7 +5,8 @@
 //! SHIFTER_IMAGETYPE     id
 //! SHIFTER_IMAGEREQUEST  docker:ubuntu:24.04          only shown and compared
 //! SHIFTER_VOLUME        /a:/b;/c:/d:ro               absent if there are none
-//! SHIFTER_SSHD          1                            ssh between the nodes; absent if there is none
+//! SHIFTER_SSHD          1                            ssh between the nodes; 0: none, whatever the site
+//!                                                    does; absent if it decides
 //! SHIFTER_MODULE        name,name                    none: not even the site's default ones;
 //!                                                    absent if there are none
 //! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
@@ -129,7 +130,7 @@ impl Pins {
             (MODULE, some(self.modules.join(","))),
             (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
             (CCM, self.modes.ccm.then(|| "1".to_owned())),
-            (SSHD, self.modes.ssh.then(|| "1".to_owned())),
+            (SSHD, self.modes.ssh.map(|on| u8::from(on).to_string())),
         ]
     }
 
@@ -162,7 +163,11 @@ impl Pins {
         let modes = Modes {
             autoshift: switch(AUTOSHIFT)?,
             ccm: switch(CCM)?,
-            ssh: switch(SSHD)?,
+            ssh: match value(SSHD)?.as_str() {
+                "" => None,
+                "0" => Some(false),
+                _ => Some(switch(SSHD)?),
+            },
         };
         let modules = value(MODULE)?;
         Ok(Some(Self {
@@ -220,7 +225,7 @@ pub mod tests {
             modules: vec!["mpi".into(), "gpu".into()],
             modes: Modes {
                 autoshift: true,
-                ssh: true,
+                ssh: Some(true),
                 ..Modes::default()
             },
         }

@@ -9,18 +9,19 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::config::{Config, ConfigError};
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::{self, HostError, HostSlots};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
-use shifter_core::layout::{self, FAILURE_LIMIT, Program};
+use shifter_core::layout::{JOB_ROOT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
 use shifter_core::ssh::JobKeys;
 use shifter_core::{sanitize, trusted};
 use thiserror::Error;
 
-use crate::child::{self, ChildError, Finished, Terms};
+use crate::child::{ChildError, Finished, Terms};
 use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
@@ -129,6 +130,9 @@ pub enum Mistake {
     /// The job asks for ssh, and its nodes have no way to learn the same keys.
     #[error("no ssh between several nodes: no shared state of this site brings them the keys")]
     NoSharedKeys,
+    /// The program that makes the keys, which runs as the user, did not.
+    #[error(transparent)]
+    Keys(node_setup::error::Error),
     /// The job cannot have the host's own environment.
     #[error("cannot use --ccm: {0}")]
     Ccm(&'static str),
@@ -146,6 +150,9 @@ pub enum NodeError {
     /// The user cannot be looked up.
     #[error(transparent)]
     Account(#[from] node_setup::error::Error),
+    /// The set-up gave no answer.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// A program of the suite gave no answer.
     #[error(transparent)]
     Child(#[from] ChildError),
@@ -220,12 +227,16 @@ pub fn run(
         own_group: true,
         shows_stderr: false,
     };
-    match child::run((tools.ready)(fixed_environment(command)), &input, terms) {
+    let subject = Subject {
+        job: &facts.job,
+        root: JOB_ROOT,
+        manifest: &input,
+    };
+    let command = (tools.ready)(fixed_environment(command));
+    match supervised::run(command, subject, terms, &config) {
         Ok(finished) => outcome(&finished),
-        Err(error) => match (&error, noted_failure(&facts.job)) {
-            (ChildError::Deadline { .. }, Some(mistake)) => Ok(Outcome::UsersMistake(mistake)),
-            _ => Err(error.into()),
-        },
+        Err(SetupError::Blamed(mistake)) => Ok(Outcome::UsersMistake(mistake)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -235,13 +246,9 @@ pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
     let host = host.nodename().to_string_lossy();
     let host = host.split('.').next().unwrap_or_default();
     let dir = config.slurm.spool_dir.to_string_lossy();
+    // Part of a path that root opens: nothing but a name.
+    let node = node.filter(|name| hostlist::is_host_name(name));
     dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
-}
-
-/// Returns what setupRoot noted before it did what only the user can be blamed for.
-fn noted_failure(job: &JobId) -> Option<String> {
-    let bytes = trusted::read(&layout::failure_file(job), FAILURE_LIMIT).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Prepares to run a program as root: one that only root can have put where it is.
@@ -489,6 +496,9 @@ mod tests {
         let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
         assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
         assert!(!spool_dir(&config, None).contains('%'));
+        for forged in ["..", "../../root", "n1/..", ""] {
+            assert_eq!(spool_dir(&config, Some(forged)), spool_dir(&config, None));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the line in plugstack.conf tells the plugin: `shifter_config=PATH` and nothing else.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use shifter_core::config::DEFAULT_PATH;
@@ -38,6 +39,13 @@ impl Settings {
             .flat_map(|path| [PathBuf::from("--config"), path.clone()])
             .collect()
     }
+
+    /// Returns the same for the programs that know it as one word alone.
+    pub fn config_arg(&self) -> Option<OsString> {
+        let mut word = OsString::from("--config=");
+        word.push(self.config.as_ref()?);
+        Some(word)
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +70,8 @@ mod tests {
             settings.config_args(),
             [Path::new("--config"), Path::new("/b.toml")]
         );
+        assert_eq!(settings.config_arg(), Some("--config=/b.toml".into()));
+        assert_eq!(parse(&[]).config_arg(), None);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! ssh between the nodes of a job: whose keys it gets, and when its servers start.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use node_setup::error::Error;
 use node_setup::ssh::keys;
 use shifter_core::config::{Config, SshJobs};
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
-use shifter_core::layout::{self, Program};
+use shifter_core::layout::{self, FAILURE_LIMIT, Program};
 use shifter_core::manifest::{self, JobManifest};
 use shifter_core::ssh::JobKeys;
-use shifter_core::trusted;
+use shifter_core::{sanitize, trusted};
 
 use crate::child::{self, Finished, Terms};
 use crate::pins::{PinError, Pins};
@@ -21,6 +23,10 @@ pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
 /// Seconds for starting a server.
 const SECONDS: u32 = 10;
+
+/// How long a step waits for what comes of the server, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a job's nodes are to reach one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +46,13 @@ pub enum Ssh {
 impl Ssh {
     /// Decides it.
     pub fn wanted(config: &Config, slurm: &Slurm, pins: &Result<Pins, PinError>) -> Self {
-        let is_asked = pins.as_ref().is_ok_and(|pins| pins.modes.ssh);
+        let asked = pins.as_ref().ok().and_then(|pins| pins.modes.ssh);
         let has_several = slurm.count() != 1;
-        match (config.ssh.enable, is_asked) {
-            (SshJobs::Off, true) => Self::Refused,
-            (SshJobs::Off, false) | (SshJobs::Ask, false) => Self::No,
-            (_, true) if has_several => Self::Demanded,
-            (SshJobs::Always, false) if has_several => Self::BetweenNodes,
+        match (config.ssh.enable, asked) {
+            (SshJobs::Off, Some(true)) => Self::Refused,
+            (_, Some(false)) | (SshJobs::Off | SshJobs::Ask, None) => Self::No,
+            (_, Some(true)) if has_several => Self::Demanded,
+            (SshJobs::Always, None) if has_several => Self::BetweenNodes,
             _ => Self::OneNode,
         }
     }
@@ -67,10 +73,20 @@ impl Ssh {
         Ok(match (self, shared) {
             (Self::No, _) | (Self::BetweenNodes, None) => Ok(None),
             (Self::Refused, _) => Err(Mistake::NoSsh),
-            (Self::OneNode, _) => Ok(Some(keys::make(config, user.uid, user.gid, ready)?)),
+            (Self::OneNode, _) => own(keys::make(config, user.uid, user.gid, ready))?,
             (Self::BetweenNodes | Self::Demanded, Some(keys)) => Ok(Some(keys)),
             (Self::Demanded, None) => Err(Mistake::NoSharedKeys),
         })
+    }
+}
+
+/// Blames the job for keys that the program of its user's did not make: nobody takes a node out of
+/// service by stopping it.
+fn own(made: Result<JobKeys, Error>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError> {
+    match made {
+        Ok(keys) => Ok(Ok(Some(keys))),
+        Err(error @ Error::Ssh(_)) => Ok(Err(Mistake::Keys(error))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -82,14 +98,12 @@ pub fn start(
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<Option<String>, NodeError> {
-    let manifest = trusted::read(&layout::manifest_file(job), manifest::SIZE_LIMIT);
-    let has_keys = |bytes: &Vec<u8>| JobManifest::parse(bytes).is_ok_and(|m| m.ssh.is_some());
-    if !manifest.as_ref().is_ok_and(has_keys) {
+    if manifest_with_keys(job).is_none() {
         return Ok(None);
     }
     let config = Config::open_trusted(settings.config())?;
     let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
-    command.arg(format!("--config={}", settings.config().display()));
+    command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
         seconds: SECONDS,
@@ -104,6 +118,38 @@ pub fn start(
     }
 }
 
+/// Waits, in a step of a job that asks for ssh, until its server on this node is there or is not to
+/// be; returns the line for the user where there is none, to one step alone.
+pub fn complaint(job: &JobId) -> Option<String> {
+    let manifest = manifest_with_keys(job)?;
+    if manifest.modes.ssh != Some(true) {
+        return None;
+    }
+    let file = layout::ssh_file(job);
+    let told = file.with_extension("told");
+    let deadline = Instant::now() + PATIENCE;
+    let reason = loop {
+        match trusted::read(&file, FAILURE_LIMIT) {
+            Ok(reason) => break reason,
+            Err(_) if told.exists() => return None,
+            // The extern step begins before any other, and is not waited for by Slurm.
+            Err(_) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
+            Err(_) => break b"no ssh on this node: its server has not started".to_vec(),
+        }
+    };
+    // Whoever of several steps moves the file tells it.
+    let is_ours = !reason.is_empty() && (!file.exists() || std::fs::rename(&file, &told).is_ok());
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    is_ours.then(|| format!("shifter: {host}: {}", sanitize::bytes(&reason)))
+}
+
+fn manifest_with_keys(job: &JobId) -> Option<JobManifest> {
+    let bytes = trusted::read(&layout::manifest_file(job), manifest::SIZE_LIMIT).ok()?;
+    let manifest = JobManifest::parse(&bytes).ok()?;
+    manifest.ssh.is_some().then_some(manifest)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -112,8 +158,20 @@ mod tests {
     use crate::pins::tests::sample;
 
     #[test]
+    fn what_users_can_stop_is_no_fault_of_the_nodes() {
+        let stopped = Error::Ssh("cannot make keys: signal 9".into());
+        assert!(matches!(own(Err(stopped)), Ok(Err(Mistake::Keys(_)))));
+        let missing = Error::Step {
+            step: "run",
+            object: "/x/shifter-ssh-keys".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        assert!(own(Err(missing)).is_err());
+    }
+
+    #[test]
     fn who_asks_is_not_left_without() {
-        let wanted = |enable: &str, is_asked, nodes: &str| {
+        let wanted = |enable: &str, asked, nodes: &str| {
             let text = format!("[ssh]\nenable = '{enable}'");
             let config = Config::parse(&text, Path::new("/x")).unwrap();
             let slurm = Slurm {
@@ -122,7 +180,7 @@ mod tests {
                 ..Slurm::default()
             };
             let mut pins = sample();
-            pins.modes.ssh = is_asked;
+            pins.modes.ssh = asked;
             let ssh = Ssh::wanted(&config, &slurm, &Ok(pins));
             let user = Identity::from_passwd_line("a:x:5:5::/:/bin/sh", 5).unwrap();
             let without = match ssh {
@@ -136,18 +194,21 @@ mod tests {
             (ssh, without)
         };
         let table = [
-            ("off", false, "n1", Ssh::No, Some(true)),
-            ("off", true, "n1", Ssh::Refused, Some(false)),
-            ("ask", false, "n[1-2]", Ssh::No, Some(true)),
-            ("ask", true, "n1", Ssh::OneNode, None),
-            ("ask", true, "n[1-2]", Ssh::Demanded, Some(false)),
-            ("always", false, "n1", Ssh::OneNode, None),
-            ("always", false, "n[1-2]", Ssh::BetweenNodes, Some(true)),
-            ("always", true, "n[1-2]", Ssh::Demanded, Some(false)),
+            ("off", None, "n1", Ssh::No, Some(true)),
+            ("off", Some(false), "n1", Ssh::No, Some(true)),
+            ("off", Some(true), "n1", Ssh::Refused, Some(false)),
+            ("ask", None, "n[1-2]", Ssh::No, Some(true)),
+            ("ask", Some(true), "n1", Ssh::OneNode, None),
+            ("ask", Some(true), "n[1-2]", Ssh::Demanded, Some(false)),
+            ("always", None, "n1", Ssh::OneNode, None),
+            ("always", None, "n[1-2]", Ssh::BetweenNodes, Some(true)),
+            ("always", Some(true), "n[1-2]", Ssh::Demanded, Some(false)),
+            ("always", Some(false), "n1", Ssh::No, Some(true)),
+            ("always", Some(false), "n[1-2]", Ssh::No, Some(true)),
         ];
-        for (enable, is_asked, nodes, expected, starts) in table {
-            let found = wanted(enable, is_asked, nodes);
-            assert_eq!(found, (expected, starts), "{enable} {is_asked} {nodes}");
+        for (enable, asked, nodes, expected, starts) in table {
+            let found = wanted(enable, asked, nodes);
+            assert_eq!(found, (expected, starts), "{enable} {asked:?} {nodes}");
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::process::Command;
 
+use node_setup::supervised::{self, Subject};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, Program};
@@ -14,6 +15,7 @@ use shifter_core::manifest::{self, JobManifest, ResolvedImage};
 use shifter_core::{sanitize, trusted};
 
 use crate::child::{self, Terms};
+use crate::epilog;
 use crate::pins::Pins;
 use crate::prolog::{self, Facts, NodeError};
 use crate::report;
@@ -84,7 +86,12 @@ pub fn set_up(
             shows_stderr: false,
         };
         let command = ready(prolog::fixed_environment(command));
-        Ok(Ok(child::run(command, &manifest, terms)?))
+        let subject = Subject {
+            job: &facts.job,
+            root: &name,
+            manifest: &manifest,
+        };
+        Ok(Ok(supervised::run(command, subject, terms, &config)?))
     };
     let finished = run().map_err(|error| failed(&error))??;
     if finished.status.success() {
@@ -142,20 +149,7 @@ pub fn tear_down(
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<(), NodeError> {
-    let config = Config::open_trusted(settings.config())?;
-    let mut command = prolog::privileged(&Program::UnsetupRoot.path(&config.prefix))?;
-    command.args([job.as_str(), name]);
-    let terms = Terms {
-        seconds: SECONDS,
-        own_group: true,
-        shows_stderr: false,
-    };
-    let finished = child::run(ready(prolog::fixed_environment(command)), b"", terms)?;
-    if finished.status.success() {
-        Ok(())
-    } else {
-        Err(NodeError::program("unsetupRoot", &finished))
-    }
+    epilog::unsetup(&[job.as_str(), name], SECONDS, settings, ready)
 }
 
 #[cfg(test)]

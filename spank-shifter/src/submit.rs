@@ -8,7 +8,7 @@ mod tests;
 
 use std::process::Command;
 
-use serde::Deserialize;
+use node_setup::located::Located;
 use shifter_core::config::{Config, ConfigError, SshJobs};
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::ImageId;
@@ -23,6 +23,7 @@ use crate::child::{self, ChildError, Terms};
 use crate::options::RawOptions;
 use crate::pins::{self, PinError, Pins};
 use crate::settings::Settings;
+use crate::steps;
 
 /// Says why a job is not submitted.
 #[derive(Debug, Error)]
@@ -68,6 +69,9 @@ pub enum SubmitError {
     /// The job was started without.
     #[error("cannot use --sshd for a step: its job was started without")]
     NoSshInJob,
+    /// Servers are in a job's containers alone.
+    #[error("cannot use --sshd for a step with a container of its own: ssh leads to its job's")]
+    SshInStep,
     /// The image manager did not answer.
     #[error("cannot look up image '{}'", sanitize::text(.image))]
     Lookup {
@@ -203,8 +207,8 @@ impl Request {
 
     /// Pins what a new job asks for.
     pub fn for_job(self, tools: &Tools<'_>) -> Result<Pins, SubmitError> {
-        let ssh = self.sshd.unwrap_or(false);
-        if ssh && tools.config.ssh.enable == SshJobs::Off {
+        let ssh = self.sshd;
+        if ssh == Some(true) && tools.config.ssh.enable == SshJobs::Off {
             return Err(SubmitError::NoSsh);
         }
         if self.ccm {
@@ -238,10 +242,14 @@ impl Request {
         if self.ccm && !job.as_ref().is_some_and(|job| job.modes.ccm) {
             return Err(SubmitError::CcmStep);
         }
+        let asks_ssh = self.sshd == Some(true);
         let Some(job) = job else {
-            return self.for_job(tools);
+            return match asks_ssh {
+                true => Err(SubmitError::NoSshInJob),
+                false => self.for_job(tools),
+            };
         };
-        let job_id = job.id.clone();
+        let whole = job.clone();
         let is_jobs = |image: &ImageRef| {
             image.canonical() == job.request || image.image_id() == Some(&job.id)
         };
@@ -249,14 +257,15 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
-        if self.sshd == Some(true) && !job.modes.ssh {
+        let site_decides = tools.config.ssh.enable == SshJobs::Always;
+        if asks_ssh && !job.modes.ssh.unwrap_or(site_decides) {
             return Err(SubmitError::NoSshInJob);
         }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
             return Err(SubmitError::NoAutoshift(request));
         }
-        let is_jobs = id == job_id;
-        Ok(Pins {
+        let is_jobs = id == whole.id;
+        let pins = Pins {
             id,
             request,
             modules: if self.names_modules {
@@ -274,7 +283,11 @@ impl Request {
                 ccm: job.modes.ccm && is_jobs,
                 ..job.modes
             },
-        })
+        };
+        if asks_ssh && !steps::is_jobs(&whole, &pins, tools.config) {
+            return Err(SubmitError::SshInStep);
+        }
+        Ok(pins)
     }
 }
 
@@ -295,13 +308,6 @@ fn check_image(text: &str, config: &Config) -> Result<ImageRef, SubmitError> {
 enum Answer {
     Found(ImageId),
     Missing(Vec<String>),
-}
-
-/// The part of `shifterimg lookup --json` that matters here.
-#[derive(Deserialize)]
-struct Located {
-    id: ImageId,
-    store: String,
 }
 
 /// The image manager, run as the user.
@@ -356,31 +362,15 @@ impl Tools<'_> {
             image: reference.clone(),
             source,
         })?;
-        let answer = |reason| SubmitError::Answer {
-            image: reference.clone(),
-            reason,
-        };
-        if !finished.status.success() {
-            let mut lines = finished.messages(2);
-            if let Some(first) = lines.first_mut() {
-                // The user ran sbatch, not the helper: its name says nothing.
-                *first = first.trim_start_matches("shifterimg: ").to_owned();
-            }
-            let code = finished.status.code().and_then(ExitCode::from_code);
-            return match code {
-                _ if lines.is_empty() => Err(answer(format!(
-                    "shifterimg ended with {}",
-                    finished.ending()
-                ))),
-                Some(ExitCode::Image) => Ok(Answer::Missing(lines)),
-                _ => Err(SubmitError::Refused { lines }),
-            };
-        }
-        let located: Located = serde_json::from_slice(&finished.stdout)
-            .map_err(|error| answer(format!("the answer cannot be read: {error}")))?;
-        match located.store.as_str() {
-            "site" => Ok(Answer::Found(located.id)),
-            _ => Err(SubmitError::UsersOwn(reference)),
+        match Located::of(&finished) {
+            Located::Site(id) => Ok(Answer::Found(id)),
+            Located::UsersOwn => Err(SubmitError::UsersOwn(reference)),
+            Located::Refused(Some(ExitCode::Image), lines) => Ok(Answer::Missing(lines)),
+            Located::Refused(_, lines) => Err(SubmitError::Refused { lines }),
+            Located::Unclear(reason) => Err(SubmitError::Answer {
+                image: reference,
+                reason,
+            }),
         }
     }
 

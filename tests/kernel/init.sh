@@ -1,11 +1,11 @@
 #!/bin/busybox sh
 # The first process of the emulated machine. The file system that a kernel boots from cannot be
-# pivoted away, so everything moves to one in memory first; then the test named on the kernel's
-# command line runs, and the machine stops.
+# pivoted away, so everything moves to one in memory first, unless the test is of just that; then
+# the test named on the kernel's command line, and so in our environment, runs, and the machine stops.
 PATH=/opt/shifter/bin:/opt/shifter/sbin:/bin
 export PATH
 
-if [ "${1-}" != second ]; then
+if [ "${1-}" != second ] && [ "${test-}" != initramfs ]; then
     /bin/busybox mkdir /new
     /bin/busybox mount -t tmpfs -o mode=0755 root /new
     cd /

@@ -18,6 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::call::{Call, wait_for};
 use crate::world::User;
 
+/// Nodes listen at the ports after this one.
+const PORTS: usize = 17000;
+
 const LOGS: &str = "/var/log/slurm";
 
 const NODES: &str = "/run/testbed-nodes";
@@ -48,6 +51,8 @@ pub struct Options {
     pub plugstack: String,
     /// More lines of slurm.conf.
     pub slurm_conf: String,
+    /// More lines of cgroup.conf; of a key given twice the last counts.
+    pub cgroup_conf: String,
     /// Gives each node a network of its own, with an address on one that all share.
     pub networks: bool,
 }
@@ -72,6 +77,7 @@ struct Bridge {
 #[derive(Debug)]
 pub struct Node {
     name: String,
+    port: u16,
     keeper: Child,
     slurmd: Child,
 }
@@ -82,6 +88,7 @@ impl Default for Options {
             nodes: 2,
             plugstack: String::new(),
             slurm_conf: String::new(),
+            cgroup_conf: String::new(),
             networks: false,
         }
     }
@@ -265,6 +272,7 @@ impl Node {
         let slurmd = start_slurmd(name, keeper.id(), &[])?;
         Ok(Self {
             name: name.into(),
+            port: u16::try_from(PORTS + number)?,
             keeper,
             slurmd,
         })
@@ -278,6 +286,11 @@ impl Node {
     /// Returns a process that lives in the node's namespaces as long as the node.
     pub fn pid(&self) -> u32 {
         self.keeper.id()
+    }
+
+    /// Returns the port at which slurmd listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Returns slurmd's process.
@@ -315,6 +328,13 @@ impl Node {
         self.slurmd.kill()?;
         self.slurmd.wait()?;
         self.slurmd = start_slurmd(&self.name, self.keeper.id(), env)?;
+        Ok(())
+    }
+
+    /// Tells slurmd to end, as systemd does, and starts it again.
+    pub fn end_and_start_slurmd(&mut self) -> Result<()> {
+        stop(&mut self.slurmd);
+        self.slurmd = start_slurmd(&self.name, self.keeper.id(), &[])?;
         Ok(())
     }
 
@@ -449,15 +469,19 @@ fn configure(options: &Options) -> Result<()> {
          SchedulerParameters=sched_interval=2,batch_sched_delay=0\n\
          SlurmdParameters=config_overrides\n\
          UsePAM=0\n\
-         NodeName=n[1-{count}] NodeAddr={nodes} Port=[17001-{}] CPUs=16 RealMemory=4000 State=UNKNOWN\n\
+         NodeName=n[1-{count}] NodeAddr={nodes} Port=[{}-{}] CPUs=16 RealMemory=4000 State=UNKNOWN\n\
          PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES:8\n\
          {}\n",
         host.trim(),
-        17000 + count,
+        PORTS + 1,
+        PORTS + count,
         options.slurm_conf,
     );
-    let cgroup_conf = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n\
-         CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n";
+    let cgroup_conf = format!(
+        "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n\
+         CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\n{}\n",
+        options.cgroup_conf
+    );
     fs::write("/etc/slurm/slurm.conf", slurm_conf)?;
     fs::write("/etc/slurm/cgroup.conf", cgroup_conf)?;
     fs::write("/etc/slurm/plugstack.conf", &options.plugstack)?;

@@ -17,6 +17,7 @@ pub mod report;
 pub mod sandbox;
 pub mod skip;
 pub mod snapshot;
+pub mod syslog;
 pub mod torque;
 pub mod tree;
 pub mod world;

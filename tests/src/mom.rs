@@ -168,7 +168,6 @@ pub fn run(node: &Sandbox, hook: Hook, job: &TorqueJob, manner: Manner) -> Resul
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.into()))
         .collect();
-    let prefix = format!("{HOME}/spool/{}", plain(&job.id));
     let (uid, gid) = match hook {
         Hook::EpiloguePrecancel => (job.user.uid(), job.user.gid()),
         _ => (0, 0),
@@ -177,10 +176,41 @@ pub fn run(node: &Sandbox, hook: Hook, job: &TorqueJob, manner: Manner) -> Resul
         "path": path, "argv": argv, "env": env, "cwd": format!("{HOME}/mom_priv"),
         "groups": groups(job)?, "uid": uid, "gid": gid,
         "is_deaf": hook == Hook::EpilogueParallel,
-        "output": (!manner.is_interactive).then_some(&prefix),
-        "limit": f64::from(manner.alarm_secs) - 10.0,
-        "kill_at": manner.kill_at,
     });
+    drive(node, job, manner, order)
+}
+
+/// Runs a classic hook as the mom of OpenPBS 23.06 does: three arguments before the job, nothing about it
+/// in the environment, 30 s.
+pub fn run_openpbs(node: &Sandbox, hook: Hook, job: &TorqueJob) -> Result<HookEnd> {
+    prepare(node, hook, job)?;
+    let path = format!("{HOME}/mom_priv/{}", hook.name());
+    let mut argv = vec![path.clone()];
+    argv.extend(arguments(hook, job, 0));
+    // The last one is Torque's alone.
+    argv.truncate(if hook.is_before() { 4 } else { 11 });
+    let home = format!("/home/{}", job.user.name());
+    let env = json!({
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PBS_EXEC": "/opt/pbs", "PBS_HOME": HOME,
+        "PBS_JOBDIR": home,
+    });
+    let order = json!({
+        "path": path, "argv": argv, "env": env, "cwd": format!("{HOME}/mom_priv"),
+        "groups": [0], "uid": 0, "gid": 0, "is_deaf": false,
+    });
+    let manner = Manner {
+        alarm_secs: 40,
+        ..Manner::default()
+    };
+    drive(node, job, manner, order)
+}
+
+/// Has the driver run a hook on a node.
+fn drive(node: &Sandbox, job: &TorqueJob, manner: Manner, mut order: Value) -> Result<HookEnd> {
+    let prefix = format!("{HOME}/spool/{}", plain(&job.id));
+    order["output"] = (!manner.is_interactive).then_some(&*prefix).into();
+    order["limit"] = (f64::from(manner.alarm_secs) - 10.0).into();
+    order["kill_at"] = manner.kill_at.into();
     let patience = u64::from(manner.alarm_secs) + 30;
     let ran = node
         .call(["python3", DRIVER])

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! /opt/torque/bin/qstat, qalter       the stand-ins (tests/torque)
-//! /srv/torque/ID.xml                  the answer for one job
+//! /srv/torque/ID.xml, ID.json         the answer for one job, Torque's and OpenPBS's
 //! /srv/torque/ID.comment              the job's comment, as qalter was told it
 //! /srv/torque/calls                   one line for each call: program and arguments
 //! /var/spool/torque/…                 a mom's own, on each node
@@ -15,6 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use crate::call::Call;
 use crate::world::{self, User};
@@ -131,6 +132,37 @@ impl TorqueJob {
             count = self.nodes.len(),
         )
     }
+
+    /// Returns `exec_host` as OpenPBS has it.
+    pub fn exec_host(&self) -> String {
+        let nodes = self.nodes.iter();
+        let hosts = nodes.map(|(name, slots)| format!("{name}/0*{slots}"));
+        hosts.collect::<Vec<_>>().join("+")
+    }
+
+    /// Returns what OpenPBS's `qstat -f -F json` prints.
+    pub fn json(&self) -> String {
+        let user = self.user.name();
+        let mut job = json!({
+            "Job_Name": self.name, "Job_Owner": format!("{user}@login"), "job_state": "R",
+            "queue": "workq", "server": "server", "exec_host": self.exec_host(),
+            "Resource_List": {"nodect": self.nodes.len(), "walltime": "00:10:00"},
+            "euser": user, "egroup": user, "run_count": 1,
+        });
+        if let Some(gres) = &self.gres {
+            job["Resource_List"]["gres"] = gres.as_str().into();
+        }
+        if let Some(variables) = &self.variables {
+            let own = [("PBS_O_HOME".to_owned(), format!("/home/{user}"))];
+            let all = own.iter().chain(variables);
+            let all = all.map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+            job["Variable_List"] = Value::Object(all.collect());
+        }
+        let mut jobs = serde_json::Map::new();
+        jobs.insert(self.id.clone(), job);
+        json!({"timestamp": 1, "pbs_version": "23.06.06", "pbs_server": "server", "Jobs": jobs})
+            .to_string()
+    }
 }
 
 /// The site's server, as far as hooks talk to it.
@@ -155,6 +187,7 @@ impl Server {
 
     /// Makes a job known.
     pub fn knows(&self, job: &TorqueJob) -> Result<()> {
+        fs::write(file(&job.id, "json"), job.json())?;
         self.answers(&job.id, &job.xml())
     }
 
@@ -165,6 +198,7 @@ impl Server {
 
     /// Makes the server forget a job, as it does a while after its end.
     pub fn forgets(&self, id: &str) -> Result<()> {
+        fs::remove_file(file(id, "json"))?;
         Ok(fs::remove_file(file(id, "xml"))?)
     }
 

@@ -1,11 +1,14 @@
 //! `--autoshift`: scripts and tasks run inside the image as they are.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::image::Recipe;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::{Bench, stored_as};
+use crate::node::secure::compile;
 
 /// What shows who a process is and what it may do.
 const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
@@ -57,6 +60,109 @@ fn cluster_s14_autoshift_tasks_are_their_user_and_nothing_more() -> Result<()> {
         let parts: Vec<&str> = output.split("a\n").collect();
         ensure!(parts.len() == 2, "{kind}: {output}");
         ensure_only_alice(parts[1]).with_context(|| kind)?;
+    }
+    bench.ensure_clean()
+}
+
+/// A program of root's with the set-user-ID bit that tries to be more than its caller; each line of
+/// its output is one attempt.
+const ATTEMPTS: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+#define TRY(name, call) \
+    printf("%s: %s\n", name, (call) == -1 ? strerror(errno) : "works")
+static const char *of(int pid, const char *file) {
+    static char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
+    return path;
+}
+int main(void) {
+    char line[256], *name = "/proc/self/exe";
+    struct stat own;
+    gid_t root = 0;
+    int daemon = getppid();
+    // The closest ancestor that is root's: slurmstepd.
+    while (stat(of(daemon, ""), &own) == 0 && own.st_uid != 0) {
+        FILE *file = fopen(of(daemon, "stat"), "r");
+        if (!file || !fgets(line, sizeof line, file)) return 1;
+        daemon = atoi(strrchr(line, ')') + 4);
+    }
+    stat(name, &own);
+    printf("bit %o of %d, uids %d %d\n", own.st_mode & 07777, own.st_uid, getuid(), geteuid());
+    TRY("ambient", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 21, 0, 0));
+    TRY("uid", setuid(0));
+    TRY("gid", setgid(0));
+    TRY("groups", setgroups(1, &root));
+    TRY("chroot", chroot("/tmp"));
+    TRY("mount", mount("none", "/mnt", "tmpfs", 0, NULL));
+    TRY("unmount", umount2("/tmp", MNT_DETACH));
+    TRY("unshare", unshare(CLONE_NEWNS));
+    TRY("device", mknod("/tmp/disk", S_IFBLK | 0600, makedev(7, 0)));
+    TRY("trace", ptrace(PTRACE_ATTACH, daemon, 0, 0));
+    TRY("memory", open(of(daemon, "mem"), O_RDWR));
+    TRY("root", open(of(daemon, "root/"), O_RDONLY));
+    TRY("namespace", open(of(daemon, "ns/mnt"), O_RDONLY));
+    TRY("environment", open(of(daemon, "environ"), O_RDONLY));
+    TRY("kill", kill(daemon, SIGKILL));
+    TRY("accounts", open("/etc/passwd", O_WRONLY));
+    TRY("image", open("/bin/new", O_WRONLY | O_CREAT, 0600));
+    TRY("state", open("/run/shifter/jobs", O_RDONLY));
+    // A user namespace gives what is in it, and nothing of the host's.
+    if (unshare(CLONE_NEWUSER) == 0) {
+        TRY("inner trace", ptrace(PTRACE_ATTACH, daemon, 0, 0));
+        TRY("inner namespace", open(of(daemon, "ns/mnt"), O_RDONLY));
+        TRY("inner unmount", umount2("/tmp", MNT_DETACH));
+    }
+    return 0;
+}
+"#;
+
+#[test]
+fn cluster_s14_autoshift_tasks_try_to_be_more_and_are_not() -> Result<()> {
+    let bench = Bench::start()?;
+    let program = fs::read(compile("try", ATTEMPTS)?)?;
+    let recipe = Recipe::tiny("suid").file("bin/try", 0o4755, program);
+    let image = stored_as(&bench.product, &bench.registry, "suid", recipe)?;
+    let options = [&*image.option(), "--autoshift", "--wrap", "try"];
+    let (job, info) = bench.cluster.run(Alice, &options, "")?;
+    info.expect("COMPLETED", "0:0")
+        .with_context(|| job.output().unwrap_or_default())?;
+    let step = bench.srun(Alice, &image, &["--autoshift", "try"])?;
+    for output in [job.output()?, step.success()?.stdout] {
+        let mut lines = output.lines();
+        // The bit is there, and gives nothing.
+        ensure!(
+            lines.next() == Some("bit 4755 of 0, uids 2001 2001"),
+            "{output}"
+        );
+        let is_refused = |line: &str| {
+            let reason = line.split_once(": ").unwrap_or_default().1;
+            [
+                "Operation not permitted",
+                "Permission denied",
+                "Read-only file system",
+                "No such file or directory",
+            ]
+            .contains(&reason)
+        };
+        let rest: Vec<&str> = lines.collect();
+        ensure!(
+            rest.len() >= 18 && rest.iter().all(|line| is_refused(line)),
+            "{output}"
+        );
     }
     bench.ensure_clean()
 }
@@ -173,7 +279,7 @@ fn cluster_autoshift_as_the_sites_default_and_for_listed_images() -> Result<()> 
 #[test]
 fn cluster_autoshift_submits_from_inside_with_slurms_module() -> Result<()> {
     let mut bench = Bench::start_with(|product, _| {
-        let module = std::fs::read_to_string(product.path("share/shifter/modules/slurm.toml"))?;
+        let module = fs::read_to_string(product.path("share/shifter/modules/slurm.toml"))?;
         product.configure(&module)
     })?;
     let image = stored_as(
@@ -211,7 +317,7 @@ fn cluster_autoshift_sees_the_private_tmp_of_the_job() -> Result<()> {
     let bench = Bench::start_with(|_, options| {
         options.slurm_conf =
             "JobContainerType=job_container/tmpfs\nPrologFlags=Alloc,Contain".into();
-        std::fs::write(
+        fs::write(
             "/etc/slurm/job_container.conf",
             "AutoBasePath=true\nBasePath=/var/spool/private\n",
         )?;

@@ -196,3 +196,46 @@ fn cluster_per_node_cache_lives_as_long_as_the_job() -> Result<()> {
         Ok((used()? == before).then_some(()))
     })
 }
+
+#[test]
+fn cluster_ps_lists_the_jobs_containers_from_outside_and_from_inside() -> Result<()> {
+    let bench = Bench::start()?;
+    let script = "shifter sleep 301 & sleeper=$!
+        until shifter ps --json >outside && grep -q 'sleep 301' outside; do sleep 0.05; done
+        srun -N1 -n1 --overlap --autoshift shifter ps --json >inside
+        srun -N1 -n1 --overlap shifter /opt/udiImage/bin/shifter ps
+        shifter /opt/udiImage/bin/shifter doctor 2>&1; kill $sleeper";
+    let (job, info) = bench
+        .cluster
+        .run(Alice, &["-N1", &bench.a.option()], script)?;
+    let output = job.output()?;
+    info.expect("COMPLETED", "0:0")?;
+    let listed = |file: &str| -> Result<serde_json::Value> {
+        let text = fs::read_to_string(Alice.scratch().join(file))?;
+        let mut all: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+        ensure!(all.len() == 1, "{file}: {text}");
+        Ok(all.remove(0))
+    };
+    let (outside, inside) = (listed("outside")?, listed("inside")?);
+    for container in [&outside, &inside] {
+        ensure!(
+            container["job"] == job.id()
+                && container["image"] == bench.a.reference
+                && container["user"] == "alice",
+            "{container}"
+        );
+    }
+    ensure!(
+        outside["namespace"] == inside["namespace"] && inside["command"] == "sleep 301",
+        "{outside} {inside}"
+    );
+    let lines: Vec<&str> = output.lines().collect();
+    ensure!(
+        lines.len() == 4
+            && lines[0].starts_with("CONTAINER ")
+            && lines[1].contains(&bench.a.reference)
+            && lines[2].starts_with("shifter: only commands"),
+        "{output}"
+    );
+    bench.ensure_clean()
+}

@@ -4,10 +4,12 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::product::CONFIG;
+use shifter_tests::product::{CONFIG, STORE};
+use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
+use crate::seen::line_of;
 
 /// Fails unless jobs of every kind that ask for no image run as if there were no plugin.
 fn ensure_plain_jobs_run(bench: &Bench) -> Result<()> {
@@ -116,28 +118,36 @@ fn cluster_node_without_its_store_is_drained() -> Result<()> {
 }
 
 #[test]
-fn cluster_setup_that_hangs_is_ended_at_its_deadline() -> Result<()> {
-    let bench = Bench::start_with(|product, _| {
-        product.configure("[slurm]\nsetup_timeout_secs = 3")?;
-        fs::rename(
-            product.path("sbin/setupRoot"),
-            product.path("sbin/setupRoot.real"),
-        )?;
-        fs::write(product.path("sbin/setupRoot"), "#!/bin/sh\nsleep 600\n")?;
-        Call::new(["chmod", "0700", &product.path("sbin/setupRoot")])
-            .ok()
-            .map(drop)
-    })?;
-    let job = bench
-        .cluster
-        .submit(Alice, &["-w", "n1", &bench.a.option()], "echo ran")?;
+fn cluster_s55_a_store_that_hangs_ends_the_prolog_at_its_deadline() -> Result<()> {
+    let bench =
+        Bench::start_with(|product, _| product.configure("[slurm]\nsetup_timeout_secs = 3"))?;
+    let node = bench.cluster.node("n1")?;
+    let log = Syslog::start(|script| node.shell(script), "/var/log/slurm/syslog.n1.out")?;
+    let mount = format!("cp -a {STORE} /tmp/low && bindfs -o nonempty /tmp/low {STORE}");
+    node.shell(&mount).ok()?;
+    node.shell("pkill -STOP -x bindfs").ok()?;
+    let options = ["-w", "n1", &bench.a.option(), "--no-requeue"];
+    let job = bench.cluster.submit(Alice, &options, "echo ran")?;
     let began = std::time::Instant::now();
-    ensure_drained(&bench, "n1")?;
-    ensure!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
-    ensure!(job.output()?.is_empty());
+    let drained = ensure_drained(&bench, "n1");
+    node.shell(&format!("pkill -CONT -x bindfs; umount {STORE}"))
+        .ok()?;
+    drained?;
+    ensure!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
+    ensure!(job.output()?.is_empty(), "{}", job.output()?);
+    let reason = "the set-up did not finish within 3 s: it was still busy with the image";
+    ensure!(node.log().contains(reason), "{}", node.log());
+    // What the set-up could not say itself any more.
+    let line = line_of(&log, "setup", job.id())?;
+    ensure!(
+        line.starts_with("<27>setupRoot[")
+            && line.contains(&format!(" request={} lock_ms=", bench.a.reference))
+            && line.ends_with(&format!(" outcome=failure error=\"{reason}\"")),
+        "{line}"
+    );
     job.cancel()?;
     wait_for("the end of what hung", 10, || {
-        Ok((Call::new(["pgrep", "-x", "-f", "sleep 600"]).output()?.code != 0).then_some(()))
+        Ok((Call::new(["pgrep", "-x", "setupRoot"]).output()?.code != 0).then_some(()))
     })
 }
 

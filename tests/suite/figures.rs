@@ -114,7 +114,25 @@ fn bench_per_node_caches_are_measured() -> Result<()> {
 
 #[test]
 fn bench_steps_of_a_job_are_measured() -> Result<()> {
-    ensure_measured("slurm", &["srun /bin/true", "srun shifter /bin/true"])
+    ensure_measured(
+        "slurm",
+        &[
+            "a step, without the plugin",
+            "a job, with the plugin unused",
+            "srun shifter /bin/true",
+            "srun --autoshift --image, the job's",
+            "srun --autoshift --image, with set-up",
+            "srun --autoshift --image, as a job",
+        ],
+    )
+}
+
+#[test]
+fn bench_jobs_of_many_nodes_are_measured() -> Result<()> {
+    ensure_measured(
+        "slurm-wide",
+        &["srun, without an image", "srun --autoshift --image"],
+    )
 }
 
 #[test]

@@ -7,11 +7,12 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Child;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use shifter_tests::call::{Call, wait_for};
 use shifter_tests::cluster::{Cluster, Node};
-use shifter_tests::product::Product;
+use shifter_tests::product::{CONFIG, Product};
 use shifter_tests::snapshot::Snapshot;
 use shifter_tests::world::User::{self, Alice};
 
@@ -250,6 +251,38 @@ fn cluster_identity_needs_no_shared_state_that_works() -> Result<()> {
         let said = logged(&bench, reason);
         ensure!(said.len() == 2, "{breakage}: {said:?}");
         share(&bench.product)?;
+    }
+    bench.ensure_clean()
+}
+
+#[test]
+#[ignore = "takes half a minute: make test-long"]
+fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result<()> {
+    let bench = Bench::start()?;
+    share(&bench.product)?;
+    let config = fs::read_to_string(CONFIG)? + "wait_secs = 1\n";
+    bench.product.configure_with(&config)?;
+    for node in bench.cluster.nodes() {
+        node.shell(&format!(
+            "bindfs -o nonempty {STATE} {STATE} && pkill -STOP -x bindfs"
+        ))
+        .ok()?;
+    }
+    let began = Instant::now();
+    let output = bench.srun(Alice, &bench.a, &["-N2", "shifter", "cat", "/etc/marker"]);
+    let took = began.elapsed().as_secs();
+    let idle = bench.cluster.wait_until_idle();
+    for node in bench.cluster.nodes() {
+        node.shell(&format!("pkill -CONT -x bindfs; umount {STATE}"))
+            .ok()?;
+    }
+    idle?;
+    // The program's own time, and that of Slurm: the job runs, the log tells, nobody is drained.
+    ensure!(output?.success()?.stdout == "a\na\n");
+    ensure!((20..40).contains(&took), "{took} s");
+    for node in bench.cluster.nodes() {
+        let late = "shifter-identity' did not finish within 22 s";
+        ensure!(node.log().contains(late), "{}", node.log());
     }
     bench.ensure_clean()
 }

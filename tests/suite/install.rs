@@ -41,6 +41,7 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
         ("apps/shifter/lib/shifter/shifter-ssh-keys", 0o755),
         ("apps/shifter/lib/shifter/udiImage/bin/ssh", 0o755),
         ("apps/shifter/lib/shifter/udiImage/etc/ssh_config", 0o777),
+        ("apps/shifter/lib/shifter/udiImage/sbin/shifter-ps", 0o755),
         ("apps/shifter/lib/shifter/udiImage/sbin/sshd", 0o755),
         ("apps/shifter/sbin/startSshd", 0o700),
         ("apps/shifter/lib/shifter/shifter_slurm.so", 0o755),
@@ -86,6 +87,10 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
             0o777,
         ),
         ("apps/shifter/lib/shifter/torque/udiRoot-epilogue", 0o777),
+        (
+            "apps/shifter/lib/systemd/system/shifter-node-clean.service",
+            0o644,
+        ),
         ("apps/shifter/share/shifter/torque/execjob.py", 0o644),
         ("apps/shifter/share/shifter/torque/nscd.conf", 0o644),
         ("apps/shifter/share/shifter/torque/roots.conf", 0o644),
@@ -101,15 +106,17 @@ fn install_puts_everything_where_an_administrator_expects_it() -> Result<()> {
     ensure!(found == expected, "{found:?}");
 
     // The samples name the prefix, and an administrator's configuration is never replaced.
-    for path in found
-        .keys()
-        .filter(|path| path.contains("/share/") || path.contains("/etc/"))
-    {
+    for path in found.keys().filter(|path| {
+        ["/share/", "/etc/", "/systemd/"]
+            .iter()
+            .any(|part| path.contains(part))
+    }) {
         let text = fs::read_to_string(path)?;
         ensure!(
             !text.contains("/usr/bin/shifter") && !text.contains("/usr/lib/shifter"),
             "{path}"
         );
+        ensure!(!text.contains("/usr/sbin/shifter"), "{path}");
     }
     fs::write("/tmp/dest/etc/shifter/shifter.toml", "system = 'mine'\n")?;
     install("/apps/shifter")?;

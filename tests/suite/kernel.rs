@@ -69,3 +69,11 @@ fn kernel_modules_are_loaded_by_the_first_job() -> Result<()> {
 fn kernel_6_1_builds_joins_and_removes_roots() -> Result<()> {
     run("kernel_6_1_builds_joins_and_removes_roots", "roots")
 }
+
+#[test]
+fn kernel_6_1_builds_roots_on_a_node_that_runs_from_its_initramfs() -> Result<()> {
+    run(
+        "kernel_6_1_builds_roots_on_a_node_that_runs_from_its_initramfs",
+        "initramfs",
+    )
+}

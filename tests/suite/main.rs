@@ -22,6 +22,7 @@ mod images_secure;
 mod install;
 mod jobs;
 mod kernel;
+mod limits;
 mod long;
 mod mistakes;
 mod modules;
@@ -31,7 +32,10 @@ mod secure_cluster;
 mod seen;
 mod selftest;
 mod sharing;
+#[path = "../soak/mod.rs"]
+mod soak;
 mod ssh;
 mod steps;
 mod teardown;
 mod torque;
+mod x11;

@@ -1,67 +1,24 @@
 //! What those who look after a site see of jobs: the log, the counters, Slurm's own lists.
 
 use std::fs;
-use std::process::Child;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::cluster::Node;
+use shifter_tests::product::CONFIG;
+use shifter_tests::syslog::Syslog;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
 
-/// Listens where system logs do. The machine's own /dev is left alone: the node gets an overlay.
-const LISTEN: &str = "
-import socket, sys
-log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-log.bind('/dev/log')
-while True:
-    sys.stdout.write(log.recv(65536).decode() + '\\n')
-    sys.stdout.flush()
-";
-
 const METRICS: &str = "/var/lib/metrics";
 
-/// A system log of a node.
-struct Syslog {
-    file: String,
-    daemon: Child,
-}
-
-impl Syslog {
-    fn start(node: &Node) -> Result<Self> {
-        let hide = "
-            mkdir /run/dev; mount -t tmpfs tmpfs /run/dev; mkdir /run/dev/upper /run/dev/work
-            mount -t overlay -o lowerdir=/dev,upperdir=/run/dev/upper,workdir=/run/dev/work overlay /dev
-            rm -f /dev/log";
-        node.shell(hide).ok()?;
-        let file = format!("/var/log/slurm/syslog.{}.out", node.name());
-        let listen = node.call(["/usr/bin/python3", "-c", LISTEN]).timeout(0);
-        let daemon = listen.start(&file)?;
-        wait_for("a system log", 10, || {
-            Ok(fs::exists(node.path("/dev/log"))?.then_some(()))
-        })?;
-        Ok(Self { file, daemon })
-    }
-
-    /// Waits for a line and returns its fields as they stand.
-    fn line(&self, event: &str, job: &str) -> Result<String> {
-        let begin = format!("event={event} job={job} ");
-        wait_for(&begin, 10, || {
-            let text = fs::read_to_string(&self.file)?;
-            let lines: Vec<&str> = text.lines().filter(|line| line.contains(&begin)).collect();
-            ensure!(lines.len() < 2, "{lines:?}");
-            Ok(lines.first().map(|line| (*line).to_owned()))
-        })
-        .with_context(|| fs::read_to_string(&self.file).unwrap_or_default())
-    }
-}
-
-impl Drop for Syslog {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
+/// Waits for the line of an event and returns it; there is one.
+pub fn line_of(log: &Syslog, event: &str, job: &str) -> Result<String> {
+    let begin = format!("event={event} job={job} ");
+    let line = log.line(&begin)?;
+    let text = log.text()?;
+    ensure!(text.matches(&begin).count() == 1, "{text}");
+    Ok(line)
 }
 
 #[test]
@@ -72,13 +29,14 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
     bench
         .product
         .configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
-    let log = Syslog::start(bench.cluster.node("n1")?)?;
+    let node = bench.cluster.node("n1")?;
+    let log = Syslog::start(|script| node.shell(script), "/var/log/slurm/syslog.n1.out")?;
 
     let show = "echo $SLURM_JOB_ID";
     let args = ["-wn1", "shifter", "sh", "-c", show];
     let job = bench.srun(Alice, &bench.a, &args)?.success()?.stdout;
     let job = job.trim();
-    let line = log.line("setup", job)?;
+    let line = line_of(&log, "setup", job)?;
     ensure!(line.starts_with("<30>setupRoot["), "{line}");
     let id = bench.a.image.id();
     for field in [
@@ -93,7 +51,7 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
         ensure!(line.contains(field), "{field}: {line}");
     }
     ensure!(line.ends_with(" outcome=done"), "{line}");
-    let line = log.line("teardown", job)?;
+    let line = line_of(&log, "teardown", job)?;
     ensure!(
         line.starts_with("<30>unsetupRoot[") && line.ends_with(" outcome=done"),
         "{line}"
@@ -108,12 +66,12 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
     let args = ["-wn1", volume, "shifter", "true"];
     ensure!(bench.srun(Alice, &bench.a, &args)?.code != 0);
     let job = (job.parse::<u32>()? + 1).to_string();
-    let line = log.line("setup", &job)?;
+    let line = line_of(&log, "setup", &job)?;
     ensure!(
         line.contains(" outcome=mistake code=") && line.ends_with('"'),
         "{line}"
     );
-    log.line("teardown", &job)?;
+    line_of(&log, "teardown", &job)?;
 
     let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
     for line in [
@@ -163,5 +121,31 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
         output.stdout.contains(&format!(" AdminComment={told} ")),
         "{output}"
     );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_a_steps_root_is_counted_where_the_plugins_configuration_says() -> Result<()> {
+    let other = "/etc/shifter/other.toml";
+    let bench = Bench::start_with(|product, options| {
+        fs::create_dir_all(METRICS)?;
+        let _ = fs::remove_file(format!("{METRICS}/shifter.prom"));
+        product.configure(&format!("[metrics]\ntextfile = '{METRICS}'\n"))?;
+        fs::rename(CONFIG, other)?;
+        product.configure("")?;
+        let line = product.plugstack();
+        options.plugstack = format!("{} shifter_config={other}\n", line.trim_end());
+        Ok(())
+    })?;
+    let step = format!("srun {} --autoshift cat /etc/marker", bench.b.option());
+    let job = bench.cluster.submit(Alice, &["-N1"], &step)?;
+    job.wait()?;
+    ensure!(job.output()? == "b\n", "{}", job.output()?);
+    wait_for("a teardown that is counted", 10, || {
+        let text = fs::read_to_string(format!("{METRICS}/shifter.prom"))?;
+        let done = "shifter_teardowns_total{outcome=\"done\"} 1\n";
+        Ok(text.contains(done).then_some(()))
+    })?;
+    fs::remove_file(other)?;
     bench.ensure_clean()
 }

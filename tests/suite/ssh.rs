@@ -161,6 +161,17 @@ fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
         "{status}"
     );
 
+    // And have nothing of the server's open but what the client talks through.
+    for option in ["-T", "-tt"] {
+        let fds = "readlink /proc/self/fd/* | sort -u";
+        let call = format!("shifter ssh {option} n2 '{fds}'");
+        let fds = run(&bench.cluster, &["--exclusive", "-wn2", HOST], &call)?;
+        ensure!(
+            !fds.contains("socket:") && !fds.contains("anon_inode"),
+            "{fds}"
+        );
+    }
+
     // The next job has other keys.
     job.cancel()?;
     job.wait()?;
@@ -234,7 +245,7 @@ fn cluster_ssh_own_client_where_the_image_has_none() -> Result<()> {
 #[test]
 fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
     let state = "/scratch/.state";
-    let shared = format!("enable = 'ask'\n[shared_state]\npath = '{state}'");
+    let shared = format!("enable = 'ask'\n[shared_state]\npath = '{state}'\n[slurm]\nccm = true");
     let bench = start(&shared)?;
     Call::new(["install", "-d", "-m", "0700", state]).ok()?;
     let program = r#"
@@ -279,12 +290,27 @@ fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
     ensure!(output == expected, "{output}\n{expected}");
     // The same for images without ssh of their own; srun's tasks, too.
     let options = ["--exclusive", "-N2", "--sshd", &bench.a.option()];
-    let script = "srun -N2 --ntasks-per-node=1 shifter sh -c 'ssh n1 hostname; ssh n2 hostname'";
-    let output = run(&bench.cluster, &options, script)?;
+    // A step's own container reaches its job's, and has no server.
+    let b = bench.b.option();
+    let script = format!(
+        "srun -N2 --ntasks-per-node=1 shifter sh -c 'ssh n1 hostname; ssh n2 hostname'
+         srun -N1 -n1 {b} shifter sh -c 'cat /etc/marker; ssh n2 cat /etc/marker'
+         srun -N1 -n1 {b} --sshd true 2>&1 | grep -o 'shifter: .*'"
+    );
+    let output = run(&bench.cluster, &options, &script)?;
     ensure!(
         output.matches("n1\n").count() == 2 && output.matches("n2\n").count() == 2,
         "{output}"
     );
+    let own = "b\na\nshifter: cannot use --sshd for a step with a container of its own: \
+               ssh leads to its job's\n";
+    ensure!(output.ends_with(own), "{output}");
+    // The host's own environment is a container like any other.
+    let script = "ssh n2 'hostname; findmnt -n -o SOURCE / | head -n1'; ssh n2 ssh n1 hostname
+        srun -N1 -n1 -w n2 ssh n1 hostname";
+    let options = ["--exclusive", "-N2", "--sshd", "--ccm"];
+    let output = run(&bench.cluster, &options, script)?;
+    ensure!(output == "n2\nshifter\nn1\nn1\n", "{output}");
     ensure!(
         Call::shell(&format!("find {state} -name ssh"))
             .ok()?
@@ -392,8 +418,30 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
     );
     let log = bench.cluster.node("n1")?.log();
     ensure!(log.contains(&line), "{log}");
+    // Who asks for it is told, once, and before it is missed.
+    let script = "shifter cat /etc/marker; srun true; srun shifter ssh n1 true || echo without";
+    let output = run(&bench.cluster, &["-wn1", "-n1", "--sshd", &image], script)?;
+    let told = format!("shifter: n1: {line}");
+    ensure!(
+        output.matches(&told).count() == 1
+            && output
+                .lines()
+                .next()
+                .is_some_and(|first| first.ends_with(&told))
+            && output.contains("\na\n")
+            && output.ends_with("without\n"),
+        "{output}"
+    );
     other.cancel()?;
     other.wait()?;
+    // Whatever the site does for every job, one can do without.
+    let script = "shifter ls -d /etc/ssh/shifter; srun --sshd true 2>&1 | grep -o 'its job.*'";
+    let options = ["--exclusive", "-wn1", "--sshd=no", &image];
+    let output = run(&bench.cluster, &options, script)?;
+    ensure!(
+        output.contains("No such file") && output.ends_with("its job was started without\n"),
+        "{output}"
+    );
     // Off is off, and nothing of it is in a container.
     bench.product.configure("")?;
     let script = "shifter ls -d /etc/ssh/shifter 2>/dev/null; shifter sh -c 'echo $PATH'";
@@ -402,5 +450,21 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
         !output.contains("ssh") && !output.contains("udiImage"),
         "{output}"
     );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_who_stops_the_making_of_keys_takes_no_node_away() -> Result<()> {
+    let bench = Bench::start_with(|product, _| product.configure("[ssh]\nenable = 'always'"))?;
+    // It runs as the job's user, who can do that from another job on the node.
+    let program = bench.product.path("lib/shifter/shifter-ssh-keys");
+    fs::rename(&program, format!("{program}.away"))?;
+    fs::write(&program, "#!/bin/sh\nkill -KILL $$\n")?;
+    Call::new(["chmod", "0755", &program]).ok()?;
+    let output = bench.srun(Alice, &bench.a, &["-wn1", "shifter", "true"]);
+    fs::rename(format!("{program}.away"), &program)?;
+    let output = output?;
+    let told = "shifter: no ssh on this node: cannot make keys: signal 9";
+    ensure!(output.code != 0 && output.stderr.contains(told), "{output}");
     bench.ensure_clean()
 }

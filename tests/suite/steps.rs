@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use shifter_tests::call::{Call, wait_for};
+use shifter_tests::job::Job;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
@@ -11,6 +12,14 @@ fn roots(bench: &Bench, node: &str, job: &str) -> Result<Vec<String>> {
     let list = format!("ls /run/shifter/jobs/{job}/roots 2>/dev/null || true");
     let text = bench.cluster.node(node)?.shell(&list).ok()?;
     Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Cancels a job, after which nothing of it is left.
+fn end(bench: &Bench, job: &Job) -> Result<()> {
+    job.cancel()?;
+    job.wait()?;
+    bench.cluster.wait_until_idle()?;
+    bench.ensure_clean()
 }
 
 #[test]
@@ -45,10 +54,7 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
             Ok((roots(&bench, node, job.id())? == ["job"]).then_some(()))
         })?;
     }
-    job.cancel()?;
-    job.wait()?;
-    bench.cluster.wait_until_idle()?;
-    bench.ensure_clean()
+    end(&bench, &job)
 }
 
 #[test]
@@ -76,10 +82,7 @@ fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
     wait_for("the end of the job's state", 5, || {
         Ok(roots(&bench, "n1", job.id())?.is_empty().then_some(()))
     })?;
-    job.cancel()?;
-    job.wait()?;
-    bench.cluster.wait_until_idle()?;
-    bench.ensure_clean()
+    end(&bench, &job)
 }
 
 #[test]
@@ -166,64 +169,5 @@ fn cluster_every_way_of_starting_steps_finds_the_container() -> Result<()> {
         "{output}"
     );
     bench.cluster.wait_until_idle()?;
-    bench.ensure_clean()
-}
-
-#[test]
-fn cluster_autoshift_in_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
-    let bench = Bench::start_with(|_, options| {
-        options.slurm_conf = "AuthInfo=cred_expire=6".into();
-        Ok(())
-    })?;
-    let (a, b) = (bench.a.option(), bench.b.option());
-    let array = [
-        &*a,
-        "--autoshift",
-        "--array=1-3",
-        "--wait",
-        "--output=array-%a",
-    ];
-    let wrap = "--wrap=cat /etc/marker; echo $SLURM_ARRAY_TASK_ID";
-    bench
-        .cluster
-        .sbatch(Alice, &[&array[..], &[wrap]].concat(), "")?
-        .success()?;
-    for task in 1..=3 {
-        let text = std::fs::read_to_string(format!("/scratch/alice/array-{task}"))?;
-        ensure!(text == format!("a\n{task}\n"), "array task {task}: {text}");
-    }
-    let wrap = "--wrap=cat /etc/marker; [ \"$SLURM_RESTART_COUNT\" ] || { echo first; sleep 60; }";
-    let options = [&*a, "--autoshift", "--requeue", "--open-mode=append", wrap];
-    let job = bench.cluster.submit(Alice, &options, "")?;
-    job.wait_for_output("first")?;
-    Call::new(["scontrol", "requeue", job.id()]).ok()?;
-    job.wait_for_state("COMPLETED")?;
-    ensure!(
-        job.output()?.matches("a\n").count() == 2,
-        "{}",
-        job.output()?
-    );
-
-    // Each component has its own image, and each node its own component's.
-    let output = bench.cluster.srun(
-        Alice,
-        [
-            "-wn1",
-            &a,
-            "--autoshift",
-            "cat",
-            "/etc/marker",
-            ":",
-            "-wn2",
-            &b,
-            "--autoshift",
-            "cat",
-            "/etc/marker",
-        ],
-    );
-    let output = output.output()?.success()?;
-    let mut lines: Vec<&str> = output.stdout.lines().collect();
-    lines.sort_unstable();
-    ensure!(lines == ["a", "b"], "{output}");
     bench.ensure_clean()
 }

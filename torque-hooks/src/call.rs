@@ -61,6 +61,13 @@ pub struct Call {
     pub config: Option<PathBuf>,
 }
 
+impl Call {
+    /// Returns whose job it is, as the log has it.
+    pub fn subject(&self) -> String {
+        format!("job {} of {}", self.job, self.user)
+    }
+}
+
 /// A request in the words of `udiRoot-prologue`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Direct {

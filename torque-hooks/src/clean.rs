@@ -27,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs the program.
 pub fn main() -> std::process::ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
+    let words = match guard::words() {
+        Ok(words) => words,
+        Err(code) => return code.into(),
+    };
     if words.iter().any(|word| word == "--help" || word == "-h") {
         return node_setup::out::answer(HELP).into();
     }
@@ -104,7 +104,13 @@ fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), Str
         None => Ok(()),
     };
     let uid = record.as_ref().map(|record| record.uid);
-    let own = epilogue::tear_down_here(&config, job, uid, seconds);
+    let own = epilogue::Here {
+        config: &config,
+        config_path: path,
+        job,
+        uid,
+    };
+    let own = own.tear_down(seconds);
     locked.remove().map_err(|error| error.chain())?;
     result?;
     own.map_err(|error| shifter_core::chain::line(&error))

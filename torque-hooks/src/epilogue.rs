@@ -30,14 +30,14 @@ const WORK_SHARE: u32 = 4;
 
 /// Does the work of an epilogue on a launch node and returns its exit code.
 pub fn run(work: &Work) -> u8 {
-    let job = &work.call.job;
+    let subject = work.call.subject();
     match clean_up(work) {
         Ok(line) => {
-            say::log(Weight::Info, &format!("job {job}: {line}"));
+            say::log(Weight::Info, &format!("{subject}: {line}"));
             0
         }
         Err(line) => {
-            let line = format!("job {job}: {line}");
+            let line = format!("{subject}: {line}");
             say::log(Weight::Error, &line);
             say::tell(&line);
             let config = config(work.call.config.as_deref());
@@ -85,7 +85,13 @@ fn clean_up(work: &Work) -> Result<String, String> {
     };
     // Also where the record knows nothing of it: this node's own.
     let uid = record.as_ref().map(|record| record.uid);
-    let own = tear_down_here(&config, &call.job, uid, left_until(deadline));
+    let own = Here {
+        config: &config,
+        config_path: call.config.as_deref(),
+        job: &call.job,
+        uid,
+    };
+    let own = own.tear_down(left_until(deadline));
     let removed = job.remove().map_err(|error| error.chain());
     let line = result?;
     own.map_err(|error| shifter_core::chain::line(&error))?;
@@ -101,27 +107,74 @@ fn left_until(deadline: Instant) -> u32 {
 /// because it is of an earlier run, after it because the job is over.
 pub fn run_parallel(work: &Work) -> u8 {
     let config = config(work.call.config.as_deref());
-    match tear_down_here(&config, &work.call.job, None, work.seconds) {
+    let here = Here {
+        config: &config,
+        config_path: work.call.config.as_deref(),
+        job: &work.call.job,
+        uid: None,
+    };
+    match here.tear_down(work.seconds) {
         Ok(()) => 0,
         Err(error) => {
             let why = shifter_core::chain::line(&error);
-            say::log(Weight::Error, &format!("job {}: {why}", work.call.job));
+            say::log(Weight::Error, &format!("{}: {why}", work.call.subject()));
             hook::PERMANENT
         }
     }
 }
 
-/// Removes what there is of a job on this very node; `uid` is its user, where that is known.
-pub fn tear_down_here(
-    config: &Config,
-    job: &JobId,
-    uid: Option<u32>,
-    seconds: u32,
-) -> Result<(), HereError> {
-    // One that fails must not keep the other from its work.
-    let stopped = services::stop(job);
-    remove_root(config, job, uid, seconds)?;
-    Ok(stopped?)
+/// What there is of a job on this very node.
+pub struct Here<'a> {
+    /// The site's configuration.
+    pub config: &'a Config,
+    /// Where it was read from, if that is not where it usually is.
+    pub config_path: Option<&'a Path>,
+    /// The job.
+    pub job: &'a JobId,
+    /// Its user, where that is known.
+    pub uid: Option<u32>,
+}
+
+impl Here<'_> {
+    /// Removes it.
+    pub fn tear_down(&self, seconds: u32) -> Result<(), HereError> {
+        // One that fails must not keep the other from its work.
+        let stopped = services::stop(self.job);
+        self.remove_root(seconds)?;
+        Ok(stopped?)
+    }
+
+    fn remove_root(&self, seconds: u32) -> Result<(), OutsideError> {
+        let Self {
+            config,
+            config_path,
+            job,
+            uid,
+        } = *self;
+        // Without a root there may be containers for single commands, of a user who is known.
+        if uid.is_none() && !layout::job_dir(job).exists() {
+            return Ok(());
+        }
+        let program = trusted::audit(&Program::UnsetupRoot.path(&config.prefix), &[0])?;
+        let mut command = Command::new(program);
+        command.args(config_path.map(|path| format!("--config={}", path.display())));
+        command.args(uid.map(|uid| format!("--uid={uid}")));
+        command.arg(job.as_str());
+        let terms = Terms {
+            seconds,
+            own_group: true,
+            shows_stderr: false,
+        };
+        let finished = child::run(fixed_environment(command), b"", terms)?;
+        if finished.status.success() {
+            return Ok(());
+        }
+        Err(OutsideError::Failed {
+            program: "unsetupRoot".into(),
+            ending: finished.ending(),
+            words: finished.messages(2).join("; "),
+        })
+    }
 }
 
 /// Says what is left on this node.
@@ -133,38 +186,4 @@ pub enum HereError {
     /// A service.
     #[error(transparent)]
     Service(#[from] ServiceError),
-}
-
-fn remove_root(
-    config: &Config,
-    job: &JobId,
-    uid: Option<u32>,
-    seconds: u32,
-) -> Result<(), OutsideError> {
-    // Without a root there may be containers for single commands.
-    let has_any = match uid {
-        Some(_) => Path::new(layout::RUN_DIR).exists(),
-        None => layout::job_dir(job).exists(),
-    };
-    if !has_any {
-        return Ok(());
-    }
-    let program = trusted::audit(&Program::UnsetupRoot.path(&config.prefix), &[0])?;
-    let mut command = Command::new(program);
-    command.args(uid.map(|uid| format!("--uid={uid}")));
-    command.arg(job.as_str());
-    let terms = Terms {
-        seconds,
-        own_group: true,
-        shows_stderr: false,
-    };
-    let finished = child::run(fixed_environment(command), b"", terms)?;
-    if finished.status.success() {
-        return Ok(());
-    }
-    Err(OutsideError::Failed {
-        program: "unsetupRoot".into(),
-        ending: finished.ending(),
-        words: finished.messages(2).join("; "),
-    })
 }

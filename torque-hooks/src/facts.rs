@@ -4,6 +4,9 @@
 //! {"job": "12.server", "user": "alice", "group": "physics", "gres": "shifter",
 //!  "exec_host": "n1/0+n2/0", "variables": {"UDI": "centos:latest"}}
 //! ```
+//!
+//! The values of variables are written as PBS gives them to its hooks, with a backslash before commas,
+//! quotes and backslashes.
 
 use std::path::PathBuf;
 
@@ -12,7 +15,8 @@ use shifter_core::ids::{IdError, JobId};
 use thiserror::Error;
 
 use crate::call::{Call, CallError, Role, account};
-use crate::qstat::{Listed, variables_of};
+use crate::qstat::{Listed, pairs_of};
+use crate::variables::Variables;
 
 /// A job as a hook describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +77,7 @@ impl Facts {
     /// Returns the same in the form of qstat's answer.
     pub fn listed(&self) -> Listed {
         Listed {
-            variables: Some(variables_of(&self.variables)),
+            variables: Some(Variables::of_escaped(pairs_of(&self.variables))),
             gres: self.gres.clone(),
             user: Some(self.user.clone()),
             exec_host: self.exec_host.clone(),
@@ -89,7 +93,7 @@ mod tests {
     #[test]
     fn facts_are_a_call_and_an_answer() {
         let text = br#"{"job":"12.s","user":"alice","group":"physics","gres":"shifter",
-            "exec_host":"n1/0+n2/0","variables":{"UDI":"a,b","N":7}}"#;
+            "exec_host":"n1/0+n2/0","variables":{"UDI":"a\\,b","N":7}}"#;
         let (call, facts) = Facts::parse(text, Role::Prologue, None).unwrap();
         assert_eq!((call.job.as_str(), &*call.user), ("12.s", "alice"));
         assert_eq!(call.group.as_deref(), Some("physics"));

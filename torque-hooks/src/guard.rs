@@ -20,9 +20,11 @@ use rustix::process::{chdir, geteuid, setsid};
 use rustix::thread::{Gid, set_thread_groups, set_thread_res_gid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use shifter_core::exit::ExitCode;
 
 use crate::outside::fixed_environment;
 use crate::resolve::AS_USER;
+use crate::say;
 
 /// The word with which a hook starts itself as its own worker.
 const WORKER: &str = "--worker";
@@ -80,9 +82,25 @@ pub fn start<W: DeserializeOwned>() -> Start<W> {
     }
 }
 
+/// Returns the words of a program that is no hook; with [`AS_USER`] it becomes another, and only a
+/// failure of that returns, told.
+pub fn words() -> std::result::Result<Vec<String>, ExitCode> {
+    let words = std::env::args_os().skip(1);
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    match become_other(&words) {
+        None => Ok(words),
+        Some(why) => {
+            say::tell(&why);
+            Err(ExitCode::Internal)
+        }
+    }
+}
+
 /// With [`AS_USER`] as the first word, becomes that user and another program; returns only why it
 /// could not.
-pub fn become_other(words: &[String]) -> Option<String> {
+fn become_other(words: &[String]) -> Option<String> {
     let (first, rest) = words.split_first()?;
     let ids = first.strip_prefix(AS_USER)?;
     Some(become_user(ids, rest))

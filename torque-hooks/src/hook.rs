@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use shifter_core::chain;
-use shifter_core::config::{Config, ConfigError, DEFAULT_PATH, Torque};
+use shifter_core::config::{BatchSystem, Config, ConfigError, DEFAULT_PATH, Torque};
 use shifter_core::layout;
 
 use crate::call::{self, Call, Opened, Role};
@@ -141,9 +141,10 @@ fn hook(words: &[String], fallback: Role) -> u8 {
             say::log(Weight::Error, &why);
             say::tell(&why);
             // Nobody's node goes out of service because of how it was called.
-            let is_parallel = words
-                .first()
-                .is_some_and(|name| name.ends_with(".parallel"));
+            let is_parallel = |word: &String| word.ends_with(".parallel");
+            let mut roles = words.iter().take(1);
+            let mut options = words.iter().filter(|word| word.starts_with("--as="));
+            let is_parallel = roles.any(is_parallel) || options.any(is_parallel);
             return if is_parallel { 0 } else { PERMANENT };
         }
     };
@@ -201,7 +202,8 @@ fn whose(call: &Call, mom: &Mom, facts: Option<&Facts>, torque: &Torque) -> Whos
     }
     match (&mom.gres, &call.resources) {
         (Some(value), _) => by(value),
-        (None, _) if mom.is_moms => Whose::NotOurs,
+        // Torque's says all; OpenPBS's environment is whatever its mom was started with.
+        (None, _) if mom.is_moms && torque.batch_system == BatchSystem::Torque => Whose::NotOurs,
         (None, Some(list)) => gres::in_resource_list(list).map_or(Whose::NotOurs, by),
         (None, None) => Whose::Unknown,
     }
@@ -226,11 +228,11 @@ fn name_of(role: Role) -> &'static str {
 
 /// Makes an exit code of how the worker ended.
 fn finish(call: &Call, torque: &Torque, ending: Ending, started: Instant) -> u8 {
-    let job = &call.job;
+    let subject = call.subject();
     let code = match ending {
         Ending::Code(code) => u8::try_from(code).unwrap_or(TRANSIENT),
         Ending::Lost(why) => {
-            let line = format!("job {job}: {why}");
+            let line = format!("{subject}: {why}");
             say::log(Weight::Error, &line);
             say::tell(&line);
             TRANSIENT
@@ -239,7 +241,7 @@ fn finish(call: &Call, torque: &Torque, ending: Ending, started: Instant) -> u8 
     match (call.role, code) {
         (_, 0) => 0,
         (Role::ParallelPrologue | Role::ParallelEpilogue, _) => {
-            let line = format!("job {job}: {} failed", name_of(call.role));
+            let line = format!("{subject}: {} failed", name_of(call.role));
             let noted = StateDir::open(&torque.state_dir).and_then(|dir| dir.note_failure(&line));
             if noted.is_err() {
                 say::log(Weight::Error, &line);
@@ -257,14 +259,14 @@ fn finish(call: &Call, torque: &Torque, ending: Ending, started: Instant) -> u8 
 
 /// Puts the job back into the queue, or ends it if that was done often enough.
 fn put_back(call: &Call, torque: &Torque, started: Instant) -> u8 {
-    let job = &call.job;
+    let subject = call.subject();
     // What cannot be counted is not tried again: nothing else would stop Torque.
-    let before = StateDir::open(&torque.state_dir).and_then(|dir| dir.count_retry(job));
+    let before = StateDir::open(&torque.state_dir).and_then(|dir| dir.count_retry(&call.job));
     let limit = torque.requeue_limit;
     match before {
         Ok(before) if before < limit => {
             let line = format!(
-                "job {job}: put back into the queue ({} of {limit})",
+                "{subject}: put back into the queue ({} of {limit})",
                 before + 1
             );
             say::log(Weight::Warning, &line);
@@ -276,7 +278,7 @@ fn put_back(call: &Call, torque: &Torque, started: Instant) -> u8 {
             TRANSIENT
         }
         Ok(before) => {
-            let line = format!("job {job}: ended, after it was put back {before} times");
+            let line = format!("{subject}: ended, after it was put back {before} times");
             say::log(Weight::Error, &line);
             say::tell(&line);
             forget_retries(call, torque);
@@ -284,7 +286,7 @@ fn put_back(call: &Call, torque: &Torque, started: Instant) -> u8 {
         }
         Err(error) => {
             let line = format!(
-                "job {job}: ended, attempts cannot be counted: {}",
+                "{subject}: ended, attempts cannot be counted: {}",
                 error.chain()
             );
             say::log(Weight::Error, &line);
@@ -299,7 +301,7 @@ fn forget_retries(call: &Call, torque: &Torque) {
     if let Err(error) = forgotten {
         say::log(
             Weight::Warning,
-            &format!("job {}: {}", call.job, error.chain()),
+            &format!("{}: {}", call.subject(), error.chain()),
         );
     }
 }
@@ -370,5 +372,11 @@ mod tests {
             whose(&full, &mom(&[]), None, &Torque::default()),
             Whose::NotOurs
         );
+        let openpbs = Torque {
+            batch_system: BatchSystem::OpenPbs,
+            ..torque
+        };
+        let bare = mom(&["PBS_RESOURCE_GRES"]);
+        assert_eq!(whose(&short, &bare, None, &openpbs), Whose::Unknown);
     }
 }

@@ -7,14 +7,15 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode as Code};
 
-use node_setup::child::{self, ChildError, Terms};
+use node_setup::child::Terms;
+use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::chain;
 use shifter_core::config::{Config, DEFAULT_PATH, Service};
 use shifter_core::exit::ExitCode;
-use shifter_core::layout::Program;
+use shifter_core::layout::{JOB_ROOT, Program};
 use shifter_core::trusted;
 
-use crate::epilogue::tear_down_here;
+use crate::epilogue::{self, Here};
 use crate::fanout::gather;
 use crate::fanout::template::Report;
 use crate::guard;
@@ -38,14 +39,10 @@ impl Failure {
 
 /// Runs the program.
 pub fn main() -> Code {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if let Some(why) = guard::become_other(&words) {
-        say::tell(&why);
-        return ExitCode::Internal.into();
-    }
+    let words = match guard::words() {
+        Ok(words) => words,
+        Err(code) => return code.into(),
+    };
     let result = guard::take_hold()
         .map_err(|error| error.chain())
         .and_then(|()| match rustix::process::geteuid().is_root() {
@@ -64,13 +61,18 @@ pub fn main() -> Code {
 fn obey(order: &Order) -> Code {
     let path = order.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let config = Config::open_trusted(path);
+    // Of a node that says no, nobody asks anything more.
+    let give_back = |Failure(code, why)| match services::stop(&order.job) {
+        Ok(()) => Err(Failure(code, why)),
+        Err(error) => Err(Failure(code, format!("{why}; {}", chain::line(&error)))),
+    };
     let result = match (order.verb, &config) {
         // A broken configuration keeps nothing on the node.
-        (Verb::Teardown, Err(_)) => tear_down(order, &Config::default()),
+        (Verb::Teardown, Err(_)) => tear_down(order, &epilogue::config(order.config.as_deref())),
         (Verb::Teardown, Ok(config)) => tear_down(order, config),
         (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
-        (Verb::Services, Ok(config)) => start_services(order, config),
-        (Verb::Setup, Ok(config)) => set_up(order, config),
+        (Verb::Services, Ok(config)) => start_services(order, config).or_else(give_back),
+        (Verb::Setup, Ok(config)) => set_up(order, config).or_else(give_back),
     };
     let names = host::own_names(None);
     let answer = match &result {
@@ -137,7 +139,12 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
         own_group: false,
         shows_stderr: false,
     };
-    let finished = child::run(fixed_environment(command), &manifest, terms);
+    let subject = Subject {
+        job: &order.job,
+        root: JOB_ROOT,
+        manifest: &manifest,
+    };
+    let finished = supervised::run(fixed_environment(command), subject, terms, config);
     let failure = match finished {
         Ok(finished) if finished.status.success() => {
             if order.manifest.is_some() || shared::is_wanted(config, order) {
@@ -160,7 +167,7 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
             }
             failure
         }
-        Err(error @ ChildError::Deadline { .. }) => internal(&error),
+        Err(error @ (SetupError::Overdue { .. } | SetupError::Blamed(_))) => internal(&error),
         Err(error) => return Err(internal(&error)),
     };
     match tear_down(order, config) {
@@ -170,6 +177,12 @@ fn set_up(order: &Order, config: &Config) -> Result<()> {
 }
 
 fn tear_down(order: &Order, config: &Config) -> Result<()> {
-    tear_down_here(config, &order.job, Some(order.uid), order.timeout_secs)
+    let here = Here {
+        config,
+        config_path: order.config.as_deref(),
+        job: &order.job,
+        uid: Some(order.uid),
+    };
+    here.tear_down(order.timeout_secs)
         .map_err(|error| Failure::of(ExitCode::Internal, &error))
 }

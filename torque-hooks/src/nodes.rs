@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use shifter_core::hostlist::{self, HostError, HostSlots};
 
 /// Nodes that a job may have.
-pub const NODE_LIMIT: usize = 1 << 16;
+pub const NODE_LIMIT: usize = hostlist::HOST_LIMIT;
 
 /// The nodes of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]

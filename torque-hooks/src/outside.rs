@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use node_setup::child::{self, ChildError, Finished, Terms};
+use node_setup::sys;
 use shifter_core::sanitize;
 use shifter_core::trusted::{self, TrustError};
 use thiserror::Error;
@@ -67,12 +68,14 @@ pub fn run(command: Command, seconds: u32) -> Result<Finished, ChildError> {
     child::run(fixed_environment(command), b"", terms)
 }
 
-/// Gives a command an environment in which nothing is anybody's but ours.
+/// Gives a command an environment in which nothing is anybody's but ours, and signals as in a fresh
+/// process: hooks block all of theirs.
 pub fn fixed_environment(mut command: Command) -> Command {
     command
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C.UTF-8")
         .current_dir("/");
+    sys::unblock_signals_of(&mut command);
     command
 }

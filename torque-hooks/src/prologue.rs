@@ -18,6 +18,7 @@ use shifter_core::manifest::{JobManifest, ManifestError, Modes, SCHEMA};
 use shifter_core::sanitize;
 use thiserror::Error;
 
+use crate::call::Call;
 use crate::fanout::FanoutError;
 use crate::fanout::gather::NodeState;
 use crate::hook::{self, PERMANENT, TRANSIENT, Work};
@@ -150,25 +151,25 @@ impl Refusal {
 
 /// Does the work of a prologue and returns its exit code.
 pub fn run(work: &Work) -> u8 {
-    let job = &work.call.job;
-    let config = match hook::config(work.call.config.as_deref()) {
+    let call = &work.call;
+    let config = match hook::config(call.config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return refuse(None, job, &error.into()),
+        Err(error) => return refuse(None, call, &error.into()),
     };
     match prepare(work, &config) {
         Ok(done) => {
             if let Some(line) = done {
-                say::log(Weight::Info, &format!("job {job}: {line}"));
+                say::log(Weight::Info, &format!("{}: {line}", call.subject()));
             }
             0
         }
-        Err(refusal) => refuse(Some(&config), job, &refusal),
+        Err(refusal) => refuse(Some(&config), call, &refusal),
     }
 }
 
-fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
+fn refuse(config: Option<&Config>, call: &Call, refusal: &Refusal) -> u8 {
     let why = chain::line(refusal);
-    say::log(Weight::Error, &format!("job {job}: {why}"));
+    say::log(Weight::Error, &format!("{}: {why}", call.subject()));
     say::tell(&why);
     let mut comment = why;
     if let Some(hint) = refusal.hint() {
@@ -177,7 +178,7 @@ fn refuse(config: Option<&Config>, job: &JobId, refusal: &Refusal) -> u8 {
     }
     // A job that is being removed has no use for a comment.
     if let Some(config) = config.filter(|_| !matches!(refusal, Refusal::Removed(_))) {
-        say::comment(&config.torque, job, &comment);
+        say::comment(&config.torque, &call.job, &comment);
     }
     if refusal.is_permanent() {
         PERMANENT
@@ -235,7 +236,7 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     if let Err(error) = job.remove() {
         say::log(
             Weight::Warning,
-            &format!("job {}: {}", call.job, error.chain()),
+            &format!("{}: {}", call.subject(), error.chain()),
         );
     }
     Err(refusal)
@@ -292,10 +293,11 @@ fn try_prepare(
     let manifest = request
         .map(|request| manifest(work, config, &request, &listed, &user, &nodes))
         .transpose()?;
-    if manifest.is_none() && !site::has_services(config) {
+    let has_work = manifest.is_some() || site::has_services(config);
+    let is_shared = nodes.hosts.len() > usize::from(nodes.own.is_some());
+    if !has_work && is_shared && !site::has_tool(config) {
         return Ok(Done::Nothing);
     }
-    let is_shared = nodes.hosts.len() > usize::from(nodes.own.is_some());
     let record = Record {
         user: call.user.clone(),
         uid: user.uid,
@@ -305,11 +307,15 @@ fn try_prepare(
         hosts: nodes.hosts.clone(),
         own: nodes.own.map(|own| nodes.hosts[own].name.clone()),
         has_root: manifest.is_some(),
-        is_shared,
+        is_shared: is_shared && has_work,
         boot: state::boot_id(),
     };
     // Before anything is done: whoever comes later finds what to undo.
     job.write_record(&record).map_err(Refusal::State)?;
+    if !has_work {
+        // The job's commands may start containers of their own, which are the epilogue's to end.
+        return Ok(Done::Ready("nothing to prepare".into()));
+    }
     let verb = if record.has_root {
         Verb::Setup
     } else {
@@ -320,7 +326,7 @@ fn try_prepare(
         Some(bytes) => Some(job.write_manifest(bytes).map_err(Refusal::State)?),
         None => None,
     };
-    if is_shared {
+    if record.is_shared {
         site::share(config, &record, &call.job, &user, manifest.as_deref())?;
     }
     let left = deadline.saturating_duration_since(Instant::now());

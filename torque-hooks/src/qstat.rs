@@ -118,7 +118,7 @@ pub fn parse_json(bytes: &[u8], job: &JobId) -> Result<Listed, AnswerError> {
         variables: attributes
             .get("Variable_List")
             .and_then(|list| list.as_object())
-            .map(variables_of),
+            .map(|list| pairs_of(list).collect()),
         gres: resources.and_then(|list| Some(plain_text(list.get("gres")?))),
         user: text("euser"),
         exec_host: text("exec_host"),
@@ -126,12 +126,12 @@ pub fn parse_json(bytes: &[u8], job: &JobId) -> Result<Listed, AnswerError> {
     })
 }
 
-/// Reads variables that are an object in JSON.
-pub fn variables_of(object: &serde_json::Map<String, serde_json::Value>) -> Variables {
+/// Returns variables that are an object in JSON.
+pub fn pairs_of(
+    object: &serde_json::Map<String, serde_json::Value>,
+) -> impl Iterator<Item = (String, String)> {
     let pairs = object.iter();
-    pairs
-        .map(|(name, value)| (name.clone(), plain_text(value)))
-        .collect()
+    pairs.map(|(name, value)| (name.clone(), plain_text(value)))
 }
 
 /// OpenPBS writes what looks like a number as one.

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use node_setup::child::ChildError;
-use serde::Deserialize;
+use node_setup::located::Located;
 use shifter_core::config::{Config, DEFAULT_PATH};
-use shifter_core::exit::ExitCode;
 use shifter_core::identity::Identity;
 use shifter_core::ids::ImageId;
 use shifter_core::layout::Program;
@@ -58,13 +57,6 @@ impl ResolveError {
     }
 }
 
-/// The part of `shifterimg lookup --json` that matters here.
-#[derive(Deserialize)]
-struct Located {
-    id: ImageId,
-    store: String,
-}
-
 /// Resolves an image with the eyes of `user`, or of whoever runs this.
 pub fn resolve(
     image: &ImageRef,
@@ -101,33 +93,13 @@ pub fn resolve(
         image: reference.clone(),
         reason,
     };
-    if !finished.status.success() {
-        let mut lines = finished.messages(2);
-        if let Some(first) = lines.first_mut() {
-            // Nobody has called the helper: its name says nothing.
-            *first = first.trim_start_matches("shifterimg: ").to_owned();
+    match Located::of(&finished) {
+        Located::Site(id) => Ok(ResolvedImage { id, reference }),
+        Located::UsersOwn => Err(ResolveError::UsersOwn(reference)),
+        Located::Refused(Some(code), lines) if code.is_users_mistake() => {
+            Err(ResolveError::Refused(lines))
         }
-        let code = finished.status.code().and_then(ExitCode::from_code);
-        return match code {
-            Some(code) if code.is_users_mistake() && !lines.is_empty() => {
-                Err(ResolveError::Refused(lines))
-            }
-            _ => {
-                let words = lines.join("; ");
-                Err(answer(format!(
-                    "shifterimg ended with {}: {words}",
-                    finished.ending()
-                )))
-            }
-        };
-    }
-    let located: Located = serde_json::from_slice(&finished.stdout)
-        .map_err(|error| answer(format!("the answer cannot be read: {error}")))?;
-    match located.store.as_str() {
-        "site" => Ok(ResolvedImage {
-            id: located.id,
-            reference,
-        }),
-        _ => Err(ResolveError::UsersOwn(reference)),
+        Located::Refused(_, lines) => Err(answer(lines.join("; "))),
+        Located::Unclear(reason) => Err(answer(reason)),
     }
 }

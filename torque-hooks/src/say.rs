@@ -38,11 +38,24 @@ pub fn log(weight: Weight, line: &str) {
     let _ = socket.set_nonblocking(true);
     let priority = FACILITY | weight as u8;
     let text = format!(
-        "<{priority}>shifter-torque[{}]: {}",
+        "<{priority}>{}[{}]: {}",
+        own_name(),
         std::process::id(),
         line.replace('\n', "; ")
     );
     let _ = socket.send_to(text.as_bytes(), "/dev/log");
+}
+
+/// Returns what the log calls this program: the name of its file, whatever it was called as.
+fn own_name() -> String {
+    let file = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    // One that was replaced meanwhile has ` (deleted)` behind it.
+    let name = name.split(' ').next().unwrap_or_default();
+    match name {
+        "" => "shifter-torque".to_owned(),
+        name => sanitize::text(name),
+    }
 }
 
 /// Writes a line for whoever reads the job's standard error; a hint belongs to the line before it.

@@ -22,14 +22,10 @@ torque.services and kernel.preload say; or stop what no other job needs.
 
 /// Runs the program.
 pub fn main() -> std::process::ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if let Some(why) = guard::become_other(&words) {
-        say::tell(&why);
-        return ExitCode::Internal.into();
-    }
+    let words = match guard::words() {
+        Ok(words) => words,
+        Err(code) => return code.into(),
+    };
     if words.iter().any(|word| word == "--help" || word == "-h") {
         return node_setup::out::answer(HELP).into();
     }

@@ -101,20 +101,18 @@ pub fn unshare(config: &Config, record: &Record, job: &JobId) -> Result<(), Shar
 /// A database of nscd's, and its name in the shared state.
 pub type Cache = (String, Vec<u8>);
 
-fn caches_in(contents: Option<Contents>) -> Vec<Cache> {
-    let Some(contents) = contents else {
-        return Vec::new();
-    };
-    let names = CACHES.map(|(name, _)| name);
-    let found = names.map(|name| Some((name.to_owned(), contents.get(name)?.to_vec())));
-    found.into_iter().flatten().collect()
+fn caches_in(state: &SharedState, key: &Key) -> Result<Vec<Cache>, ShareError> {
+    let mut caches = Vec::new();
+    for (name, _) in CACHES {
+        let bytes = state.read_file(key, name)?;
+        caches.extend(bytes.map(|bytes| (name.to_owned(), bytes)));
+    }
+    Ok(caches)
 }
 
 /// Reads the databases of nscd that the launch node shares, on another node of the job.
 pub fn caches(config: &Config, order: &Order) -> Result<Vec<Cache>, ShareError> {
-    Ok(caches_in(
-        open(config)?.read(&key_of_order(config, order)?)?,
-    ))
+    caches_in(&open(config)?, &key_of_order(config, order)?)
 }
 
 /// The same for the job of a manifest.
@@ -126,23 +124,20 @@ pub fn caches_of(config: &Config, manifest: &JobManifest) -> Result<Vec<Cache>, 
         uid: manifest.user.uid,
         gid: manifest.user.gid,
     };
-    Ok(caches_in(open(config)?.read(&key)?))
+    caches_in(&open(config)?, &key)
 }
 
-/// Reads a job's manifest on a node.
+/// Reads a job's manifest on a node, and nothing else: all nodes do it at once.
 pub fn manifest(config: &Config, order: &Order) -> Result<Vec<u8>, ShareError> {
-    let contents = open(config)?.read(&key_of_order(config, order)?)?;
-    let manifest = contents
-        .as_ref()
-        .and_then(|contents| contents.get(MANIFEST));
-    let manifest = manifest.ok_or_else(|| ShareError::Nothing(order.job.clone()))?;
-    Ok(manifest.to_vec())
+    let manifest = open(config)?.read_file(&key_of_order(config, order)?, MANIFEST)?;
+    manifest.ok_or_else(|| ShareError::Nothing(order.job.clone()))
 }
 
 /// True if the job's files are still there: its launch node removes them before it has its nodes
 /// undo anything.
 pub fn is_wanted(config: &Config, order: &Order) -> bool {
-    manifest(config, order).is_ok()
+    let has = || Ok::<_, ShareError>(open(config)?.has(&key_of_order(config, order)?)?);
+    has().unwrap_or(false)
 }
 
 /// Files in which the nodes of one fan-out report.

@@ -30,6 +30,20 @@ impl Variables {
         Self(variables)
     }
 
+    /// Takes pairs whose values are still written as in the list.
+    pub fn of_escaped(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let unescape = |value: String| {
+            let mut chars = value.chars();
+            let next = || match chars.next()? {
+                '\\' => Some(chars.next().unwrap_or('\\')),
+                c => Some(c),
+            };
+            std::iter::from_fn(next).collect()
+        };
+        let pairs = pairs.into_iter();
+        pairs.map(|(name, value)| (name, unescape(value))).collect()
+    }
+
     /// Returns the last value of this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         let mut named = self.0.iter().rev();
@@ -68,6 +82,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn values_by_themselves_have_the_same_escapes() {
+        for (value, expected) in [
+            ("/a:/b\\,/c:/d", "/a:/b,/c:/d"),
+            ("a\\\\\\,b", "a\\,b"),
+            ("a=b,c", "a=b,c"),
+            ("a\\", "a\\"),
+            ("", ""),
+        ] {
+            let variables = Variables::of_escaped([("A".into(), value.into())]);
+            assert_eq!(variables.get("A"), Some(expected), "{value}");
+        }
+    }
 
     #[test]
     fn escapes_are_undone_and_the_last_one_wins() {

@@ -12,6 +12,7 @@ use russh::client::{Config, Handle, Handler, Msg, connect};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use shifter_core::small;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,7 +123,7 @@ fn settings(options: &Options) -> Result<HostSettings, ClientError> {
         None => home.into_iter().chain([SYSTEM_CONFIG.into()]).collect(),
     };
     for file in files {
-        match keys::read_limited(&file, FILE_LIMIT) {
+        match small::read(&file, FILE_LIMIT) {
             Ok(bytes) => settings.read(&String::from_utf8_lossy(&bytes), &options.host),
             Err(source) if options.file.is_some() => {
                 let path = file.display().to_string();
@@ -140,7 +141,7 @@ fn user_name() -> String {
 
 /// Returns the keys under which a name is known.
 fn host_keys(file: &Path, name: &str) -> Result<Vec<PublicKey>, ClientError> {
-    let bytes = keys::read_limited(file, FILE_LIMIT).map_err(|source| ClientError::File {
+    let bytes = small::read(file, FILE_LIMIT).map_err(|source| ClientError::File {
         path: file.display().to_string(),
         source,
     })?;

@@ -1,13 +1,12 @@
 //! Keys: made once for a job, read from files that are not believed to be small.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{self, LineEnding};
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
+use shifter_core::small;
 use thiserror::Error;
 
 /// Bytes that the file of a key may have.
@@ -91,28 +90,10 @@ fn is_ed25519(algorithm: &Algorithm) -> bool {
 
 /// Reads a small regular file; nobody waits for a pipe, or reads what has no end.
 pub fn read(path: &Path) -> Result<Vec<u8>, KeyError> {
-    read_limited(path, FILE_LIMIT).map_err(|source| KeyError::Read {
+    small::read(path, FILE_LIMIT).map_err(|source| KeyError::Read {
         path: path.display().to_string(),
         source,
     })
-}
-
-/// The same with another limit.
-pub fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

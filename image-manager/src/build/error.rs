@@ -96,7 +96,7 @@ impl BuildError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Layer {
-                source: LayerError::Thread { .. },
+                source: LayerError::Thread { .. } | LayerError::Memory,
                 ..
             }
             | Self::DiskFull { .. }
@@ -113,9 +113,27 @@ impl BuildError {
                 source: LayerError::Thread { .. },
                 ..
             } => Some("raise the limit on processes, see 'ulimit -u'"),
+            Self::Layer {
+                source: LayerError::Memory,
+                ..
+            } => Some("raise the limit on memory, see 'ulimit -a'"),
             Self::DiskFull { source } if source.kind() == io::ErrorKind::FileTooLarge => {
                 Some("raise the limit on the size of files, see 'ulimit -f'")
             }
+            _ => None,
+        }
+    }
+
+    /// The place, counted from 0, of the layer whose bytes are at fault if they are what the image's
+    /// author made them.
+    pub fn layer_at_fault(&self) -> Option<usize> {
+        match self {
+            Self::Layer {
+                source:
+                    LayerError::Thread { .. } | LayerError::Memory | LayerError::UnknownMediaType { .. },
+                ..
+            } => None,
+            Self::Layer { layer, .. } => layer.checked_sub(1),
             _ => None,
         }
     }

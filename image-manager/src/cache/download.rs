@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use shifter_core::sanitize;
 
 use super::flight::{End, Flight, Trust};
-use super::folder::{Scope, lock_name, part_name};
+use super::folder::{Names, Scope};
 use super::keep::is_intact;
 use super::{BlobCache, CacheError, Progress};
 use crate::files;
-use crate::hash::{self, Hasher};
+use crate::hash::Hasher;
 use crate::registry::{Descriptor, RegistryError};
 use crate::store::StoreError;
 use crate::store::lease::{Attempt, Contender, Lease};
@@ -51,14 +51,24 @@ pub(super) struct Download<'a> {
     pub dir: &'a OwnedFd,
     /// Where the registry's answers come from, for messages.
     pub origin: &'a str,
+    /// Which registry: its speed is its own.
+    pub registry: &'a str,
     pub watch: &'a (dyn Fn(Progress<'_>) + Sync),
     /// False if a login turned out to be needed, so that the blob belongs elsewhere.
     pub is_in_scope: &'a dyn Fn(&Scope) -> bool,
 }
 
+/// What came of trying to have a blob.
+enum Done {
+    Here,
+    /// It is downloaded from another registry.
+    Elsewhere,
+}
+
 /// The file that a blob is written to.
 struct Part<'a> {
     download: &'a Download<'a>,
+    names: &'a Names,
     lease: &'a Lease,
     file: Arc<File>,
     hasher: Option<Hasher>,
@@ -71,15 +81,26 @@ struct Part<'a> {
 impl Download<'_> {
     /// Has the blob when it returns `Ok`.
     pub fn run(&self, source: &Source<'_>) -> Result<(), CacheError> {
+        match self.run_as(&Names::shared(self.blob), source)? {
+            Done::Here => Ok(()),
+            // Any registry can name any blob, and give it as slowly as it likes.
+            Done::Elsewhere => {
+                let names = Names::of_registry(self.blob, self.registry);
+                self.run_as(&names, source).map(drop)
+            }
+        }
+    }
+
+    fn run_as(&self, names: &Names, source: &Source<'_>) -> Result<Done, CacheError> {
         let (mut seen, mut has_told, mut poll) = (0, false, FIRST_POLL);
-        let name = lock_name(self.blob);
         let mut contender =
-            Contender::new(self.dir, &name).map_err(|error| self.failed("lock", error))?;
+            Contender::new(self.dir, &names.lock).map_err(|error| self.failed("lock", error))?;
+        contender.says(vec![self.registry.to_owned()]);
         loop {
             self.cache.insist_on_going()?;
             if self.take_complete()? {
                 (self.watch)(Progress::Present(self.blob.size.saturating_sub(seen)));
-                return Ok(());
+                return Ok(Done::Here);
             }
             let attempt = contender.attempt();
             match attempt.map_err(|error| self.failed("lock", error))? {
@@ -88,14 +109,17 @@ impl Download<'_> {
                     if self.take_complete()? {
                         continue;
                     }
-                    return self.fetch(source, &lease, seen);
+                    return self.fetch(source, names, &lease, seen).map(|()| Done::Here);
+                }
+                Attempt::Busy(owner) if owner.says_other(self.registry) => {
+                    return Ok(Done::Elsewhere);
                 }
                 Attempt::Busy(owner) => {
                     if !has_told {
                         (self.watch)(Progress::Waiting(&owner.describe()));
                         has_told = true;
                     }
-                    self.follow(contender.is_here(&owner), &mut seen)?;
+                    self.follow(names, contender.is_here(&owner), &mut seen)?;
                 }
             }
             std::thread::sleep(poll);
@@ -104,9 +128,9 @@ impl Download<'_> {
     }
 
     /// Shows readers what another process has written so far, if it can be read already.
-    fn follow(&self, is_readable: bool, seen: &mut u64) -> Result<(), CacheError> {
-        let part = files::open(self.dir, &part_name(self.blob))
-            .map_err(|error| self.failed("read", error))?;
+    fn follow(&self, names: &Names, is_readable: bool, seen: &mut u64) -> Result<(), CacheError> {
+        let part =
+            files::open(self.dir, &names.part).map_err(|error| self.failed("read", error))?;
         if let Some(file) = part {
             let length = file.metadata().map_or(0, |meta| meta.len());
             let length = length.min(self.blob.size);
@@ -161,10 +185,16 @@ impl Download<'_> {
     }
 
     /// Downloads what is missing. What is not the blob is fetched again once, from its first byte.
-    fn fetch(&self, source: &Source<'_>, lease: &Lease, seen: u64) -> Result<(), CacheError> {
+    fn fetch(
+        &self,
+        source: &Source<'_>,
+        names: &Names,
+        lease: &Lease,
+        seen: u64,
+    ) -> Result<(), CacheError> {
         let mut is_second = false;
         loop {
-            let mut part = self.open_part(lease)?;
+            let mut part = self.open_part(names, lease)?;
             if !is_second {
                 (self.watch)(Progress::Present(part.written.saturating_sub(seen)));
             }
@@ -189,21 +219,21 @@ impl Download<'_> {
             .check()
             .map_err(|error| self.failed("go on in", error))?;
         let name = self.blob.digest.hex();
-        rustix::fs::renameat(self.dir, part_name(self.blob), self.dir, name)
+        rustix::fs::renameat(self.dir, &part.names.part, self.dir, name)
             .map_err(|error| self.failed("write to", error.into()))?;
         self.flight.show(&part.file, self.blob.size, Trust::Hashed);
         Ok(())
     }
 
     /// Opens the part that is there, or begins one.
-    fn open_part<'b>(&'b self, lease: &'b Lease) -> Result<Part<'b>, CacheError> {
-        let name = part_name(self.blob);
+    fn open_part<'b>(&'b self, names: &'b Names, lease: &'b Lease) -> Result<Part<'b>, CacheError> {
+        let name = &names.part;
         let fail = |error| self.failed("write to", error);
-        let mut file = files::open_private(self.dir, &name).map_err(fail)?;
+        let mut file = files::open_private(self.dir, name).map_err(fail)?;
         let mut length = file.metadata().map_err(fail)?.len();
         if length > self.blob.size {
-            files::remove(self.dir, &name).map_err(fail)?;
-            file = files::open_private(self.dir, &name).map_err(fail)?;
+            files::remove(self.dir, name).map_err(fail)?;
+            file = files::open_private(self.dir, name).map_err(fail)?;
             length = 0;
         }
         let file = Arc::new(file);
@@ -212,11 +242,12 @@ impl Download<'_> {
         let mut hasher = None;
         if length > 0 || self.blob.size == 0 {
             let hasher = hasher.insert(Hasher::like(&self.blob.digest));
-            hash::read_file(&file, hasher, |_| Ok(())).map_err(fail)?;
+            hasher.update_from(&file).map_err(fail)?;
         }
-        self.preallocate(&file, length)?;
+        self.preallocate(&file, name, length)?;
         Ok(Part {
             download: self,
+            names,
             lease,
             file,
             hasher,
@@ -228,7 +259,7 @@ impl Download<'_> {
 
     /// Has the disk, or the quota, say at once that there is not enough room; and the blob in one
     /// piece.
-    fn preallocate(&self, file: &File, length: u64) -> Result<(), CacheError> {
+    fn preallocate(&self, file: &File, name: &str, length: u64) -> Result<(), CacheError> {
         let missing = self.blob.size.saturating_sub(length);
         if missing == 0 {
             return Ok(());
@@ -236,7 +267,7 @@ impl Download<'_> {
         let beyond = rustix::fs::FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(file, beyond, length, missing).map_err(io::Error::from) {
             Err(error) if crate::store::is_full(&error) => {
-                let _ = files::remove(self.dir, &part_name(self.blob));
+                let _ = files::remove(self.dir, name);
                 Err(self.failed("write to", error))
             }
             // NFS and Lustre may not know it.
@@ -320,7 +351,7 @@ impl Part<'_> {
         }
         // The error is what matters; the next sweep takes what this does not.
         let _ = if is_useless || self.written == 0 {
-            files::remove(download.dir, &part_name(download.blob))
+            files::remove(download.dir, &self.names.part)
         } else {
             // What was set aside for the rest.
             self.file.set_len(self.written)

@@ -4,6 +4,7 @@
 //! <algorithm>/<hex>             a complete blob; its mtime is its last use
 //! <algorithm>/<hex>.part        the beginning of one
 //! <algorithm>/<hex>.lock        lease of whoever writes it
+//! <algorithm>/<hex>-<registry>.part, .lock  the same where another registry gives it at the same time
 //! <algorithm>/<hex>.trim        a blob that is being removed
 //! <algorithm>-<repository>/…    the same for blobs that a registry gave only to who has a login
 //! .use-<nonce>                  lease of a pull: the blobs that must stay for it
@@ -31,6 +32,9 @@ pub(super) const TRIM_LOCK: &str = ".lock-trim";
 
 /// Digits of a repository's hash in the name of a folder.
 const SCOPE_LENGTH: usize = 32;
+
+/// Digits of a registry's hash in names.
+const REGISTRY_LENGTH: usize = 16;
 
 /// Which pulls a blob may serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +101,10 @@ fn is_folder(name: &str) -> bool {
 /// Returns the digest that a file holds a blob of, or the beginning of one.
 pub(super) fn digest_of(folder: &str, file: &str) -> Option<Digest> {
     let algorithm = folder.split('-').next()?;
-    let hex = file.strip_suffix(PART).unwrap_or(file);
+    let hex = match file.strip_suffix(PART) {
+        Some(stem) => stem.split('-').next()?,
+        None => file,
+    };
     Digest::parse(&format!("{algorithm}:{hex}")).ok()
 }
 
@@ -105,12 +112,30 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-pub(super) fn part_name(blob: &Descriptor) -> String {
-    format!("{}{PART}", blob.digest.hex())
+/// Names of what a blob that is not complete has.
+pub(super) struct Names {
+    pub part: String,
+    pub lock: String,
 }
 
-pub(super) fn lock_name(blob: &Descriptor) -> String {
-    format!("{}{LOCK}", blob.digest.hex())
+impl Names {
+    /// Those that all pulls share.
+    pub fn shared(blob: &Descriptor) -> Self {
+        Self::new(blob.digest.hex())
+    }
+
+    /// Those of a registry's own, for when the others are taken by another registry.
+    pub fn of_registry(blob: &Descriptor, registry: &str) -> Self {
+        let key = &hash::sha256_hex(registry.as_bytes())[..REGISTRY_LENGTH];
+        Self::new(&format!("{}-{key}", blob.digest.hex()))
+    }
+
+    fn new(stem: &str) -> Self {
+        Self {
+            part: format!("{stem}{PART}"),
+            lock: format!("{stem}{LOCK}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -132,7 +157,11 @@ mod tests {
             assert!(!is_folder(other), "{other}");
         }
         let part = format!("{}.part", "a".repeat(64));
-        assert_eq!(digest_of("sha256", &part), Some(digest));
+        assert_eq!(digest_of("sha256", &part), Some(digest.clone()));
+        let blob = Descriptor::new(String::new(), digest.clone(), 0);
+        let of_registry = Names::of_registry(&blob, "quay.io").part;
+        assert_ne!(of_registry, part);
+        assert_eq!(digest_of("sha256", &of_registry), Some(digest));
         assert_eq!(digest_of("sha256", "x.part"), None);
     }
 }

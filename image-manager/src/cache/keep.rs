@@ -18,7 +18,7 @@ use shifter_core::reference::Digest;
 use super::BlobCache;
 use super::folder::{self, LOCK, PART, TRIM, TRIM_LOCK, USE_PREFIX};
 use crate::files;
-use crate::hash::{self, Hasher};
+use crate::hash::Hasher;
 use crate::registry::Descriptor;
 use crate::store::lease;
 use crate::store::{StoreError, is_full};
@@ -342,7 +342,7 @@ fn divide(folders: &[(String, OwnedFd)], blob: &Descriptor) -> (u64, u64) {
     let divided = of_its_kind.map(|(_, folder)| match files::size(folder, blob.digest.hex()) {
         Some(size) => (size, 0),
         None => {
-            let part = files::size(folder, &folder::part_name(blob)).unwrap_or_default();
+            let part = files::size(folder, &folder::Names::shared(blob).part).unwrap_or_default();
             let part = part.min(blob.size);
             (part, blob.size - part)
         }
@@ -365,6 +365,6 @@ fn allow_descriptors(layers: usize) {
 /// True if a file has the digest.
 pub(super) fn is_intact(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::like(digest);
-    hash::read_file(file, &mut hasher, |_| Ok(()))?;
+    hasher.update_from(file)?;
     Ok(hasher.finish() == digest.to_string())
 }

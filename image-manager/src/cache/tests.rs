@@ -6,6 +6,7 @@ use std::io::Read;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use super::folder::Names;
 use super::*;
 use crate::hash::sha256_hex;
 
@@ -61,8 +62,19 @@ impl BlobCache {
         watch: &(dyn Fn(Progress<'_>) + Sync),
         source: &download::Source<'_>,
     ) -> Result<(), CacheError> {
+        self.get_from("x", blob, watch, source)
+    }
+
+    fn get_from(
+        &self,
+        registry: &str,
+        blob: &Descriptor,
+        watch: &(dyn Fn(Progress<'_>) + Sync),
+        source: &download::Source<'_>,
+    ) -> Result<(), CacheError> {
         let origin = Origin {
             name: "x",
+            registry,
             scope: &|| Scope::Public,
             source,
         };
@@ -133,6 +145,41 @@ fn a_reader_follows_the_download() {
     for _ in 0..2 {
         assert!(read(&mut again.reader(&blob)).unwrap() == bytes);
     }
+}
+
+/// Whoever runs a registry can name any blob, and give it as slowly as they like.
+#[test]
+fn a_slow_registry_holds_up_no_other() {
+    let (bench, bytes) = (bench(), noise(300_000));
+    let (slow, quick, blob) = (bench.cache(), bench.cache(), descriptor(&bytes));
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (step, steps) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let (cache, bytes, blob) = (&slow, &bytes, &blob);
+        let waits = scope.spawn(move || {
+            cache.get_from("slow", blob, &quiet, &|_, sink| {
+                sink(&bytes[..1000]).unwrap();
+                begun.send(()).unwrap();
+                let _ = steps.recv();
+                sink(&bytes[1000..]).unwrap();
+                Ok(())
+            })
+        });
+        begins.recv().unwrap();
+        let offsets = Mutex::new(Vec::new());
+        let got = quick.get_from("quick", blob, &quiet, &|offset, sink| {
+            offsets.lock().unwrap().push(offset);
+            sink(bytes).map_err(RegistryError::Write)
+        });
+        got.unwrap();
+        assert_eq!(offsets.into_inner().unwrap(), [0]);
+        assert!(read(&mut quick.reader(blob)).unwrap() == *bytes);
+        drop(step);
+        waits.join().unwrap().unwrap();
+        assert!(read(&mut slow.reader(blob)).unwrap() == *bytes);
+    });
+    let left = files::names(bench.cache().public()).unwrap();
+    assert_eq!(left, [blob.digest.hex()]);
 }
 
 #[test]
@@ -224,7 +271,7 @@ fn a_wrong_beginning_is_noticed_when_the_rest_has_come() {
     let (cache, blob) = (bench.cache(), descriptor(&bytes));
     let mut wrong = bytes.clone();
     wrong[7] ^= 1;
-    let part = folder::part_name(&blob);
+    let part = Names::shared(&blob).part;
     let mut file = files::create(cache.public(), &part).unwrap();
     io::Write::write_all(&mut file, &wrong[..100_000]).unwrap();
     let offsets = Mutex::new(Vec::new());
@@ -286,6 +333,7 @@ fn blobs_of_private_images_serve_only_where_they_came_from() {
         let scope = || source.map_or(Scope::Public, |source| Scope::Private(source.into()));
         let origin = Origin {
             name: "x",
+            registry: "x",
             scope: &scope,
             source: offer,
         };
@@ -319,6 +367,7 @@ fn a_blob_that_turns_out_to_be_private_is_kept_apart() {
     };
     let origin = Origin {
         name: "x",
+        registry: "x",
         scope: &scope,
         source: &|_, sink| {
             needs_login.store(true, Ordering::SeqCst);
@@ -444,8 +493,12 @@ fn a_request_to_stop_ends_what_waits_for_others() {
     let (bench, blob) = (bench(), descriptor(b"x"));
     let cancel = Cancel::default();
     let cache = bench.cache().with_cancel(cancel.clone());
-    let _theirs =
-        crate::store::lease::acquire(&cache.public(), &folder::lock_name(&blob), |_| ()).unwrap();
+    let _theirs = crate::store::lease::acquire(
+        &cache.public(),
+        &Names::shared(&blob).lock,
+        &crate::store::Waiting::QUIET,
+    )
+    .unwrap();
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(&mut cache.reader(&blob)));
         let waiting = scope.spawn(|| cache.get(&blob, &quiet, &|_, _| Err(broken())));
@@ -467,8 +520,8 @@ fn hostile_entries_are_refused() {
     let blob = descriptor(&bytes);
     let outside = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(outside.path(), "untouched").unwrap();
-    let part = folder::part_name(&blob);
-    let lock = folder::lock_name(&blob);
+    let part = Names::shared(&blob).part;
+    let lock = Names::shared(&blob).lock;
     for name in [blob.digest.hex(), &part, &lock] {
         for kind in ["link", "fifo", "directory"] {
             let cache = bench.cache();

@@ -97,8 +97,8 @@ impl Session {
             return Err(fail(context, &ImportError::NoName));
         };
         let progress = Progress::new(&first.canonical(), self.wishes());
-        let watch = |step| match step {
-            ImportStep::Waiting => progress.phase(Phase::Waiting),
+        let watch = |step: ImportStep<'_>| match step {
+            ImportStep::Waiting(holder) => progress.waiting(holder),
             ImportStep::Building => progress.phase(Phase::Building),
         };
         let imported = archive.import(number, store, target, &self.cancel, &watch);

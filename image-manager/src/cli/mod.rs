@@ -35,7 +35,7 @@ use shifter_core::sanitize;
 
 use crate::cancel::Cancel;
 use crate::registry::Wanted;
-use crate::store::{Audience, Store, StoreError, StoreKind, Viewer};
+use crate::store::{Audience, Store, StoreError, StoreKind, Viewer, Waiting};
 use args::Options;
 use caller::Caller;
 use command::Command;
@@ -55,6 +55,7 @@ struct Session {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Whatever is made starts private and then gets its fixed mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    signals::expect_aborts();
     let code =
         match start(args).and_then(|session| session.map_or(Ok(ExitCode::Success), Session::run)) {
             Ok(code) => code,
@@ -207,6 +208,17 @@ impl Session {
     /// True if the caller may change the site's store.
     fn is_image_owner(&self) -> bool {
         self.caller.uid == self.config.store.image_owner
+    }
+
+    /// How commands without progress wait for what somebody else is at work on.
+    fn waiting(&self) -> Waiting<'_> {
+        Waiting {
+            cancel: Some(&self.cancel),
+            tell: &|owner| {
+                let holder = owner.describe();
+                output::note(&format!("waiting for {holder} to be done with this image"));
+            },
+        }
     }
 
     /// Runs `action` for every image of the command line and goes on after a failure; the worst

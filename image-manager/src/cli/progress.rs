@@ -52,11 +52,15 @@ impl Lines {
 
     /// Tells something new, or only what is due.
     fn tell(&mut self, is_new: bool, label: &str, text: impl FnOnce() -> String) {
-        let now = Instant::now();
-        if (self.all && is_new) || now.duration_since(self.last) >= LINE {
-            self.last = now;
-            write(&format!("{label}: {}\n", text()));
+        if (self.all && is_new) || self.last.elapsed() >= LINE {
+            self.say(label, &text());
         }
+    }
+
+    /// Tells what must be told.
+    fn say(&mut self, label: &str, text: &str) {
+        self.last = Instant::now();
+        write(&format!("{label}: {text}\n"));
     }
 }
 
@@ -131,7 +135,7 @@ impl Progress {
         match *event {
             Event::Resolving => self.phase(Phase::Resolving),
             Event::Resolved { layers, .. } => self.layers(layers),
-            Event::Waiting(_) => self.phase(Phase::Waiting),
+            Event::Waiting(holder) => self.waiting(holder),
             Event::Downloading => self.phase(Phase::Downloading),
             Event::Building => self.phase(Phase::Building),
             Event::Layer { digest, progress } => {
@@ -141,7 +145,7 @@ impl Progress {
                         self.received(&digest, bytes, true);
                     }
                     Received::Received(bytes) => self.received(&digest, bytes, false),
-                    Received::Waiting(_) => {}
+                    Received::Waiting(holder) => self.held(&digest, holder),
                 }
             }
         }
@@ -156,11 +160,32 @@ impl Progress {
         state.model.phase = phase;
         let State { model, view, .. } = &mut *state;
         match view {
-            View::Lines(lines) => lines.tell(true, &model.label, || phase.text().into()),
-            View::Events(events) => events.phase(phase),
+            View::Lines(lines) if phase == Phase::Waiting => {
+                lines.say(&model.label, &model.action());
+            }
+            View::Lines(lines) => lines.tell(true, &model.label, || model.action()),
+            View::Events(events) => events.phase(model),
             View::Bars(_) | View::Nothing => {}
         }
         state.draw(true);
+    }
+
+    /// Says that somebody else is at work on the image, and who.
+    pub fn waiting(&self, holder: &str) {
+        self.state().model.holder = holder.to_owned();
+        self.phase(Phase::Waiting);
+    }
+
+    /// Says that somebody else downloads a layer, and who.
+    fn held(&self, digest: &str, holder: &str) {
+        let mut state = self.state();
+        let State { model, view, .. } = &mut *state;
+        if let View::Lines(lines) = view {
+            let layer = model.layers.iter().find(|layer| layer.digest == digest);
+            let name = layer.map_or(digest, |layer| layer.name());
+            let text = format!("waiting for {holder}, which downloads layer {name}");
+            lines.say(&model.label, &text);
+        }
     }
 
     /// Says which layers there are: digest and size.

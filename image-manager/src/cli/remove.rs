@@ -3,8 +3,8 @@
 use shifter_core::exit::ExitCode;
 
 use super::failure::{Failure, shown};
-use super::{Session, output, viewer};
-use crate::store::{Owner, StoreError, StoreKind};
+use super::{Session, viewer};
+use crate::store::{StoreError, StoreKind};
 
 impl Session {
     /// Removes tags from the store that the user may change.
@@ -19,11 +19,8 @@ impl Session {
                     is_foreign |= store.lookup(reference, &viewer).map_err(fail)?.is_some();
                     continue;
                 }
-                let waiting = |owner: &Owner| {
-                    let who = owner.describe();
-                    output::note(&format!("waiting for {who} to be done with this image"));
-                };
-                if let Some(removed) = store.remove(reference, waiting).map_err(fail)? {
+                let waiting = self.waiting();
+                if let Some(removed) = store.remove(reference, &waiting).map_err(fail)? {
                     self.explain(|| match removed.image_removed {
                         true => format!("removed image {}", removed.id),
                         false => format!("removed a tag of image {}", removed.id),

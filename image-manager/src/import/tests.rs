@@ -496,7 +496,7 @@ fn a_cancelled_import_leaves_nothing() {
         names: vec![reference("x:1")],
         ..Target::default()
     };
-    let watch = |step| {
+    let watch = |step: ImportStep<'_>| {
         assert_eq!(step, ImportStep::Building);
         cancel.cancel();
     };

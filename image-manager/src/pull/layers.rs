@@ -17,7 +17,7 @@ use crate::build::{BuildError, BuildOptions, LayerSource, Open, build_image};
 use crate::cache::{BlobCache, CacheError};
 use crate::cancel::Cancelled;
 use crate::registry::{Descriptor, Repository};
-use crate::store::is_full;
+use crate::store::{LayerRecord, is_full};
 
 use super::{Event, PullError, Request};
 
@@ -45,6 +45,18 @@ impl Layers<'_> {
         let mut seen = BTreeSet::new();
         let top_first = self.layers.iter().rev();
         top_first.filter(|blob| seen.insert(&blob.digest)).collect()
+    }
+
+    /// What the image's record says of them.
+    pub fn records(&self) -> Vec<LayerRecord> {
+        let described = self.layers.iter().zip(self.diff_ids);
+        let records = described.map(|(layer, diff_id)| LayerRecord {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest.to_string(),
+            size: layer.size,
+            diff_id: diff_id.clone(),
+        });
+        records.collect()
     }
 
     /// Builds the image into `out`. Blobs that turn out to be damaged in the cache, or that came
@@ -94,7 +106,11 @@ impl Layers<'_> {
             }
             let built = build_image(&sources, out, &options);
             drop(is_building);
-            if built.is_err() {
+            if let Err(error) = &built {
+                // Another blob than was asked for breaks a decoder, too: only its digest tells.
+                if let Some(at) = error.layer_at_fault() {
+                    self.cache.settle(&self.layers[at]);
+                }
                 self.cache.abandon();
             }
             let died = || Err(CacheError::Abandoned);

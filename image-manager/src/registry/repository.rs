@@ -44,6 +44,11 @@ impl<'a> Repository<'a> {
         format!("{}/{}", self.own.registry, self.own.repository)
     }
 
+    /// Returns the registry's name: `docker.io`.
+    pub fn registry(&self) -> &str {
+        &self.own.registry
+    }
+
     /// Returns where the registry itself is, mirrors or not.
     pub(super) fn base(&self) -> &Address {
         &self.own.base

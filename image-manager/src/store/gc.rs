@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use shifter_core::ids::ImageId;
 
-use super::image_lock::{ImageLock, lock_name};
+use super::image_lock::{ImageLock, TEMPORARY_PREFIX, lock_name};
+use super::lease::Waiting;
 use super::{Store, StoreError, is_full};
 use crate::cancel::Cancel;
 use crate::files;
@@ -37,6 +38,8 @@ pub struct Collected {
     pub kept: Vec<Unused>,
     /// Files that belonged to images which are not there.
     pub strays: Vec<String>,
+    /// Bytes that killed pulls had written; not counted in advance.
+    pub unfinished_bytes: u64,
 }
 
 impl Store {
@@ -45,10 +48,13 @@ impl Store {
         &self,
         keep: Duration,
         dry_run: bool,
-        cancel: &Cancel,
+        waiting: &Waiting<'_>,
     ) -> Result<Collected, StoreError> {
+        let mut collected = Collected::default();
         if !dry_run {
+            let before = self.unfinished_bytes()?;
             self.sweep()?;
+            collected.unfinished_bytes = before.saturating_sub(self.unfinished_bytes()?);
         }
         let mut tagged = BTreeSet::new();
         for path in self.index_files()? {
@@ -57,9 +63,8 @@ impl Store {
             tagged.extend(entry.map(|entry| entry.id));
         }
         let names: BTreeSet<String> = self.names(".")?.into_iter().collect();
-        let mut collected = Collected::default();
         for id in self.ids()? {
-            if cancel.is_cancelled() {
+            if waiting.cancel.is_some_and(Cancel::is_cancelled) {
                 return Ok(collected);
             }
             let mark = format!("{MARK_PREFIX}{id}");
@@ -76,7 +81,7 @@ impl Store {
             let size = self.image_file(&id).map_or(0, |(_, size)| size);
             let unused = Unused { id, size };
             if keep.is_zero() || self.age(&mark)? >= keep {
-                if dry_run || self.remove_unused(&unused.id)? {
+                if dry_run || self.remove_unused(&unused.id, waiting)? {
                     collected.removed.push(unused);
                 }
                 if !dry_run {
@@ -134,6 +139,16 @@ impl Store {
         Ok(())
     }
 
+    /// Returns the bytes of images that are being built, or were when their pull was killed.
+    fn unfinished_bytes(&self) -> Result<u64, StoreError> {
+        let names = self.names(".")?;
+        let unfinished = names
+            .iter()
+            .filter(|name| name.starts_with(TEMPORARY_PREFIX));
+        let sizes = unfinished.filter_map(|name| files::size(&self.dir, name));
+        Ok(sizes.sum())
+    }
+
     /// Returns for how long an image has been known to be unused.
     fn age(&self, mark: &str) -> Result<Duration, StoreError> {
         let file = files::open(&self.dir, mark).map_err(StoreError::io("examine", &self.path))?;
@@ -148,8 +163,8 @@ impl Store {
     }
 
     /// Removes an image unless it has got a tag meanwhile.
-    fn remove_unused(&self, id: &ImageId) -> Result<bool, StoreError> {
-        match self.remove_image(id, |_| ()) {
+    fn remove_unused(&self, id: &ImageId, waiting: &Waiting<'_>) -> Result<bool, StoreError> {
+        match self.remove_image(id, waiting) {
             Ok(removed) => Ok(removed.is_some()),
             Err(StoreError::HasTags { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -207,17 +222,16 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::create_user(home.path()).unwrap();
         let dir = home.path().join(".shifter");
-        let cancel = Cancel::default();
         put(&dir, 'a', Some("x"));
         put(&dir, 'b', None);
         let before = names(&dir);
-        let dry = store.collect(7 * DAY, true, &cancel).unwrap();
+        let dry = store.collect(7 * DAY, true, &Waiting::QUIET).unwrap();
         assert_eq!(
             (ids(&dry.kept), names(&dir)),
             (vec![id('b')], before.clone())
         );
 
-        let first = store.collect(7 * DAY, false, &cancel).unwrap();
+        let first = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!((ids(&first.kept), first.removed), (vec![id('b')], vec![]));
         let mark = dir.join(format!(".unused-{}", id('b')));
         let old = SystemTime::now() - 8 * DAY;
@@ -229,11 +243,11 @@ mod tests {
             .unwrap();
         // A tag makes it used again, and the time begins anew.
         put(&dir, 'b', Some("y"));
-        let again = store.collect(7 * DAY, false, &cancel).unwrap();
+        let again = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!((again.kept, again.removed), (vec![], vec![]));
         assert!(!mark.exists());
         std::fs::remove_file(dir.join("index/docker/y%3A1")).unwrap();
-        let anew = store.collect(7 * DAY, false, &cancel).unwrap();
+        let anew = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!(ids(&anew.kept), [id('b')]);
         std::fs::File::options()
             .append(true)
@@ -241,7 +255,7 @@ mod tests {
             .unwrap()
             .set_modified(old)
             .unwrap();
-        let last = store.collect(7 * DAY, false, &cancel).unwrap();
+        let last = store.collect(7 * DAY, false, &Waiting::QUIET).unwrap();
         assert_eq!(ids(&last.removed), [id('b')]);
         let left = ["squashfs", "meta"].map(|end| format!("{}.{end}", id('a')));
         assert!(names(&dir).iter().all(|name| left.contains(name)));
@@ -257,10 +271,27 @@ mod tests {
         std::fs::write(dir.join(format!(".unused-{}", id('c'))), b"").unwrap();
         std::fs::write(dir.join("notes.json"), b"{}").unwrap();
         let done = store
-            .collect(Duration::ZERO, false, &Cancel::default())
+            .collect(Duration::ZERO, false, &Waiting::QUIET)
             .unwrap();
         assert_eq!((ids(&done.removed), done.strays.len()), (vec![id('b')], 2));
         assert_eq!(names(&dir), ["notes.json"]);
+    }
+
+    #[test]
+    fn what_a_killed_pull_had_written_is_counted() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::create_user(home.path()).unwrap();
+        let dir = home.path().join(".shifter");
+        let dead = dir.join(format!(".tmp-{}-0123.squashfs", id('c')));
+        std::fs::write(&dead, [0; 5000]).unwrap();
+        let workshop = store.workshop(&id('d'), "x", &Waiting::QUIET).unwrap();
+        workshop.begin().unwrap().set_len(70_000).unwrap();
+        let count = |dry_run| {
+            let done = store.collect(DAY, dry_run, &Waiting::QUIET).unwrap();
+            (done.unfinished_bytes, dead.exists())
+        };
+        assert_eq!(count(true), (0, true));
+        assert_eq!(count(false), (5000, false));
     }
 
     #[test]
@@ -276,7 +307,7 @@ mod tests {
             let done = store.collect_strays(&names, &BTreeSet::new(), false, &mut collected);
             done.map(|()| collected.strays)
         };
-        let pull = store.lock(&id('c'), |_| ()).unwrap();
+        let pull = store.lock(&id('c'), &Waiting::QUIET).unwrap();
         assert_eq!(collect().unwrap(), Vec::<String>::new());
         drop(pull);
         assert_eq!(collect().unwrap(), [meta]);
@@ -291,7 +322,7 @@ mod tests {
         std::fs::write(dir.join("index/docker/x%3A1"), b"{").unwrap();
         assert!(
             store
-                .collect(Duration::ZERO, false, &Cancel::default())
+                .collect(Duration::ZERO, false, &Waiting::QUIET)
                 .is_err()
         );
         assert_eq!(names(&dir).len(), 2);

@@ -1,11 +1,11 @@
-//! The right to build, change or remove one image, and what is done under it.
+//! The right to publish, change or remove one image, and what is done under it: nothing that takes long.
 //!
 //! Order of a publication: image, record, metadata, tag, each made durable before the next; with
 //! the metadata the image is there. `.new-<id>` says meanwhile that it is not yet one. Killed at any
 //! point a pull leaves the old state, the new state, or files that carry the id of a dead lease and
 //! are cleared by whoever has the lease next.
 
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
@@ -14,45 +14,51 @@ use shifter_core::meta::ImageMeta;
 use shifter_core::store as layout;
 
 use super::acl;
-use super::lease::{self, Lease, Owner};
+use super::lease::{self, Lease, Waiting};
 use super::record::{self, ImageRecord};
+use super::workshop::Sealed;
 use super::{Store, StoreError};
 use crate::build::BuildOptions;
 use crate::files;
 
-const LOCK_PREFIX: &str = ".lock-";
+pub(super) const LOCK_PREFIX: &str = ".lock-";
 const NEW_PREFIX: &str = ".new-";
-const TEMPORARY_PREFIX: &str = ".tmp-";
+pub(super) const TEMPORARY_PREFIX: &str = ".tmp-";
 
-/// The right to build, change or remove one image; nobody else has it meanwhile.
+/// The right to publish, change or remove one image; nobody else has it meanwhile.
 pub struct ImageLock<'a> {
     store: &'a Store,
     id: ImageId,
     lease: Lease,
 }
 
-/// Finds in a store's listing the images that somebody is, or was when killed, at work on.
-pub(super) fn left_names(names: &[String]) -> Vec<ImageId> {
+/// Finds in a store's listing the images that somebody is, or was when killed, at work on; with the
+/// key of the source if they were being built.
+pub(super) fn left_names(names: &[String]) -> BTreeSet<(ImageId, Option<String>)> {
     let prefixes = [LOCK_PREFIX, NEW_PREFIX, TEMPORARY_PREFIX];
-    let mut left: Vec<ImageId> = names
+    let rests = names
         .iter()
-        .filter_map(|name| prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)))
-        .filter_map(|rest| ImageId::parse(rest.split('.').next().unwrap_or_default()).ok())
-        .collect();
-    left.sort();
-    left.dedup();
-    left
+        .filter_map(|name| prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)));
+    let left = rests.filter_map(|rest| {
+        let stem = rest.split('.').next().unwrap_or_default();
+        let (id, key) = match stem.split_once('-') {
+            Some((id, key)) => (id, Some(key.to_owned())),
+            None => (stem, None),
+        };
+        Some((ImageId::parse(id).ok()?, key))
+    });
+    left.collect()
 }
 
 impl<'a> ImageLock<'a> {
-    /// Waits for the right; `on_wait` hears who has it if somebody has.
+    /// Waits for the right.
     pub(super) fn acquire(
         store: &'a Store,
         id: &ImageId,
-        on_wait: impl FnOnce(&Owner),
+        waiting: &Waiting<'_>,
     ) -> Result<Self, StoreError> {
         let name = lock_name(id);
-        let lease = lease::acquire(&store.dir, &name, on_wait)
+        let lease = lease::acquire(&store.dir, &name, waiting)
             .map_err(|error| store.failed("lock", store.path.join(name), error, 0))?;
         Self::begin_with(store, id, lease)
     }
@@ -98,64 +104,31 @@ impl<'a> ImageLock<'a> {
         Ok(found.map_or_else(|| wanted.clone(), |format| wanted.in_format(format)))
     }
 
-    /// Opens the file that the image is built into.
-    pub fn begin(&mut self) -> Result<File, StoreError> {
-        let store = self.store;
-        if self.complete()?.is_none() {
-            let name = new_name(&self.id);
-            files::create(&store.dir, &name)
-                .map_err(|error| store.failed("make", store.path.join(name), error, 0))?;
-        }
-        let name = self.temporary("squashfs");
-        files::create(&store.dir, &name)
-            .map_err(|error| store.failed("make", store.path.join(name), error, 0))
-    }
-
-    /// True if the image that is there is known to have come from `source`, so that whoever was
-    /// just given its manifest there may see it.
-    pub fn is_from(&self, source: &str) -> bool {
-        // A record that cannot be read proves nothing.
-        let record = self.record().ok().flatten();
-        record.is_some_and(|record| record.source == source)
-    }
-
-    /// Publishes the finished image, what is known of it, and its metadata; `file` is what
-    /// [`ImageLock::begin`] opened.
+    /// Publishes a finished image, what is known of it, and its metadata. One that was published
+    /// meanwhile, in another format, stays: whoever has read its metadata finds the file.
     pub fn publish(
         &self,
-        file: &File,
+        image: &Sealed<'_>,
         meta: &ImageMeta,
         mut record: ImageRecord,
     ) -> Result<(), StoreError> {
-        // Who may see an image that was there may see it still.
+        let store = self.store;
         let found = self.complete().ok().flatten();
-        let meta = &found.map_or_else(|| meta.clone(), |found| acl::union(meta, &found));
-        let (store, target) = (self.store, layout::image_file(&self.id, &meta.format));
-        let path = store.path.join(&target);
-        let mode = store.image_mode(meta);
-        self.check()?;
-        // The processor has nothing else to do while the disk is written.
-        let (hash, synced) = std::thread::scope(|scope| {
-            let hash = || record::hash_image(file, |_| Ok(()));
-            let hashing = std::thread::Builder::new().spawn_scoped(scope, hash);
-            let synced = file.sync_all();
-            match hashing {
-                Ok(thread) => (thread.join(), synced),
-                Err(_) => (Ok(hash()), synced),
+        let meta = &match found {
+            Some(found) if found.format != meta.format => return self.widen(&found, meta),
+            // Who may see an image that was there may see it still.
+            Some(found) => acl::union(meta, &found),
+            None => {
+                let name = new_name(&self.id);
+                files::create(&store.dir, &name)
+                    .map_err(|error| store.failed("make", store.path.join(name), error, 0))?;
+                meta.clone()
             }
-        });
-        let fail = |error| store.failed("write", path.clone(), error, 0);
-        synced.map_err(fail)?;
-        record.sha256 = hash.ok().and_then(Result::ok);
+        };
+        let mode = store.image_mode(meta);
+        record.blake3.clone_from(&image.blake3);
         self.check()?;
-        files::publish(
-            &store.dir,
-            &self.temporary("squashfs"),
-            file,
-            (&store.dir, &target),
-            mode,
-        )
-        .map_err(fail)?;
+        image.publish(&layout::image_file(&self.id, &meta.format), mode)?;
         self.write("json", &record.to_bytes(), mode)?;
         self.write_meta(meta)
     }
@@ -185,19 +158,6 @@ impl<'a> ImageLock<'a> {
                     io::ErrorKind::NotFound.into(),
                 ))
             }
-        }
-    }
-
-    /// Says that the store cannot hold the image, which needs at least `need` bytes.
-    pub fn full(&self, need: u64) -> StoreError {
-        let free = rustix::fs::fstatvfs(&self.store.dir).ok();
-        let free = free.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
-        // A disk with enough room is not what is full: it is somebody's quota.
-        let free = free.filter(|free| *free < need);
-        StoreError::Full {
-            dir: self.store.path.clone(),
-            need,
-            free,
         }
     }
 
@@ -278,7 +238,7 @@ impl<'a> ImageLock<'a> {
     }
 
     fn remove_temporaries(&self) -> Result<(), StoreError> {
-        for suffix in ["squashfs", "json", "meta"] {
+        for suffix in ["json", "meta"] {
             let name = self.temporary(suffix);
             files::remove(&self.store.dir, &name)
                 .map_err(StoreError::io("remove", &self.store.path.join(name)))?;

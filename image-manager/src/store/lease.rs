@@ -34,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::cancel::Cancel;
 use crate::files;
 pub(crate) use record::Identity;
 pub use record::Owner;
@@ -44,6 +45,8 @@ const CHAIN_LIMIT: usize = 256;
 /// Tries after which somebody is always faster.
 const TRY_LIMIT: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
+/// Nobody wants to hear of a wait that is shorter.
+const WORTH_TELLING: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
 /// When a holder on another machine counts as dead.
@@ -116,22 +119,38 @@ struct Ready {
     temporary: Option<String>,
 }
 
-/// Waits for a lease; `on_wait` hears once who has it.
-pub(crate) fn acquire(
-    dir: &OwnedFd,
-    name: &str,
-    on_wait: impl FnOnce(&Owner),
-) -> io::Result<Lease> {
+/// How to wait for what somebody else has.
+#[derive(Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Ends the waiting.
+    pub cancel: Option<&'a Cancel>,
+    /// Hears, once for each lease, who has it.
+    pub tell: &'a dyn Fn(&Owner),
+}
+
+impl Waiting<'static> {
+    /// Waits as long as it takes and tells nobody.
+    pub const QUIET: Self = Self {
+        cancel: None,
+        tell: &|_| (),
+    };
+}
+
+/// Waits for a lease.
+pub(crate) fn acquire(dir: &OwnedFd, name: &str, waiting: &Waiting<'_>) -> io::Result<Lease> {
     let mut contender = Contender::new(dir, name)?;
-    let (mut on_wait, mut pause) = (Some(on_wait), FIRST_PAUSE);
+    let (mut has_told, mut pause, began) = (false, FIRST_PAUSE, Instant::now());
     loop {
         match contender.attempt()? {
             Attempt::Held(lease) => return Ok(lease),
-            Attempt::Busy(owner) => {
-                if let Some(notify) = on_wait.take() {
-                    notify(&owner);
-                }
+            Attempt::Busy(owner) if !has_told && began.elapsed() >= WORTH_TELLING => {
+                (waiting.tell)(&owner);
+                has_told = true;
             }
+            Attempt::Busy(_) => {}
+        }
+        if let Some(cancel) = waiting.cancel {
+            cancel.check().map_err(io::Error::other)?;
         }
         std::thread::sleep(pause);
         pause = (pause * 3 / 2).min(LAST_PAUSE);
@@ -216,6 +235,11 @@ impl<'a> Contender<'a> {
             has_unnamed_files: true,
             uses: Vec::new(),
         })
+    }
+
+    /// Has the record say something to those who contend for the same lease.
+    pub fn says(&mut self, words: Vec<String>) {
+        self.uses = words;
     }
 
     /// Tries once, without waiting.

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
+use crate::cancel::Cancel;
 
 const RULES: TypeRules<'static> = TypeRules {
     default_type: "docker",
@@ -52,12 +53,18 @@ impl Bench {
     }
 
     fn publish(&self, id: &ImageId, content: &[u8], meta: &ImageMeta) {
-        let mut lock = self.store.lock(id, |_| ()).unwrap();
-        let mut file = lock.begin().unwrap();
+        let workshop = self.workshop(id, "here");
+        let mut file = workshop.begin().unwrap();
         file.write_all(content).unwrap();
-        lock.publish(&file, meta, ImageRecord::default()).unwrap();
+        let lock = self.store.lock(id, &Waiting::QUIET).unwrap();
+        let image = workshop.seal(&file).unwrap();
+        lock.publish(&image, meta, ImageRecord::default()).unwrap();
         // A tag keeps the image when the lock is dropped; tests move it away as they need.
         self.tag(&format!("keep:{}", &id.as_str()[..1]), id);
+    }
+
+    fn workshop(&self, id: &ImageId, source: &str) -> Workshop<'_> {
+        self.store.workshop(id, source, &Waiting::QUIET).unwrap()
     }
 
     fn tag(&self, name: &str, id: &ImageId) {
@@ -69,7 +76,7 @@ impl Bench {
             pulled: 1,
             size: 3,
         };
-        self.store.tag(&reference, &entry).unwrap();
+        self.store.tag(&reference, &entry, &Waiting::QUIET).unwrap();
     }
 
     fn names(&self) -> Vec<String> {
@@ -136,7 +143,7 @@ fn modes_do_not_depend_on_the_umask() {
     }
     let home = tempfile::tempdir().unwrap();
     let own = Store::create_user(home.path()).unwrap();
-    own.lock(&id("a"), |_| ()).unwrap().begin().unwrap();
+    own.lock(&id("a"), &Waiting::QUIET).unwrap();
     assert_eq!(
         std::fs::metadata(home.path().join(".shifter"))
             .unwrap()
@@ -173,7 +180,7 @@ fn access_only_ever_grows() {
     for (found, wanted, expect) in table {
         let bench = bench();
         bench.publish(&id("a"), b"img", &meta(found));
-        let lock = bench.store.lock(&id("a"), |_| ()).unwrap();
+        let lock = bench.store.lock(&id("a"), &Waiting::QUIET).unwrap();
         let found = lock.complete().unwrap().unwrap();
         lock.widen(&found, &meta(wanted)).unwrap();
         assert_eq!(lock.complete().unwrap().unwrap().user_acl, expect);
@@ -189,7 +196,7 @@ fn the_last_tag_takes_the_image_with_it() {
     let bench = bench();
     bench.publish(&id("a"), b"img", &meta(&[]));
     bench.tag("x", &id("a"));
-    let remove = |name: &str| bench.store.remove(&reference(name), |_| ());
+    let remove = |name: &str| bench.store.remove(&reference(name), &Waiting::QUIET);
     let by_id = format!("id:{}", id("a"));
     assert!(matches!(remove(&by_id), Err(StoreError::HasTags { .. })));
     assert_eq!(
@@ -231,7 +238,7 @@ fn a_moved_tag_leaves_the_old_image_for_queued_jobs() {
     assert!(
         bench
             .store
-            .remove(&by_id, |_| ())
+            .remove(&by_id, &Waiting::QUIET)
             .unwrap()
             .unwrap()
             .image_removed
@@ -243,7 +250,7 @@ fn a_moved_tag_leaves_the_old_image_for_queued_jobs() {
 fn sweeping_after_a_kill() {
     let steps: [(&str, &[&str], bool); 6] = [
         ("lock only", &[], false),
-        ("while building", &[".tmp-{}.squashfs"], false),
+        ("while building", &[".tmp-{}-0123.squashfs"], false),
         ("before the record", &["{}.squashfs", ".tmp-{}.json"], false),
         (
             "before the metadata",
@@ -270,8 +277,9 @@ fn sweeping_after_a_kill() {
         let bench = bench();
         bench.tag("other", &id("c"));
         let image = id("a").to_string();
-        for name in [format!(".lock-{image}"), ".lock-index".into()] {
-            lease::acquire(&bench.store.dir, &name, |_| ())
+        let locks = [image.clone(), format!("{image}-0123"), "index".into()];
+        for name in locks.map(|name| format!(".lock-{name}")) {
+            lease::acquire(&bench.store.dir, &name, &Waiting::QUIET)
                 .unwrap()
                 .die();
         }
@@ -310,26 +318,89 @@ fn sweeping_after_a_kill() {
 #[test]
 fn sweeping_leaves_running_pulls_alone() {
     let bench = bench();
-    let mut lock = bench.store.lock(&id("a"), |_| ()).unwrap();
-    let file = lock.begin().unwrap();
+    let workshop = bench.workshop(&id("a"), "here");
+    let file = workshop.begin().unwrap();
     bench.store.sweep().unwrap();
+    let temporary = format!(".tmp-{}-", id("a"));
+    let names = bench.names();
     assert!(
-        bench
-            .names()
-            .contains(&format!(".tmp-{}.squashfs", id("a")))
+        names.iter().any(|name| name.starts_with(&temporary)),
+        "{names:?}"
     );
-    drop((file, lock));
+    drop((file, workshop));
     assert_eq!(bench.names(), Vec::<String>::new());
+}
+
+/// Whoever runs a registry can name any image, and serve it as slowly as they like.
+#[test]
+fn only_builds_from_the_same_source_wait_for_each_other() {
+    let bench = bench();
+    let slow = bench.workshop(&id("a"), "registry.evil/x");
+    slow.begin().unwrap();
+    // Neither another source's build nor what is done with the image itself.
+    bench.publish(&id("a"), b"img", &meta(&[]));
+    let removed = bench.store.remove(&reference("keep:a"), &Waiting::QUIET);
+    assert!(removed.unwrap().unwrap().image_removed);
+    bench.publish(&id("a"), b"img", &meta(&[]));
+
+    let (cancel, told) = (Cancel::default(), std::cell::RefCell::new(Vec::new()));
+    let waiting = Waiting {
+        cancel: Some(&cancel),
+        tell: &|owner| {
+            told.borrow_mut().push(owner.describe());
+            cancel.cancel();
+        },
+    };
+    let second = bench.store.workshop(&id("a"), "registry.evil/x", &waiting);
+    let error = second.err().unwrap();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    let pid = format!("process {} on ", std::process::id());
+    let told = told.into_inner();
+    assert!(told.len() == 1 && told[0].starts_with(&pid), "{told:?}");
+    drop(slow);
+    bench.workshop(&id("a"), "registry.evil/x");
+}
+
+/// Who has read the metadata finds the file: the first of two formats stays.
+#[test]
+fn an_image_that_was_published_meanwhile_keeps_its_format() {
+    let bench = bench();
+    let workshop = bench.workshop(&id("a"), "slow");
+    let file = workshop.begin().unwrap();
+    bench.publish(&id("a"), b"img", &meta(&[1]));
+    let image = workshop.seal(&file).unwrap();
+    let lock = bench.store.lock(&id("a"), &Waiting::QUIET).unwrap();
+    let erofs = ImageMeta {
+        format: "erofs".into(),
+        ..meta(&[2])
+    };
+    lock.publish(&image, &erofs, ImageRecord::default())
+        .unwrap();
+    let found = lock.complete().unwrap().unwrap();
+    assert_eq!(
+        (found.format.as_str(), found.user_acl),
+        ("squashfs", vec![1, 2])
+    );
+    drop((lock, workshop));
+    let names = bench.names();
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.starts_with('.') || name.ends_with("erofs")),
+        "{names:?}"
+    );
 }
 
 #[test]
 fn an_abandoned_build_leaves_nothing() {
     let bench = bench();
-    let mut lock = bench.store.lock(&id("a"), |_| ()).unwrap();
-    let file = lock.begin().unwrap();
-    lock.publish(&file, &meta(&[]), ImageRecord::default())
+    let workshop = bench.workshop(&id("a"), "here");
+    let file = workshop.begin().unwrap();
+    let lock = bench.store.lock(&id("a"), &Waiting::QUIET).unwrap();
+    let image = workshop.seal(&file).unwrap();
+    lock.publish(&image, &meta(&[]), ImageRecord::default())
         .unwrap();
-    drop(lock);
+    drop((lock, workshop));
     assert_eq!(bench.names(), Vec::<String>::new(), "no tag was written");
 }
 

@@ -1,6 +1,7 @@
 //! Comparing a store with what it says of itself: image files with their recorded digests, tags with
 //! images, metadata with its form.
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use super::record::hash_image;
 use super::{Store, StoreError};
 use crate::cancel::Cancel;
 use crate::files;
+use crate::hash::{self, Hasher};
 
 /// What was found out of one file.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ pub struct Finding {
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The file's content is not what was published.
-    #[error("its sha256 is {found}, not {recorded}")]
+    #[error("its blake3 is {found}, not {recorded}")]
     Changed {
         /// What was published.
         recorded: String,
@@ -153,11 +155,16 @@ impl Store {
             if self.meta(id)?.is_none() {
                 return Err(Fault::NoMetadata);
             }
-            let recorded = self.record(id)?.and_then(|record| record.sha256);
-            let hashed = hash_image(&file, |count| {
+            let recorded = self.record(id)?.and_then(|record| record.blake3);
+            let watch = |count| {
                 watch(count);
                 cancel.check().map_err(io::Error::other)
-            });
+            };
+            let hashed = match recorded {
+                Some(_) => hash_image(&file, watch),
+                // Imported squashfs files have their own digest as id.
+                None => sha256(&file, watch),
+            };
             // Nothing is known of what was not read to its end.
             if cancel.is_cancelled() {
                 return Ok(());
@@ -166,7 +173,6 @@ impl Store {
             match recorded {
                 Some(recorded) if recorded == found => Ok(()),
                 Some(recorded) => Err(Fault::Changed { recorded, found }),
-                // Imported squashfs files have their own digest as id.
                 None if found == id.as_str() => Ok(()),
                 None => Err(Fault::Unrecorded),
             }
@@ -213,4 +219,13 @@ impl Store {
             source: error.into(),
         })
     }
+}
+
+fn sha256(file: &File, mut watch: impl FnMut(u64) -> io::Result<()>) -> io::Result<String> {
+    let mut hasher = Hasher::sha256();
+    hash::read_file(file, |bytes| {
+        hasher.update(bytes);
+        watch(bytes.len() as u64)
+    })?;
+    Ok(hasher.finish_hex())
 }

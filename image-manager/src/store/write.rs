@@ -13,7 +13,8 @@ use shifter_core::reference::ImageRef;
 use shifter_core::store::{self as layout, IndexEntry};
 
 use super::image_lock::{ImageLock, left_names};
-use super::lease::{self, Owner};
+use super::lease::{self, Waiting};
+use super::workshop::Workshop;
 use super::{Store, StoreError, StoreKind};
 use crate::files;
 
@@ -30,27 +31,41 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Waits for the right to change an image; `on_wait` hears who has it if somebody has.
-    pub fn lock(
+    /// Waits for the right to change an image.
+    pub fn lock(&self, id: &ImageId, waiting: &Waiting<'_>) -> Result<ImageLock<'_>, StoreError> {
+        ImageLock::acquire(self, id, waiting)
+    }
+
+    /// Waits for the right to build an image from `source`, which is taken before [`Store::lock`] and never
+    /// after it.
+    pub fn workshop(
         &self,
         id: &ImageId,
-        on_wait: impl FnOnce(&Owner),
-    ) -> Result<ImageLock<'_>, StoreError> {
-        ImageLock::acquire(self, id, on_wait)
+        source: &str,
+        waiting: &Waiting<'_>,
+    ) -> Result<Workshop<'_>, StoreError> {
+        Workshop::acquire(self, id, source, waiting)
     }
 
     /// Removes what killed pulls left, as far as nobody is at work on it.
     pub fn sweep(&self) -> Result<(), StoreError> {
         let names = self.names(".")?;
-        for id in left_names(&names) {
-            drop(ImageLock::try_acquire(self, &id)?);
+        for (id, key) in left_names(&names) {
+            match key {
+                Some(key) => Workshop::sweep(self, &id, &key)?,
+                None => drop(ImageLock::try_acquire(self, &id)?),
+            }
         }
         let is_index = |name: &&String| name.starts_with(INDEX_LOCK);
         if names
             .iter()
             .any(|name| is_index(&name) || name == INDEX_TEMPORARY)
         {
-            self.with_index(|| Ok(()))?;
+            let path = self.path.join(INDEX_LOCK);
+            let lease = lease::try_acquire(&self.dir, INDEX_LOCK);
+            if let Some(_lease) = lease.map_err(|error| self.failed("lock", path, error, 0))? {
+                self.clear_index()?;
+            }
         }
         for name in names.iter().filter(|name| lease::is_leftover(name)) {
             lease::sweep(&self.dir, name)
@@ -60,7 +75,12 @@ impl Store {
     }
 
     /// Points a tag to an image, which must be there and locked by the caller.
-    pub fn tag(&self, reference: &ImageRef, entry: &IndexEntry) -> Result<(), StoreError> {
+    pub fn tag(
+        &self,
+        reference: &ImageRef,
+        entry: &IndexEntry,
+        waiting: &Waiting<'_>,
+    ) -> Result<(), StoreError> {
         let record = |source| StoreError::Record {
             path: self.path.clone(),
             source,
@@ -73,7 +93,7 @@ impl Store {
                 io::ErrorKind::InvalidInput.into(),
             ));
         };
-        self.with_index(|| {
+        self.with_index(waiting, || {
             let write = || {
                 let mut dir = self.dir.try_clone()?;
                 for part in folder.split('/') {
@@ -92,17 +112,17 @@ impl Store {
     pub fn remove(
         &self,
         reference: &ImageRef,
-        on_wait: impl Fn(&Owner),
+        waiting: &Waiting<'_>,
     ) -> Result<Option<Removed>, StoreError> {
         if let Some(id) = reference.image_id() {
-            return self.remove_image(id, on_wait);
+            return self.remove_image(id, waiting);
         }
         loop {
             let Some(seen) = self.entry(reference)? else {
                 return Ok(None);
             };
-            let lock = self.lock(&seen.id, &on_wait)?;
-            let removed = self.with_index(|| {
+            let lock = self.lock(&seen.id, waiting)?;
+            let removed = self.with_index(waiting, || {
                 // A pull may have moved the tag while this waited for the lock.
                 match self.entry(reference)? {
                     Some(entry) if entry.id == seen.id => {}
@@ -131,13 +151,13 @@ impl Store {
     pub(super) fn remove_image(
         &self,
         id: &ImageId,
-        on_wait: impl Fn(&Owner),
+        waiting: &Waiting<'_>,
     ) -> Result<Option<Removed>, StoreError> {
         if self.image_file(id).is_none() {
             return Ok(None);
         }
-        let lock = self.lock(id, on_wait)?;
-        self.with_index(|| {
+        let lock = self.lock(id, waiting)?;
+        self.with_index(waiting, || {
             let tags = self.tags(id)?;
             if !tags.is_empty() {
                 return Err(StoreError::HasTags {
@@ -167,17 +187,22 @@ impl Store {
     /// Runs `action` while nobody else changes the index.
     fn with_index<T>(
         &self,
+        waiting: &Waiting<'_>,
         action: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let path = self.path.join(INDEX_LOCK);
-        let lock = lease::acquire(&self.dir, INDEX_LOCK, |_| ())
-            .map_err(|error| self.failed("lock", path.clone(), error, 0))?;
+        let lock = lease::acquire(&self.dir, INDEX_LOCK, waiting)
+            .map_err(|error| self.failed("lock", path, error, 0))?;
         let done = action();
-        // Also what a killed process left.
-        let cleared =
-            files::remove(&self.dir, INDEX_TEMPORARY).map_err(StoreError::io("remove", &path));
+        let cleared = self.clear_index();
         drop(lock);
         done.and_then(|value| cleared.map(|()| value))
+    }
+
+    /// Removes what a tag was written to, also by a killed process.
+    fn clear_index(&self) -> Result<(), StoreError> {
+        files::remove(&self.dir, INDEX_TEMPORARY)
+            .map_err(StoreError::io("remove", &self.path.join(INDEX_TEMPORARY)))
     }
 
     /// Removes a file at a path below the store, durably.
@@ -186,6 +211,19 @@ impl Store {
         files::open_subdir(&self.dir, folder)
             .and_then(|dir| files::remove(&dir, name).and_then(|()| files::sync(dir)))
             .map_err(StoreError::io("remove", &self.path.join(path)))
+    }
+
+    /// Says that the store cannot hold an image, which needs at least `need` bytes.
+    pub fn full(&self, need: u64) -> StoreError {
+        let free = rustix::fs::fstatvfs(&self.dir).ok();
+        let free = free.map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+        // A disk with enough room is not what is full: it is somebody's quota.
+        let free = free.filter(|free| *free < need);
+        StoreError::Full {
+            dir: self.path.clone(),
+            need,
+            free,
+        }
     }
 
     pub(super) fn failed(

@@ -21,7 +21,7 @@ use shifter_core::trusted;
 const NAME: &str = "setupRoot";
 
 const HELP: &str = "\
-Usage: setupRoot [--config=FILE] [--verbose] [--record-failure]
+Usage: setupRoot [--config=FILE] [--verbose] [--record-failure] [--phases]
                  [--root=NAME] [--spool-dir=DIR]
                  --manifest=FILE|- --expect-uid=UID --expect-job=JOB
        setupRoot --refuse=MESSAGE --expect-uid=UID --expect-job=JOB
@@ -31,6 +31,7 @@ says; '-' reads the manifest from standard input. UID and JOB are what the batch
 system itself says; a manifest that disagrees is refused.
 
   --record-failure  keep a mistake of the user's for the job's tasks to report
+  --phases          print each phase with its milliseconds when it is over
   --root=NAME       build a step's own root, 'step-NUMBER', beside the job's
   --spool-dir=DIR   show the batch system's own directory, if it exists
   --refuse=MESSAGE  keep MESSAGE as such a mistake, and build nothing
@@ -47,6 +48,7 @@ struct Options {
     job: Option<JobId>,
     record: bool,
     verbose: bool,
+    phases: bool,
 }
 
 fn main() -> ExitCode {
@@ -64,7 +66,10 @@ fn run(options: &Options) -> Result<String> {
             hint: None,
         });
     }
-    let mut phases = Phases::begin();
+    let mut phases = match options.phases {
+        true => Phases::begin_telling(),
+        false => Phases::begin(),
+    };
     let mut site = Site::default();
     let result = set_up(options, uid, expected, &mut site, &mut phases);
     keep(options, expected, &site, &phases, &result);
@@ -166,15 +171,17 @@ fn parse(words: Vec<String>) -> Result<Options> {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (word, None),
         };
-        if ["--record-failure", "--verbose"].contains(&&*name) && inline.is_some() {
-            return Err(usage(&format!("option '{name}' takes no value")));
-        }
-        if name == "--record-failure" {
-            options.record = true;
-            continue;
-        }
-        if name == "--verbose" {
-            options.verbose = true;
+        let switch = match name.as_str() {
+            "--record-failure" => Some(&mut options.record),
+            "--verbose" => Some(&mut options.verbose),
+            "--phases" => Some(&mut options.phases),
+            _ => None,
+        };
+        if let Some(switch) = switch {
+            if inline.is_some() {
+                return Err(usage(&format!("option '{name}' takes no value")));
+            }
+            *switch = true;
             continue;
         }
         let value = inline.or_else(|| words.next());

@@ -43,7 +43,11 @@ fn run(words: Vec<String>, callers: &CallersProcess) -> Result<String> {
         return Err(usage("--expect-uid and one job id are needed"));
     };
     let config = Config::open_trusted(Path::new(&path))?;
-    if ssh::start::start(&config, &job, uid, callers)? {
+    let started = ssh::start::start(&config, &job, uid, callers);
+    if let Err(error) = ssh::start::note(&job, &started) {
+        out::complain(NAME, &error.chain());
+    }
+    if started? {
         out::complain(
             NAME,
             &format!("job {job}: listening on port {}", config.ssh.port),

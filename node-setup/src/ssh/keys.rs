@@ -9,7 +9,7 @@ use shifter_core::layout::Program;
 use shifter_core::ssh::JobKeys;
 use shifter_core::trusted;
 
-use crate::child::{self, Terms};
+use crate::child::{self, ChildError, Terms};
 use crate::error::{Error, Result};
 
 /// How the program is run.
@@ -23,7 +23,8 @@ const TERMS: Terms = Terms {
 /// program.
 ///
 /// # Errors
-/// [`Error::Ssh`] where the program does not do what it should.
+/// [`Error::Ssh`] where the program does not do what it should, which may be its user's doing: it is
+/// the user's to stop and to trace. Whatever else is the node's failure.
 pub fn make(
     config: &Config,
     uid: u32,
@@ -35,8 +36,14 @@ pub fn make(
     let mut command = Command::new(program);
     command.env_clear().current_dir("/").uid(uid).gid(gid);
     let failed = |reason: String| Error::Ssh(format!("cannot make keys: {reason}"));
-    let finished =
-        child::run(ready(command), b"", TERMS).map_err(|error| failed(error.to_string()))?;
+    let finished = child::run(ready(command), b"", TERMS).map_err(|error| match error {
+        ChildError::Run { program, source } => Error::Step {
+            step: "run",
+            object: program,
+            source,
+        },
+        late => failed(late.to_string()),
+    })?;
     let keys = str::from_utf8(&finished.stdout)
         .ok()
         .and_then(JobKeys::parse);

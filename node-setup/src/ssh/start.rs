@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -31,10 +32,17 @@ use crate::launch::{self, Container};
 use crate::options::RunOptions;
 use crate::prepared::Prepared;
 use crate::process::CallersProcess;
+use crate::state::{self, JobDir, RunDir};
 use crate::{image, sys};
 
 /// Bytes of what the server's process says before it is the server.
 const MESSAGE_LIMIT: u64 = 1024;
+
+/// In a job's directory: what came of its server. See [`layout::ssh_file`].
+const SSH: &str = "ssh";
+
+/// Nobody else has reason to hold a job's lock while it starts.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Starts the server of a job; false if the job has none to be started.
 ///
@@ -76,6 +84,27 @@ pub fn start(config: &Config, job: &JobId, uid: u32, callers: &CallersProcess) -
     } else {
         Err(Error::Ssh(message))
     }
+}
+
+/// Keeps what came of a job's server for its steps to tell.
+///
+/// # Errors
+/// Those of the state; the server is there or not nevertheless.
+pub fn note(job: &JobId, started: &Result<bool>) -> Result<()> {
+    let text = match started {
+        Ok(true) => String::new(),
+        Ok(false) => return Ok(()),
+        Err(error) => error.chain(),
+    };
+    // The step may have a copy of the host's mounts.
+    let Some(run) = RunDir::open_unchecked()? else {
+        return Ok(());
+    };
+    if !JobDir::exists(&run, job)? {
+        return Ok(());
+    }
+    let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    state::write_file(dir.dir(), SSH, text.as_bytes())
 }
 
 /// Turns the process into the server; returns only the reason why it could not.

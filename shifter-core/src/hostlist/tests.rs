@@ -6,7 +6,7 @@ use super::*;
 
 const CAP: usize = 10_000;
 
-fn slots(pairs: &[(&str, u32)]) -> Vec<HostSlots> {
+pub(super) fn slots(pairs: &[(&str, u32)]) -> Vec<HostSlots> {
     pairs
         .iter()
         .map(|(name, slots)| HostSlots {

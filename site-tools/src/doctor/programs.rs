@@ -13,10 +13,13 @@ use crate::finding::Finding;
 use crate::look;
 
 /// Every program of a node and the mode it must have.
-const MODES: [(Program, u32); 4] = [
+const MODES: [(Program, u32); 7] = [
     (Program::Shifter, 0o4755),
     (Program::SetupRoot, 0o700),
     (Program::UnsetupRoot, 0o700),
+    (Program::StartSshd, 0o700),
+    (Program::Identity, 0o700),
+    (Program::SshKeys, 0o755),
     (Program::Shifterimg, 0o755),
 ];
 

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let table: [(&[u8], &str); 14] = [
+        let table: [(&[u8], &str); 16] = [
             (b"system = 'x'\nsistem = 'y'", ":2: unknown field `sistem`"),
             (b"sistem = 'y'", "the line reads 'sistem = 'y''"),
             (b"\xff", "is not UTF-8 text"),
@@ -210,6 +210,14 @@ mod tests {
                 b"[per_node_cache.'/']\ndir = '/usr'",
                 "per_node_cache./.dir: '/usr' has mode 0755",
             ),
+            (
+                b"[root]\nvisibility = 'host'\nudi_mount = '/etc/passwd'",
+                "root.udi_mount: '/etc/passwd' is not a directory",
+            ),
+            (
+                b"[torque]\nfanout_command = ['/no/such', '{command}']",
+                "torque.fanout_command: cannot read '/no/such'",
+            ),
         ];
         for (text, expect) in table {
             let found = wrong(text);
@@ -218,6 +226,21 @@ mod tests {
                 "{}: {found:#?}",
                 String::from_utf8_lossy(text)
             );
+        }
+    }
+
+    #[test]
+    fn what_jobs_can_do_without_is_no_error() {
+        let text = "[shared_state]\npath = '/usr'\n[metrics]\ntextfile = '/no/such'\n";
+        let config = Config::parse(text, Path::new("x")).unwrap();
+        let findings = parts::judge(&config);
+        let of = |check: &str| findings.iter().find(|f| f.check == check).unwrap();
+        for (check, words) in [
+            ("shared_state.path", "'/usr' has mode 0755"),
+            ("metrics.textfile", "cannot read '/no/such'"),
+        ] {
+            assert_eq!(of(check).state, State::Warning);
+            assert!(of(check).message.contains(words), "{:?}", of(check));
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use shifter_core::config::{Config, Module, NodeCache, Registry, UserImages};
+use shifter_core::config::{Config, Module, NodeCache, Registry, UserImages, Visibility};
 use shifter_core::volmap::VolumeMap;
 
 use crate::finding::Finding;
@@ -36,8 +36,24 @@ pub(super) fn judge(config: &Config) -> Vec<Finding> {
     if config.module.values().any(|module| !module.cdi.is_empty()) {
         findings.push(cdi(&config.root.cdi_dirs));
     }
-    for (name, cache) in &config.per_node_cache {
-        findings.push(per_node_cache(name, cache));
+    for (name, NodeCache { dir, owner, .. }) in &config.per_node_cache {
+        let check = format!("per_node_cache.{name}.dir");
+        findings.push(private_directory(&check, dir, *owner));
+    }
+    if config.root.visibility == Visibility::Host {
+        findings.push(directory("root.udi_mount", &config.root.udi_mount));
+    }
+    findings.extend(program(
+        "torque.fanout_command",
+        &config.torque.fanout_command,
+    ));
+    // Jobs run without these two.
+    if let Some(dir) = &config.shared_state.path {
+        let owner = config.shared_state.owner;
+        findings.push(private_directory("shared_state.path", dir, owner).at_most_warning());
+    }
+    if let Some(dir) = &config.metrics.textfile {
+        findings.push(directory("metrics.textfile", dir).at_most_warning());
     }
     findings
 }
@@ -237,26 +253,24 @@ fn cdi(dirs: &[std::path::PathBuf]) -> Finding {
     }
 }
 
-fn per_node_cache(name: &str, cache: &NodeCache) -> Finding {
-    let check = format!("per_node_cache.{name}.dir");
-    let dir = &cache.dir;
+/// Judges a directory that nobody but its owner may look into.
+fn private_directory(check: &str, dir: &Path, owner: u32) -> Finding {
     let shown = dir.display();
-    let way_out = format!("install -d -m 0700 -o {} '{shown}'", cache.owner);
-    if let Err((message, hint)) = look::trust(dir, &[cache.owner]) {
+    let way_out = format!("install -d -m 0700 -o {owner} '{shown}'");
+    if let Err((message, hint)) = look::trust(dir, &[owner]) {
         let hint = if dir.exists() { hint } else { way_out };
-        return unless_denied(&check, dir, message, hint);
+        return unless_denied(check, dir, message, hint);
     }
     let Ok(meta) = dir.metadata() else {
-        return denied(&check, dir);
+        return denied(check, dir);
     };
     let mode = meta.mode() & 0o7777;
     if !meta.is_dir() {
-        not(&check, dir, "a directory")
-    } else if mode != 0o700 || meta.uid() != cache.owner {
+        not(check, dir, "a directory")
+    } else if mode != 0o700 || meta.uid() != owner {
         let message = format!(
-            "'{shown}' has mode {mode:04o} and owner {}; it must have 0700 and {}",
+            "'{shown}' has mode {mode:04o} and owner {}; it must have 0700 and {owner}",
             meta.uid(),
-            cache.owner
         );
         Finding::error(check, message, way_out)
     } else {

@@ -1,7 +1,7 @@
 //! `shifter ps`: the containers on this node, by the mount namespaces of processes.
 //!
-//! A process is in a container if its mount namespace is not ours and the file system at its root
-//! is Shifter's. Users see their own, root sees everybody's. All of it comes from /proc, as it was
+//! A process is in a container if its mount namespace is not ours, unless we are in one, and the file
+//! system at its root is Shifter's. Users see their own, root sees everybody's. All of it comes from /proc, as it was
 //! at one moment; a process that ends meanwhile is left out.
 
 mod process;
@@ -93,14 +93,15 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<bool>, lexop
 
 /// Lists the containers that this process may see, the newest first.
 fn containers() -> Option<Vec<Container>> {
-    let own = process::namespace("self")?;
+    // Who looks from the host is in none, whatever root another process on the host has changed to.
+    let outside = Some(process::namespace("self")?).filter(|_| !process::is_self_contained());
     let uid = look::own_uid();
     // Root's processes are set-ups that are not done, and administrators who look into one.
     let is_visible = |of: u32| of != 0 && (uid == 0 || of == uid);
     let mut groups: BTreeMap<u64, Vec<Process>> = BTreeMap::new();
     for pid in pids()? {
         if let Some(process) = Process::read(pid)
-            && process.namespace != own
+            && Some(process.namespace) != outside
             && is_visible(process.uid)
         {
             groups.entry(process.namespace).or_default().push(process);

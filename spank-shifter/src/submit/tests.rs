@@ -17,8 +17,8 @@ fn config(text: &str) -> Config {
 fn options(image: &str, volumes: &[&str], modules: &[&str]) -> RawOptions {
     let mut raw = RawOptions::new();
     let images = (!image.is_empty()).then_some((0, image)).into_iter();
-    let volumes = volumes.iter().map(|volume| (1, *volume));
-    let modules = modules.iter().map(|module| (3, *module));
+    let volumes = volumes.iter().map(|volume| (2, *volume));
+    let modules = modules.iter().map(|module| (4, *module));
     for (number, value) in images.chain(volumes).chain(modules) {
         raw.add(number, value.as_bytes()).unwrap();
     }
@@ -121,6 +121,46 @@ fn a_step_takes_from_its_job_what_it_does_not_name() {
         error.contains("without --image|hint: add --image=REF"),
         "{error}"
     );
+}
+
+#[test]
+fn ssh_is_for_whole_jobs_and_leads_to_their_containers() {
+    let judge = |job: Option<Option<bool>>, enable: &str, image: &str| {
+        let site = Scripted::new(&found("site"), &format!("[ssh]\nenable = '{enable}'"));
+        let job = job.map(|ssh| {
+            let mut pins = Pins {
+                modules: Vec::new(),
+                ..sample()
+            };
+            pins.modes.ssh = ssh;
+            pins
+        });
+        let mut raw = options(image, &[], &[]);
+        raw.sshd = Some(true);
+        let request = Request::check(&raw, &site.config).unwrap();
+        let pins = request.for_step(job, &site.tools());
+        pins.map(|pins| pins.modes.ssh).map_err(|e| e.to_string())
+    };
+    let without = "cannot use --sshd for a step: its job was started without";
+    let own = "cannot use --sshd for a step with a container of its own: ssh leads to its job's";
+    let table = [
+        (judge(Some(Some(true)), "ask", ""), Ok(Some(true))),
+        (judge(Some(None), "always", ""), Ok(None)),
+        (judge(Some(None), "ask", ""), Err(without)),
+        (judge(Some(Some(false)), "always", ""), Err(without)),
+        (judge(None, "always", "x"), Err(without)),
+        (judge(Some(Some(true)), "ask", "other"), Ok(Some(true))),
+    ];
+    for (found, expected) in table {
+        assert_eq!(found, expected.map_err(str::to_owned));
+    }
+    // Every image of this site's is the same one; other volumes make another container.
+    let site = Scripted::new(&found("site"), "[ssh]\nenable = 'ask'");
+    let mut raw = options("", &["/a:/b"], &[]);
+    raw.sshd = Some(true);
+    let request = Request::check(&raw, &site.config).unwrap();
+    let error = request.for_step(Some(sample()), &site.tools()).unwrap_err();
+    assert_eq!(error.to_string(), own);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use shifter_tests::world::User;
 use crate::bench::turn;
 
 mod attack;
+mod changed_root;
 mod host_view;
 mod join;
 mod kill;
@@ -28,7 +29,7 @@ mod preload;
 mod refuse;
 mod rootless;
 mod roots;
-mod secure;
+pub mod secure;
 mod secure_accounts;
 mod secure_config;
 mod secure_image;

@@ -17,11 +17,14 @@ use crate::bench::turn;
 use crate::node::{image_id, store_image};
 
 mod alps;
+mod conventions;
 mod driver;
 mod failures;
 mod filter;
+mod hygiene;
 mod jobs;
 mod ldap;
+mod openpbs;
 mod secure;
 mod services;
 
@@ -58,11 +61,18 @@ impl Site {
 
     /// Starts one with these lines below `[torque]`.
     fn start_with(count: usize, lines: &str) -> Result<Self> {
+        let names = numbered(count);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Self::start_named(&names, lines)
+    }
+
+    /// Starts one with nodes of these names.
+    fn start_named(names: &[&str], lines: &str) -> Result<Self> {
         let turn = turn()?;
         let product = prepare()?;
         configure(product, lines)?;
         let server = Server::install()?;
-        let nodes = nodes(count, &HOOKS)?;
+        let nodes = named_nodes(names, &HOOKS)?;
         let clean = Snapshot::take_at(&nodes.places())?;
         Ok(Self {
             nodes,
@@ -135,11 +145,15 @@ fn prepare() -> Result<Product> {
 
 /// Configures the site with these lines below `[torque]`.
 fn configure(product: Product, lines: &str) -> Result<()> {
-    product.configure(&format!(
+    product.configure(&torque_lines(lines))
+}
+
+fn torque_lines(lines: &str) -> String {
+    format!(
         "[shared_state]\npath = '{SHARED}'\n\
          [torque]\ngres = ['shifter16']\nqstat = '/opt/torque/bin/qstat'\n\
          qalter = '/opt/torque/bin/qalter'\nrequeue_pause_secs = 0\n{lines}"
-    ))
+    )
 }
 
 /// Runs a hook on a node without anything out of the ordinary.
@@ -149,9 +163,17 @@ fn run(node: &Sandbox, hook: Hook, job: &TorqueJob) -> Result<HookEnd> {
 
 /// Starts nodes t1, t2, … with a mom each that has these hooks.
 fn nodes(count: usize, hooks: &[(&str, &str)]) -> Result<Sandboxes> {
-    let names: Vec<String> = (1..=count).map(|number| format!("t{number}")).collect();
+    let names = numbered(count);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let nodes = Sandboxes::start(&names)?;
+    named_nodes(&names, hooks)
+}
+
+fn numbered(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("t{number}")).collect()
+}
+
+fn named_nodes(names: &[&str], hooks: &[(&str, &str)]) -> Result<Sandboxes> {
+    let nodes = Sandboxes::start(names)?;
     for node in nodes.nodes() {
         mom::install(node, hooks)?;
     }

@@ -54,6 +54,8 @@ const PCMD: &[&str] = &[
     "{commandline}",
 ];
 const XTXQTCMD: &[&str] = &["/usr/bin/xtxqtcmd", "{nodefile}", "{commandline}"];
+/// Starts programs as the job's user, in Torque and in OpenPBS: it is of use only where the site's own
+/// pbsdsh runs them as root.
 const PBSDSH: &[&str] = &["/usr/bin/pbsdsh", "-u", "{command}"];
 
 /// Says why a template cannot be filled in.

@@ -15,6 +15,7 @@
 //! floor hold                       says 'ready', then waits for the end of its input
 //! floor read DIR                   as hold, but reads every file first
 //! floor resident DIR               which device, and how much of it lies in the page cache
+//! floor now                        microseconds since 1970
 //! ```
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -56,7 +58,11 @@ fn main() -> Result<()> {
         ["hold"] => hold(),
         ["read", dir] => walk::walk(Path::new(dir)).and_then(|_| hold()),
         ["resident", dir] => say(&walk::resident(Path::new(dir))?),
-        _ => bail!("usage: floor mount|chroot|node|walk|hold|read|resident …"),
+        ["now"] => say(&SystemTime::now()
+            .duration_since(UNIX_EPOCH)?
+            .as_micros()
+            .to_string()),
+        _ => bail!("usage: floor mount|chroot|node|walk|hold|read|resident|now …"),
     }
 }
 

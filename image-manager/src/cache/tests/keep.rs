@@ -35,7 +35,9 @@ fn the_longest_unused_goes_first_and_what_is_needed_stays() {
     assert!(trimmed.kept_bytes >= 200_000 && trimmed.kept_bytes < 250_000);
     assert_eq!(cache.usage().unwrap().blobs, 2);
     // Somebody is at it already.
-    let lease = crate::store::lease::acquire(&cache.dir, folder::TRIM_LOCK, |_| ()).unwrap();
+    let lease =
+        crate::store::lease::acquire(&cache.dir, folder::TRIM_LOCK, &crate::store::Waiting::QUIET)
+            .unwrap();
     assert_eq!(cache.trim(0).unwrap().removed, 0);
     drop(lease);
     // Use counts, not age.
@@ -111,23 +113,25 @@ fn what_the_dead_left_goes_and_what_may_be_resumed_stays() {
     let cache = bench.cache();
     let blobs: Vec<Descriptor> = (1..=3u8).map(|n| descriptor(&[n; 1000])).collect();
     for (at, days) in [(0, 8), (1, 6)] {
-        let file = files::create(cache.public(), &folder::part_name(&blobs[at])).unwrap();
+        let file = files::create(cache.public(), &Names::shared(&blobs[at]).part).unwrap();
         let age = Duration::from_secs(days * 24 * 3600);
         file.set_modified(std::time::SystemTime::now() - age)
             .unwrap();
     }
     files::create(cache.public(), &format!("{}.trim", blobs[2].digest.hex())).unwrap();
-    let lease = |name: &str| crate::store::lease::acquire(&cache.public(), name, |_| ()).unwrap();
-    lease(&folder::lock_name(&blobs[0])).die();
-    let living = lease(&folder::lock_name(&blobs[2]));
+    let lease = |name: &str| {
+        crate::store::lease::acquire(&cache.public(), name, &crate::store::Waiting::QUIET).unwrap()
+    };
+    lease(&Names::shared(&blobs[0]).lock).die();
+    let living = lease(&Names::shared(&blobs[2]).lock);
     let announce = || crate::store::lease::announce(&cache.dir, ".use-", vec!["x".into()]).unwrap();
     announce().die();
-    crate::store::lease::acquire(&cache.dir, folder::TRIM_LOCK, |_| ())
+    crate::store::lease::acquire(&cache.dir, folder::TRIM_LOCK, &crate::store::Waiting::QUIET)
         .unwrap()
         .die();
     let used = announce();
     cache.sweep().unwrap();
-    let expect = [folder::part_name(&blobs[1]), folder::lock_name(&blobs[2])];
+    let expect = [Names::shared(&blobs[1]).part, Names::shared(&blobs[2]).lock];
     let mut names = files::names(cache.public()).unwrap();
     names.sort_by_key(|name| name.ends_with(".lock"));
     assert_eq!(names, expect);

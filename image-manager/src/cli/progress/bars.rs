@@ -77,10 +77,10 @@ fn frame(model: &Model, room: usize, lines: usize) -> Vec<String> {
 
 fn headline(model: &Model) -> String {
     if let Some(percent) = model.percent {
-        return format!("{}: {} {percent} %", model.label, model.phase.text());
+        return format!("{}: {} {percent} %", model.label, model.action());
     }
     if model.layers.is_empty() || matches!(model.phase, Phase::Resolving | Phase::Waiting) {
-        return format!("{}: {}", model.label, model.phase.text());
+        return format!("{}: {}", model.label, model.action());
     }
     let (done, size) = model.total();
     let finished = model.layers.iter().filter(|layer| layer.is_done()).count();

@@ -27,8 +27,12 @@ impl Events {
         }
     }
 
-    pub fn phase(&self, phase: Phase) {
-        self.tell(json!({"event": phase.word()}));
+    pub fn phase(&self, model: &Model) {
+        let mut event = json!({"event": model.phase.word()});
+        if model.phase == Phase::Waiting {
+            event["holder"] = model.holder.clone().into();
+        }
+        self.tell(event);
     }
 
     pub fn layers(&self, model: &Model) {

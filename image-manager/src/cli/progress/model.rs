@@ -28,7 +28,7 @@ impl Phase {
         match self {
             Self::Starting => "starting",
             Self::Resolving => "asking the registry",
-            Self::Waiting => "waiting for another pull of this image",
+            Self::Waiting => "waiting",
             Self::Reading => "reading the file",
             Self::Comparing => "comparing",
             Self::Downloading => "downloading",
@@ -76,6 +76,8 @@ impl Layer {
 pub(super) struct Model {
     pub label: String,
     pub phase: Phase,
+    /// Who is waited for.
+    pub holder: String,
     pub layers: Vec<Layer>,
     /// Hundredths of what is to be compared.
     pub percent: Option<u8>,
@@ -91,11 +93,20 @@ impl Model {
         Self {
             label,
             phase: Phase::Starting,
+            holder: String::new(),
             layers: Vec::new(),
             percent: None,
             retries: 0,
             received: 0,
             began: None,
+        }
+    }
+
+    /// Says what is done now.
+    pub fn action(&self) -> String {
+        match self.phase {
+            Phase::Waiting => format!("waiting for {} to be done with this image", self.holder),
+            phase => phase.text().to_owned(),
         }
     }
 

@@ -30,12 +30,17 @@ pub struct Owner {
     pub(super) is_flocked: bool,
     /// Unique in the world.
     pub(super) nonce: String,
-    /// What the holder uses, where that is what the record is for.
+    /// What the holder uses, or from where it downloads, where the record is for that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) uses: Vec<String>,
 }
 
 impl Owner {
+    /// True if the holder says something, and other than this.
+    pub(crate) fn says_other(&self, word: &str) -> bool {
+        self.uses.first().is_some_and(|said| said != word)
+    }
+
     /// Names the holder for a message: `process 7 on host 'n1'`.
     pub fn describe(&self) -> String {
         match self.host.as_str() {

@@ -90,7 +90,7 @@ fn one_at_a_time_whatever_the_file_system_has() {
 #[test]
 fn the_dead_of_this_machine_are_known_at_once() {
     let bench = bench();
-    let lease = acquire(&bench.dir, "lock", |_| ()).unwrap();
+    let lease = acquire(&bench.dir, "lock", &Waiting::QUIET).unwrap();
     assert!(try_acquire(&bench.dir, "lock").unwrap().is_none());
     lease.die();
     let next = try_acquire(&bench.dir, "lock")
