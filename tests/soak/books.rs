@@ -30,7 +30,7 @@ pub fn balance(cluster: &Cluster, logs: &[Syslog], story: &Story, metrics: &str)
     let mut events = Vec::new();
     for (node, log) in cluster.nodes().iter().zip(logs) {
         let mut counted = BTreeMap::new();
-        for event in events(log)? {
+        for event in told_by(log)? {
             let key = (event.kind.clone(), event.outcome.clone());
             *counted.entry(key).or_default() += 1;
             events.push((node.name(), event));
@@ -129,7 +129,7 @@ fn ensure_told(plan: &Plan, events: &[&(&str, Event)]) -> Result<()> {
 }
 
 /// Reads all events from a log, in order.
-fn events(log: &Syslog) -> Result<Vec<Event>> {
+fn told_by(log: &Syslog) -> Result<Vec<Event>> {
     let text = log.text()?;
     let lines = text.lines().filter(|line| line.contains(": event="));
     lines
