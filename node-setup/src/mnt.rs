@@ -1,5 +1,6 @@
 //! Mounts as descriptors: made, cloned and attached without naming a path that could change.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -10,6 +11,7 @@ use rustix::mount::{
 };
 
 use crate::error::{Context, Result};
+use crate::process;
 use crate::sys::{Propagation, mount_setattr};
 
 /// Look-ups of one path before giving up against somebody who renames files all the time.
@@ -26,20 +28,23 @@ pub const SAFE: MountAttrFlags =
 /// The same, and not writable.
 pub const SAFE_RO: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Descriptors that are of no more use but need not be closed one by one: the execve(2) of the
-/// command closes them all at once, and so does the end of the process.
-#[derive(Default)]
-pub struct Kept(Vec<OwnedFd>);
+/// Descriptors of a root that are of no more use but need not be closed one by one. If the root
+/// comes to be they are left to the command's execve(2), and if not they are closed with this, for
+/// they keep its file systems.
+#[derive(Debug, Default)]
+pub struct Kept(RefCell<Vec<OwnedFd>>);
 
 impl Kept {
-    /// Highest number of a descriptor that is kept: there are enough for what comes.
-    const HIGHEST: i32 = 40;
-
-    /// Keeps a descriptor, or closes it.
-    pub fn keep(&mut self, fd: OwnedFd) {
-        if fd.as_raw_fd() <= Self::HIGHEST {
-            self.0.push(fd);
+    /// Keeps a descriptor, or closes it where there may be too many.
+    pub fn keep(&self, fd: OwnedFd) {
+        if process::may_stay_open(&fd) {
+            self.0.borrow_mut().push(fd);
         }
+    }
+
+    /// Leaves all of them open.
+    pub fn leave_to_exec(&self) {
+        self.0.take().into_iter().for_each(process::leave_to_exec);
     }
 }
 
@@ -59,6 +64,7 @@ pub fn make(
         .step("configure file system", kind)?;
     }
     fsconfig_create(&context).step("mount file system", kind)?;
+    // The context is closed: it would keep the file system, and with it a FUSE daemon.
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 

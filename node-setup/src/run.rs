@@ -214,6 +214,7 @@ fn start_command(
         reference: &entered.reference,
         modules: &entered.modules,
         shell: &entered.shell,
+        is_jobs: entered.joined.is_some(),
     };
     let cwd = directory
         .as_ref()

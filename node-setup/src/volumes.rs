@@ -264,6 +264,7 @@ pub fn attach(
             (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
             (_, error) => error,
         })?;
+        layer.keep(target);
     }
     request.watch.on(Awaited::Nothing)
 }
