@@ -1,6 +1,6 @@
 //! Nodes without a batch system, each a machine of its own as far as hooks can tell.
 //!
-//! A sandbox has mount, UTS and PID namespaces, a host name, `/run`, `/var` and `/tmp` of its own;
+//! A sandbox has mount, UTS and PID namespaces, a host name, `/run`, `/var`, `/tmp` and `/root` of its own;
 //! it shares the image store, `/scratch` and what is installed. It is entered as nodes of a site
 //! are: through an sshd, at an address of its own on loopback, so that pdsh, clush and ssh reach it
 //! from any other sandbox by its name, as root. As on a machine booted by systemd, its mounts are
@@ -40,6 +40,7 @@ mount --bind "$3" "/mnt${3#/var}"
 mount --rbind /mnt /var
 umount -R /mnt
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=0700 tmpfs /root
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount --make-rshared /
 /usr/sbin/sshd -D -e -f /etc/ssh/testbed_sshd_config -o "ListenAddress=$2" &
