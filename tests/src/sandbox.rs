@@ -74,10 +74,14 @@ impl Sandboxes {
         }
         for (at, node) in sandboxes.nodes.iter_mut().enumerate() {
             let log = log(&node.name);
-            let up = || Ok(TcpStream::connect((address(at), 22)).ok().map(drop));
-            wait_for(&format!("sshd of {}", node.name), 20, up)
+            let keeper = node.keeper.id();
+            // The sshd that answers may still be the one of an earlier sandbox with this address.
+            let up = || {
+                let init = only_child(keeper).ok();
+                Ok(init.filter(|_| TcpStream::connect((address(at), 22)).is_ok()))
+            };
+            node.init = wait_for(&format!("sshd of {}", node.name), 20, up)
                 .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-            node.init = only_child(node.keeper.id())?;
         }
         Ok(sandboxes)
     }
