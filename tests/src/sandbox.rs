@@ -1,6 +1,6 @@
 //! Nodes without a batch system, each a machine of its own as far as hooks can tell.
 //!
-//! A sandbox has mount, UTS and PID namespaces, a host name, `/run`, `/var` and `/tmp` of its own;
+//! A sandbox has mount, UTS and PID namespaces, a host name, `/run`, `/var`, `/tmp` and `/root` of its own;
 //! it shares the image store, `/scratch` and what is installed. It is entered as nodes of a site
 //! are: through an sshd, at an address of its own on loopback, so that pdsh, clush and ssh reach it
 //! from any other sandbox by its name, as root. As on a machine booted by systemd, its mounts are
@@ -40,6 +40,7 @@ mount --bind "$3" "/mnt${3#/var}"
 mount --rbind /mnt /var
 umount -R /mnt
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=0700 tmpfs /root
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount --make-rshared /
 /usr/sbin/sshd -D -e -f /etc/ssh/testbed_sshd_config -o "ListenAddress=$2" &
@@ -73,10 +74,14 @@ impl Sandboxes {
         }
         for (at, node) in sandboxes.nodes.iter_mut().enumerate() {
             let log = log(&node.name);
-            let up = || Ok(TcpStream::connect((address(at), 22)).ok().map(drop));
-            wait_for(&format!("sshd of {}", node.name), 20, up)
+            let keeper = node.keeper.id();
+            // The sshd that answers may still be the one of an earlier sandbox with this address.
+            let up = || {
+                let init = only_child(keeper).ok();
+                Ok(init.filter(|_| TcpStream::connect((address(at), 22)).is_ok()))
+            };
+            node.init = wait_for(&format!("sshd of {}", node.name), 20, up)
                 .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-            node.init = only_child(node.keeper.id())?;
         }
         Ok(sandboxes)
     }
