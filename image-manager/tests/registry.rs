@@ -48,7 +48,9 @@ fn every_kind_of_layer_and_manifest() {
         lines[1].starts_with(&format!("pulled docker:{reference} (id ")),
         "{run:?}"
     );
-    assert_eq!(lines.len(), 2, "no progress without a terminal: {run:?}");
+    // What is left may be a warning of where the test has its store.
+    let progress = lines.iter().find(|line| line.starts_with("docker:"));
+    assert_eq!(progress, None, "without a terminal there is none");
     assert_eq!(site.read(&reference, "etc/base"), "changed");
     assert_eq!(site.read(&reference, "etc/upper"), "upper");
     site.assert_tidy();
