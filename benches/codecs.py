@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Writes one tree as squashfs and erofs images of many kinds and reads them cold: benches/codecs.py
-[ROUNDS [WORD...]], as root; only kinds whose names contain a WORD. docs/images.md explains the table.
+[ROUNDS [WORD...]], as root; only kinds whose names contain a WORD, and only the start of a program with
+the WORD `case=start`. docs/images.md explains the table.
 
 The images lie in memory and are mounted anew for each figure, so that what is measured is the work
 and not the disk; what a disk would have to read is counted by the loop device. Kinds take turns,
@@ -92,6 +93,8 @@ def main():
         os.execvp(inside[0], inside + sys.argv[1:])
     words = [word for word in sys.argv[1:] if word != "--inside"]
     rounds, words = int(words[0]) if words else 5, words[1:]
+    wanted = [word.removeprefix("case=") for word in words if word.startswith("case=")]
+    words = [word for word in words if not word.startswith("case=")]
     kinds = {k: c for k, c in KINDS.items() if not words or any(w in k for w in words)}
     small = prepare()
     memory, at = os.path.abspath("memory"), os.path.abspath("mounted")
@@ -103,14 +106,17 @@ def main():
         "walk": lambda: run(["find", at, "-printf", "%s %m %T@\n"]),
         "random": lambda: read_files(at, small),
     }
+    cases = {name: measure for name, measure in cases.items() if not wanted or name in wanted}
     images, written, found = {}, {}, {}
     for number, (kind, command) in enumerate(kinds.items()):
         images[kind] = f"{memory}/{number}"
         command = [images[kind] if word == "OUT" else word for word in command]
         with open("tree.tar", "rb") as archive:
             written[kind] = run(command, stdin=archive)
-    for _ in range(rounds):
-        for kind, image in images.items():
+    for turn in range(rounds):
+        # Each kind is the first one as often as any other.
+        order = list(images.items())
+        for kind, image in order[turn % len(order):] + order[:turn % len(order)]:
             for case, measure in cases.items():
                 fs = "erofs" if kind.startswith("erofs") else "squashfs"
                 run(["mount", "-t", fs, "-o", "loop,ro", image, at])

@@ -21,7 +21,7 @@ use shifter_tests::world::User;
 use crate::site::{Site, WORK};
 use crate::table::{Goal, Heading, Row, finish, row};
 
-/// Nodes of which one builds a real container.
+/// Nodes of which one builds a real container: `floor` goes by the same number.
 const SAMPLE: usize = 64;
 
 /// How many nodes pdsh has under way at once.
@@ -33,6 +33,8 @@ const SHARED: &str = "/scratch/.fanout";
 #[derive(Clone, Copy, Default)]
 struct Cost {
     took: Duration,
+    /// Processor time of all processes, which a busy machine does not change.
+    cpu: f64,
     /// Bytes read by all processes, from wherever.
     read: u64,
     /// Processes and threads that were started.
@@ -52,19 +54,21 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
     prepare(site)?;
     report::line(&format!(
         "\nTorque's prologue, pdsh -R exec -f {WIDTH}; every {SAMPLE}th node with a real container\n\n\
-         {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>7} {:>10} {:>10}",
+         {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>7} {:>10} {:>10}",
         "nodes",
         "bare s",
         "prologue s",
         "above s",
         "epilogue s",
         "per node",
+        "bare cpu",
+        "cpu above",
         "memory",
         "files",
         "read/node",
         "processes"
     ));
-    let mut above = Vec::new();
+    let (mut above, mut processor, mut tool) = (Vec::new(), Vec::new(), Vec::new());
     for size in sizes {
         let mut figures = Vec::new();
         for round in 0..rounds.clamp(1, 3) {
@@ -81,18 +85,23 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         figures.sort_by(|one, other| one.0.total_cmp(&other.0));
         let (cost, bare, begin, end) = figures[figures.len() / 2];
         let nodes = *size as f64;
+        let above_cpu = begin.cpu - bare.cpu;
         report::line(&format!(
-            "{size:>6} {:>10.2} {:>10.2} {cost:>10.2} {:>10.2} {:>7.2} ms {:>5} KiB {:>7} {:>6} B {:>11}",
+            "{size:>6} {:>10.2} {:>10.2} {cost:>10.2} {:>10.2} {:>7.2} ms {:>7.2} ms {:>7.2} ms {:>5} KiB {:>7} {:>6} B {:>11}",
             bare.took.as_secs_f64(),
             begin.took.as_secs_f64(),
             end.took.as_secs_f64(),
             cost * 1e3 / nodes,
+            bare.cpu * 1e3 / nodes,
+            above_cpu * 1e3 / nodes,
             begin.memory,
             begin.files,
             begin.read.saturating_sub(bare.read) / *size as u64,
             begin.started,
         ));
         above.push((*size, cost));
+        processor.push((*size, above_cpu));
+        tool.push((*size, bare.cpu));
     }
     let heading = Heading {
         title: "Torque's prologue above the bare tool",
@@ -108,11 +117,19 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         row(&format!("{size} nodes"), goal, vec![*cost])
     });
     let mut rows: Vec<Row> = goals.collect();
-    if let (Some((small, little)), Some((large, much))) = (above.first(), above.last()) {
-        // Linear: a node of the largest job costs no more than half as much again; below 1 ms is noise.
-        let growth = (much / *large as f64) / (little / *small as f64).max(1e-3);
-        let name = format!("a node of {large} beside one of {small}: ×");
-        rows.push(row(&name, Goal::Most(1.5), vec![growth]));
+    // Linear: a node of the largest job costs no more than half as much again.
+    let growths = [
+        ("a node of", &above, Goal::Most(1.5)),
+        ("processor time for a node of", &processor, Goal::Most(1.5)),
+        ("the tool's own for a node of", &tool, Goal::None),
+    ];
+    for (what, costs, goal) in growths {
+        if let (Some((small, little)), Some((large, much))) = (costs.first(), costs.last()) {
+            // Below 1 ms is noise.
+            let growth = (much / *large as f64) / (little / *small as f64).max(1e-3);
+            let name = format!("{what} {large} beside one of {small}: ×");
+            rows.push(row(&name, goal, vec![growth]));
+        }
     }
     restore()?;
     Ok(finish(heading, rows))
@@ -144,13 +161,9 @@ fn restore() -> Result<()> {
     Call::shell(script).ok().map(drop)
 }
 
-/// Names the nodes; `floor` builds a container on those that begin with `full`.
+/// Names the nodes as sites do, one number after the other.
 fn names(size: usize) -> Vec<String> {
-    let name = |number: usize| {
-        let kind = if number % SAMPLE == 1 { "full" } else { "sim" };
-        format!("{kind}{number:05}")
-    };
-    (0..size).map(name).collect()
+    (0..size).map(|number| format!("nid{number:05}")).collect()
 }
 
 /// Runs the tool with a worker that does nothing.
@@ -208,7 +221,7 @@ fn job(size: usize, round: usize, names: &[String]) -> Result<(Cost, Cost)> {
 /// Runs a program to its end and watches it and what it starts on this side.
 fn observe(command: &mut Command, name: &str) -> Result<Cost> {
     let log = format!("{WORK}/{name}.log");
-    let before = (bytes_read()?, last_pid()?);
+    let before = (bytes_read()?, last_pid()?, processor_secs()?);
     let began = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -244,6 +257,7 @@ fn observe(command: &mut Command, name: &str) -> Result<Cost> {
             .take(2000)
             .collect::<String>()
     );
+    cost.cpu = processor_secs()? - before.2;
     cost.read = bytes_read()? - before.0;
     cost.started = last_pid()?.saturating_sub(before.1);
     Ok(cost)
@@ -254,6 +268,14 @@ fn bytes_read() -> Result<u64> {
     let text = fs::read_to_string("/proc/self/io")?;
     let read = text.lines().find_map(|line| line.strip_prefix("rchar: "));
     Ok(read.context("rchar")?.parse()?)
+}
+
+/// Returns the processor time of all that this process has waited for, in hundredths.
+fn processor_secs() -> Result<f64> {
+    let text = fs::read_to_string("/proc/self/stat")?;
+    let fields = text.rsplit_once(") ").context("stat")?.1.split(' ');
+    let ticks = fields.skip(13).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
 }
 
 /// Returns the process id that was given out last in this world.

@@ -37,12 +37,17 @@ def main():
     if not job.in_ms_mom():
         event.accept()
         return
+    told = facts(job)
+    if told["gres"] is None:
+        # Not ours, and not to suffer where our programs are missing.
+        event.accept()
+        return
     begins = event.type == pbs.EXECJOB_BEGIN
     role = "execjob_begin" if begins else "execjob_end"
     program = PROGRAMS + ("/prologue" if begins else "/epilogue")
     done = subprocess.run(
         [program, "--as=" + role],
-        input=json.dumps(facts(job)).encode(),
+        input=json.dumps(told).encode(),
         stderr=subprocess.PIPE,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         check=False,

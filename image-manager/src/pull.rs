@@ -146,6 +146,23 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
     };
     record.describe(&resolved.config);
 
+    if store.is_read_only() {
+        let digest = resolved.digest.to_string();
+        let may_have =
+            |found: &ImageMeta, known: Option<&ImageRecord>| may_have(found, &record, known);
+        let found =
+            store.find_unchanged(reference, (&config.id, &digest), &config.meta, may_have)?;
+        let path = store.path().to_owned();
+        let (path, size) = found.ok_or(StoreError::ReadOnly { path })?;
+        return Ok(Pulled {
+            id: config.id,
+            digest: resolved.digest,
+            path,
+            size,
+            is_new: false,
+            left_out,
+        });
+    }
     store.sweep()?;
     let cache = BlobCache::of_store(store)?.with_cancel(request.cancel.clone());
     cache.sweep()?;
@@ -198,12 +215,19 @@ pub fn pull(request: &Request<'_>) -> Result<Pulled, PullError> {
 
 /// Returns the metadata of an image that is there, if whoever pulls may have it.
 fn find(lock: &ImageLock<'_>, record: &ImageRecord) -> Result<Option<ImageMeta>, StoreError> {
+    // A record that cannot be read proves nothing.
+    let known = lock.record().ok().flatten();
+    let may_have = |found: &ImageMeta| may_have(found, record, known.as_ref());
+    Ok(lock.complete()?.filter(may_have))
+}
+
+/// True if an image may be given to who pulls it, of whom `record` tells.
+fn may_have(found: &ImageMeta, record: &ImageRecord, known: Option<&ImageRecord>) -> bool {
     // An id is no secret, and whoever knows it can make a registry name it. So only the layers prove
     // that this registry gives away a private image, unless it came from there. What a registry shows
     // everybody proves nothing: it may want a login for the layers alone.
-    let may_have =
-        |found: &ImageMeta| found.is_public() || record.is_private && lock.is_from(&record.source);
-    Ok(lock.complete()?.filter(may_have))
+    let is_from = known.is_some_and(|known| known.source == record.source);
+    found.is_public() || record.is_private && is_from
 }
 
 /// Builds an image and publishes it; false if somebody else from the same source did.

@@ -4,20 +4,18 @@
 mod support;
 
 use proptest::prelude::*;
-use squashfs_writer::{Attributes, Compression, Error, Format, Kind, Options, Tree, Writer};
+use squashfs_writer::{Compression, Error, Format, Kind, Options, Tree, Writer};
 use std::fs::File;
-use std::io::{Cursor, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::Cursor;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use support::facts;
-use support::trees::{Piece, Plan, What, erofs_options, plans, write};
+use support::images::{
+    add, assert_large_directory, image_file, large_directory, mixed, mode, same_with_any_threads,
+    save,
+};
+use support::trees::{erofs_options, plans, write};
 use support::{in_private_mounts, run, with_mounted_as};
-
-fn save(image: &[u8]) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(image).unwrap();
-    file
-}
 
 fn erofs(compression: Compression) -> Options {
     Options {
@@ -26,37 +24,6 @@ fn erofs(compression: Compression) -> Options {
         threads: 2,
         ..Options::default()
     }
-}
-
-fn mode(mode: u16) -> Attributes {
-    Attributes {
-        mode,
-        ..Attributes::default()
-    }
-}
-
-/// Builds an image in a file.
-fn image_file(
-    options: &Options,
-    build: impl FnOnce(&mut Writer<&mut File>, &mut Tree),
-) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    let mut writer = Writer::new(file.as_file_mut(), options).unwrap();
-    let mut tree = Tree::new(mode(0o755)).unwrap();
-    build(&mut writer, &mut tree);
-    writer.finish(&tree).unwrap();
-    file
-}
-
-fn add(writer: &mut Writer<&mut File>, tree: &mut Tree, name: &str, parts: &[(&[u8], u64)]) {
-    let mut file = writer.start_file();
-    for (bytes, hole) in parts {
-        file.append(bytes).unwrap();
-        file.append_hole(*hole).unwrap();
-    }
-    let data = file.finish().unwrap();
-    let inode = tree.add_inode(Kind::File(data), mode(0o644)).unwrap();
-    tree.link(Tree::ROOT, name.as_bytes(), inode).unwrap();
 }
 
 #[test]
@@ -82,47 +49,15 @@ fn privileged_random_trees_as_the_kernel_sees_them() {
 
 #[test]
 fn the_image_is_the_same_whatever_the_number_of_threads() {
-    let plans: Vec<Plan> = (0..200)
-        .map(|n| Plan {
-            parent: n,
-            name: format!("n{n}").into_bytes(),
-            what: match n % 5 {
-                0 => What::Dir,
-                n => What::File(vec![Piece::Noise(n as u8, 1000 * n), Piece::Text(65, 5000)]),
-            },
-            attributes: Attributes {
-                uid: n as u32,
-                ..Attributes::default()
-            },
-        })
-        .collect();
-    let options = |threads| Options {
+    let options = Options {
         block_size: 4096,
-        threads,
         ..erofs(Compression::Lz4)
     };
-    let (image, _) = write(&plans, &options(0));
-    for threads in [1, 2, 7] {
-        assert!(write(&plans, &options(threads)).0 == image, "{threads}");
-    }
+    same_with_any_threads(&mixed(), &options);
 }
 
-fn large_directory(writer: &mut Writer<&mut File>, tree: &mut Tree) {
-    let parent = tree
-        .add_directory(Tree::ROOT, b"large", mode(0o755))
-        .unwrap();
-    for n in 0..60_000u32 {
-        let mut file = writer.start_file();
-        file.append(n.to_string().as_bytes()).unwrap();
-        let kind = Kind::File(file.finish().unwrap());
-        let inode = tree.add_inode(kind, mode(0o644)).unwrap();
-        tree.link(parent, format!("file-{n}").as_bytes(), inode)
-            .unwrap();
-        if n % 1000 == 0 {
-            tree.link(Tree::ROOT, format!("far-{n}").as_bytes(), inode)
-                .unwrap();
-        }
-    }
+fn large_directory_and_targets(writer: &mut Writer<&mut File>, tree: &mut Tree) {
+    large_directory(writer, tree);
     for length in [1, 2047, 2048, 2049, 4094, 4095] {
         let kind = Kind::Symlink(vec![b'x'; length]);
         let inode = tree.add_inode(kind, mode(0o777)).unwrap();
@@ -134,16 +69,9 @@ fn large_directory(writer: &mut Writer<&mut File>, tree: &mut Tree) {
 #[test]
 fn privileged_large_directories_and_long_targets_through_the_kernel() {
     in_private_mounts(|| {
-        let file = image_file(&erofs(Compression::default()), large_directory);
+        let (file, _) = image_file(&erofs(Compression::default()), large_directory_and_targets);
         with_mounted_as("erofs", file.path(), |at| {
-            assert_eq!(std::fs::read_dir(at.join("large")).unwrap().count(), 60_000);
-            for n in (0..60_000).step_by(7) {
-                let path = at.join(format!("large/file-{n}"));
-                assert_eq!(std::fs::read_to_string(path).unwrap(), n.to_string());
-            }
-            assert!(!at.join("large/file-60000").exists());
-            let links = |path: &str| std::fs::metadata(at.join(path)).unwrap().nlink();
-            assert_eq!((links(""), links("large"), links("far-1000")), (3, 2, 2));
+            assert_large_directory(at);
             for length in [1, 2047, 2048, 2049, 4094, 4095] {
                 let target = std::fs::read_link(at.join(format!("link-{length}"))).unwrap();
                 assert_eq!(target.as_os_str().len(), length);
@@ -156,7 +84,7 @@ fn privileged_large_directories_and_long_targets_through_the_kernel() {
 fn privileged_large_sparse_files_through_the_kernel() {
     in_private_mounts(|| {
         for compression in [Compression::default(), Compression::None] {
-            let file = image_file(&erofs(compression), |writer, tree| {
+            let (file, _) = image_file(&erofs(compression), |writer, tree| {
                 let gib = 1 << 30;
                 add(writer, tree, "gib", &[(b"start", gib - 10), (b"end", 0)]);
                 add(writer, tree, "all-hole", &[(b"", 10 << 20)]);
@@ -202,7 +130,7 @@ fn holes_that_would_fill_the_image_are_refused() {
 fn privileged_equal_files_share_their_blocks() {
     in_private_mounts(|| {
         let text = text();
-        let file = image_file(&erofs(Compression::Lz4), |writer, tree| {
+        let (file, _) = image_file(&erofs(Compression::Lz4), |writer, tree| {
             for name in ["one", "two", "three"] {
                 add(writer, tree, name, &[(&text, 0)]);
             }
@@ -229,7 +157,7 @@ fn fsck_of_erofs_utils_finds_nothing_wrong() {
         ..erofs(Compression::Lz4)
     };
     let text = text();
-    let file = image_file(&options, |writer, tree| {
+    let (file, _) = image_file(&options, |writer, tree| {
         add(writer, tree, "text", &[(&text, 0)]);
         let noise: Vec<u8> = text.iter().scan(1u32, next).collect();
         add(writer, tree, "noise", &[(&noise, 0)]);

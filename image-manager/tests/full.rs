@@ -54,7 +54,7 @@ fn script(site: &Site, mount: &str, commands: &str) -> Run {
     let text = format!(
         "S={store}; I={root}/disk; P='{program}'; \
          left() {{ (cd $S && find . -type f ! -path './lost+found*' | sort | sed 's/^/left /'); }}; \
-         {mount} && chmod 755 $S || exit 99\n{commands}",
+         {mount} || exit 99\n{commands}",
         store = site.store().display(),
         root = site.root().display(),
         program = words.join(" "),
@@ -74,12 +74,13 @@ const DISKS: [(&str, &str); 3] = [
     ("tmpfs", "mount -t tmpfs -o size=4m,mode=755 tmpfs $S"),
     (
         "ext4",
-        "truncate -s 5M $I && mkfs.ext4 -q -O ^has_journal -m 0 $I && mount -o loop $I $S",
+        "truncate -s 5M $I && mkfs.ext4 -q -O ^has_journal -m 0 $I && mount -o loop $I $S && \
+         chmod 755 $S",
     ),
     (
         "btrfs with a quota",
         "truncate -s 120M $I && mkfs.btrfs -f -q $I >/dev/null && mount -o loop $I $S && \
-         btrfs quota enable $S && btrfs qgroup limit 4500k $S",
+         btrfs quota enable $S && btrfs qgroup limit 4500k $S && chmod 755 $S",
     ),
 ];
 
@@ -169,4 +170,30 @@ fn privileged_images_are_removed_from_a_full_disk() {
             "{name}: {rest:?}"
         );
     }
+}
+
+/// A store that is mounted read-only on the node: what is there already needs nothing to be written.
+#[test]
+fn privileged_a_read_only_store_is_enough_for_what_it_has() {
+    if is_skipped() {
+        return;
+    }
+    let registry = Registry::start();
+    let (old, new) = (
+        registry.push("old:1", &small("old")),
+        registry.push("new:1", &small("new")),
+    );
+    let site = Site::new(&[&registry.address]);
+    site.ok(&["pull", &old]);
+    let mount = "mount --bind $S $S && mount -o remount,bind,ro $S";
+    let pull = |reference: &str| {
+        let commands = format!("$P pull {reference}; echo status $?; left");
+        script(&site, mount, &commands)
+    };
+    let run = pull(&old);
+    assert!(run.stdout.starts_with("status 0\n"), "{run:?}");
+    assert!(run.stderr.contains("already there: "), "{run:?}");
+    let run = pull(&new);
+    assert!(run.stdout.starts_with("status 1\n"), "{run:?}");
+    assert!(run.stderr.contains("is read-only here\nhint: "), "{run:?}");
 }

@@ -11,9 +11,14 @@ mod site;
 mod support;
 
 use std::io::Write;
+use std::process::Command;
 use std::time::Duration;
 
 use attack::{Attack, Packed, packed, unread};
+use site::Site;
+use site::image::{self, Blob, Layer};
+use site::mock::{Mock, honest};
+use support::blobs::{TAR, digest};
 use support::tar::{self, Sample, archive, archive_of, gzip, pax, record, zstd};
 
 /// Zeros that gzip makes a thousandth of.
@@ -167,4 +172,40 @@ fn s66_deep_directories() {
         .join()
         .unwrap();
     assert_eq!(tree.len(), 1002);
+}
+
+/// What a limit of the user's allows no memory for is no fault of the image's, and no crash.
+#[test]
+fn memory_that_runs_out_is_said() {
+    let tar = archive(&[Sample::file("data", image::noise(1, 300_000))]);
+    let mut wide = ::zstd::Encoder::new(Vec::new(), 1).unwrap();
+    wide.window_log(27).unwrap();
+    wide.write_all(&tar).unwrap();
+    let layer = Layer {
+        blob: Blob::new(&format!("{TAR}+zstd"), wide.finish().unwrap()),
+        diff_id: digest(&tar),
+    };
+    let image = image::image("amd64", serde_json::json!({}), &[layer]);
+    let mock = Mock::paths(honest(&image));
+    let site = Site::new(&[&mock.address]);
+    let pull = |megabytes: u64| {
+        let plain = site.command(&["pull", "--quiet", &format!("{}/x", mock.address)]);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--data={}", megabytes << 20));
+        command.arg(plain.get_program()).args(plain.get_args());
+        command.env_clear().env("HOME", site.home());
+        site::run(&mut command)
+    };
+    // Whatever it is that there is no memory for.
+    let runs: Vec<site::Run> = (1..20).map(|tenth| pull(6 * tenth)).collect();
+    for run in &runs {
+        assert_eq!(run.code, 1, "{run:?}");
+        assert!((1..=3).contains(&run.stderr.lines().count()), "{run:?}");
+        assert_eq!(site.image_count(), 0);
+    }
+    let reason = "not enough memory to decompress it\nhint: ";
+    let told = runs.iter().any(|run| run.stderr.contains(reason));
+    assert!(told, "{runs:?}");
+    let run = pull(1000);
+    assert_eq!(run.code, 0, "{run:?}");
 }

@@ -73,10 +73,7 @@ impl Stranger {
 
 /// A proxy that is the registry `registry.test` itself, and a client that goes through it.
 fn behind_proxy(answer: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Server, Client) {
-    let server = Server::start(move |request| match request.method.as_str() {
-        "CONNECT" => Reply::status(200),
-        _ => answer(request.bare()),
-    });
+    let server = Server::start(move |request| answer(request.bare()));
     let proxy = format!("http://{}", server.address);
     let proxies = Proxies::from_env(|name| (name == "http_proxy").then(|| proxy.clone()));
     let client = Client::new(plain_rules(&["registry.test"]), Logins::default(), proxies);
@@ -341,24 +338,36 @@ fn s63_a_proxys_password_is_for_the_proxy() {
     let blob = noise(3000);
     let served = blob.clone();
     let server = Server::start(move |request| match request.method.as_str() {
-        "CONNECT" => Reply::status(200),
+        "CONNECT" => Reply::status(502),
         _ => Reply::ok(served.clone()),
     });
     let address = server.address.clone();
     let proxies = Proxies::from_env(move |name| {
-        (name == "HTTP_PROXY").then(|| format!("http://bob:proxysecret@{address}"))
+        ["HTTP_PROXY", "https_proxy"]
+            .contains(&name)
+            .then(|| format!("http://bob:proxysecret@{address}"))
     });
     let client = Client::new(plain_rules(&["registry.test"]), Logins::default(), proxies);
     let client = client.with_patience(patience());
-    let reference = reference("registry.test/x");
-    let repository = client.repository(&reference).unwrap();
+    let plain = reference("registry.test/x");
+    let repository = client.repository(&plain).unwrap();
     fetch(&repository, &descriptor(&blob), 0).1.unwrap();
+    // A tunnel is for TLS: what is plain goes to the proxy whole, as everybody sends it there.
+    let encrypted = reference("elsewhere.test/x");
+    let repository = client.repository(&encrypted).unwrap();
+    assert!(repository.resolve(&encrypted).is_err());
     let seen = server.requests();
-    assert!(seen.len() >= 2, "{seen:?}");
+    let whole = seen
+        .iter()
+        .filter(|r| r.origin.as_deref() == Some("http://registry.test"));
+    let tunnels = seen.iter().filter(|r| r.method == "CONNECT");
+    let counts = (whole.count(), tunnels.count());
+    assert!(counts.0 >= 1 && counts.1 >= 1, "{seen:?}");
+    assert_eq!(counts.0 + counts.1, seen.len(), "{seen:?}");
     for request in seen {
-        let is_proxys = request.method == "CONNECT";
-        let has_password = request.header("proxy-authorization").is_some();
-        assert_eq!(has_password, is_proxys, "{request:?}");
+        // bob:proxysecret
+        let login = request.header("proxy-authorization");
+        assert_eq!(login, Some("Basic Ym9iOnByb3h5c2VjcmV0"), "{request:?}");
         assert_eq!(request.authorization(), None);
     }
 }

@@ -4,20 +4,17 @@
 mod support;
 
 use proptest::prelude::*;
-use squashfs_writer::{Attributes, Compression, Error, Kind, Options, Summary, Tree, Writer};
+use squashfs_writer::{Attributes, Compression, Error, Kind, Options, Tree, Writer};
 use std::fs::File;
 use std::io::{Cursor, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use support::facts;
-use support::trees::{Piece, Plan, What, content, options, plans, write};
+use support::images::{
+    add, assert_large_directory, image_file, large_directory, mixed, same_with_any_threads, save,
+};
+use support::trees::{Piece, content, options, plans, write};
 use support::{in_private_mounts, run, with_mounted};
-
-fn save(image: &[u8]) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(image).unwrap();
-    file
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
@@ -78,40 +75,12 @@ fn privileged_random_trees_unpacked_by_unsquashfs() {
 
 #[test]
 fn the_image_is_the_same_however_it_is_made() {
-    let plans: Vec<Plan> = (0..200)
-        .map(|n| Plan {
-            parent: n,
-            name: format!("n{n}").into_bytes(),
-            what: match n % 5 {
-                0 => What::Dir,
-                n => What::File(vec![Piece::Noise(n as u8, 1000 * n), Piece::Text(65, 5000)]),
-            },
-            attributes: Attributes {
-                uid: n as u32,
-                mtime: n as u32,
-                ..Attributes::default()
-            },
-        })
-        .collect();
+    let plans = mixed();
     let options = Options {
         block_size: 4096,
-        threads: 0,
         ..Options::default()
     };
-    let (image, _) = write(&plans, &options);
-    for threads in [1, 2, 7] {
-        assert!(
-            write(
-                &plans,
-                &Options {
-                    threads,
-                    ..options.clone()
-                }
-            )
-            .0 == image,
-            "{threads}"
-        );
-    }
+    let image = same_with_any_threads(&plans, &options);
     // The time of the image is that of its newest file, or what was asked for.
     let time = |image: &[u8]| u32::from_le_bytes(image[8..12].try_into().unwrap());
     assert_eq!(time(&image), 199);
@@ -128,46 +97,6 @@ fn the_image_is_the_same_however_it_is_made() {
         ),
         77
     );
-}
-
-/// Builds an image in a file.
-fn image_file(
-    options: &Options,
-    build: impl FnOnce(&mut Writer<&mut File>, &mut Tree),
-) -> (tempfile::NamedTempFile, Summary) {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    let mut writer = Writer::new(file.as_file_mut(), options).unwrap();
-    let mut tree = Tree::new(Attributes {
-        mode: 0o755,
-        ..Attributes::default()
-    })
-    .unwrap();
-    build(&mut writer, &mut tree);
-    let (_, summary) = writer.finish(&tree).unwrap();
-    (file, summary)
-}
-
-fn large_directory(writer: &mut Writer<&mut File>, tree: &mut Tree) {
-    let mode = |mode| Attributes {
-        mode,
-        ..Attributes::default()
-    };
-    let parent = tree
-        .add_directory(Tree::ROOT, b"large", mode(0o755))
-        .unwrap();
-    for n in 0..60_000u32 {
-        let mut file = writer.start_file();
-        file.append(n.to_string().as_bytes()).unwrap();
-        let data = file.finish().unwrap();
-        let inode = tree.add_inode(Kind::File(data), mode(0o644)).unwrap();
-        tree.link(parent, format!("file-{n}").as_bytes(), inode)
-            .unwrap();
-        if n % 1000 == 0 {
-            // Inode numbers far away from their neighbours in this directory.
-            tree.link(Tree::ROOT, format!("far-{n}").as_bytes(), inode)
-                .unwrap();
-        }
-    }
 }
 
 #[test]
@@ -191,41 +120,15 @@ fn large_directories_are_complete() {
 fn privileged_large_directories_through_the_kernel() {
     in_private_mounts(|| {
         let (file, _) = image_file(&Options::default(), large_directory);
-        with_mounted(file.path(), |at| {
-            assert_eq!(std::fs::read_dir(at.join("large")).unwrap().count(), 60_000);
-            for n in (0..60_000).step_by(7) {
-                let path = at.join(format!("large/file-{n}"));
-                assert_eq!(std::fs::read_to_string(path).unwrap(), n.to_string());
-            }
-            assert!(!at.join("large/file-60000").exists());
-            let links = |path: &str| std::fs::metadata(at.join(path)).unwrap().nlink();
-            assert_eq!((links(""), links("large"), links("far-1000")), (3, 2, 2));
-            assert_eq!(
-                std::fs::read_to_string(at.join("far-59000")).unwrap(),
-                "59000"
-            );
-        });
+        with_mounted(file.path(), assert_large_directory);
     });
 }
 
 fn large_files(writer: &mut Writer<&mut File>, tree: &mut Tree) {
-    let mode = Attributes {
-        mode: 0o644,
-        ..Attributes::default()
-    };
-    let mut add = |name: &str, parts: &[(&str, u64)]| {
-        let mut file = writer.start_file();
-        for (text, hole) in parts {
-            file.append(text.as_bytes()).unwrap();
-            file.append_hole(*hole).unwrap();
-        }
-        let data = file.finish().unwrap();
-        let inode = tree.add_inode(Kind::File(data), mode.clone()).unwrap();
-        tree.link(Tree::ROOT, name.as_bytes(), inode).unwrap();
-    };
-    add("five-gib", &[("start", (5 << 30) - 10), ("end", 0)]);
-    add("all-hole", &[("", 10 << 20)]);
-    add("hole-and-tail", &[("", (1 << 20) + 5)]);
+    let mut add = |name: &str, parts: &[(&[u8], u64)]| add(writer, tree, name, parts);
+    add("five-gib", &[(b"start", (5 << 30) - 10), (b"end", 0)]);
+    add("all-hole", &[(b"", 10 << 20)]);
+    add("hole-and-tail", &[(b"", (1 << 20) + 5)]);
     add("empty", &[]);
 }
 

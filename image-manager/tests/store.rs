@@ -477,3 +477,21 @@ fn privileged_the_owner_of_the_store_uses_no_login_of_the_caller() {
     fs::set_permissions(site.store(), fs::Permissions::from_mode(0o777)).unwrap();
     site.fails(&["pull", &reference], 6, "lets others write");
 }
+
+/// The runtime will have nothing of such a store: better said now than by the first job.
+#[test]
+fn a_store_in_a_place_for_everybody_is_warned_of() {
+    let registry = Registry::start();
+    let reference = registry.push("x:1", &small("x"));
+    let site = Site::new(&[&registry.address]);
+    let open = site.root().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+    let text = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), text.replace("/store\"", "/open/store\"")).unwrap();
+    let warning = "nodes will refuse images of this store: everybody may write in '";
+    let run = site.ok(&["pull", &reference]);
+    assert!(run.stderr.contains(warning), "{run:?}");
+    let run = site.ok(&["pull", "--quiet", &reference]);
+    assert_eq!(run.stderr, "");
+}

@@ -9,7 +9,7 @@ use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
 
-use crate::process::read_at_once;
+use crate::process::{leave_to_exec, read_at_once};
 
 /// A file to be written: path in the container, content, mode.
 pub struct GivenFile {
@@ -113,7 +113,11 @@ fn host_file(path: &str) -> Vec<u8> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path);
-    let bytes = opened.and_then(|file| read_at_once(file.take(HOST_FILE_LIMIT)));
+    let bytes = opened.and_then(|file| {
+        let bytes = read_at_once((&file).take(HOST_FILE_LIMIT));
+        leave_to_exec(file);
+        bytes
+    });
     bytes.unwrap_or_default()
 }
 

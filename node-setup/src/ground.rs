@@ -98,6 +98,9 @@ impl Ground {
 
 /// Moves the new root over one that cannot be moved itself, takes away what else is mounted there,
 /// and changes root. The process is in the new root's directory.
+///
+/// The host's mounts would be out of reach as they are, but the kernel would go by its /proc and /sys
+/// where it asks whether a user namespace may mount others (runc's `--no-pivot` had that).
 fn cover(root: &OwnedFd) -> Result<()> {
     let list = "/proc/self/mountinfo";
     let mut list = File::open(list).step("read", list)?;

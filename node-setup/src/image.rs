@@ -25,7 +25,8 @@ use crate::caller::Caller;
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
 use crate::loopdev::{self, LoopDevice};
-use crate::mnt;
+use crate::mnt::{self, Kept};
+use crate::process::leave_to_exec;
 use crate::state::RunDir;
 use crate::watch::{Awaited, Watch};
 use crate::{filesystem, host_image, superblock};
@@ -399,10 +400,12 @@ fn untrusted(stat: &Stat, owners: &[u32]) -> Option<&'static str> {
 
 fn read_all(fd: OwnedFd, size: u64, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(8 << 10);
-    File::from(fd)
+    let file = File::from(fd);
+    (&file)
         .take(trusted::expected(size, limit))
         .read_to_end(&mut bytes)
         .ok()?;
+    leave_to_exec(file);
     (bytes.len() as u64 <= limit).then_some(bytes)
 }
 
@@ -414,6 +417,8 @@ pub struct ImageTree {
     pub is_whole: bool,
     /// True if it is the host's own tree: nothing in it is covered but what must be.
     pub is_host: bool,
+    /// What was opened of it, and of the root that is built on it.
+    pub kept: Kept,
     path: OnceCell<String>,
     reference: String,
 }
@@ -425,6 +430,7 @@ impl ImageTree {
             dir,
             is_whole: image.is_rootless() || image.is_host(),
             is_host: image.is_host(),
+            kept: Kept::default(),
             path: OnceCell::new(),
             reference: image.reference.clone(),
         }

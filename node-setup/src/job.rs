@@ -102,6 +102,8 @@ fn make(
             forget(job, &gone)?;
         }
     }
+    // Now: who loses its parent meanwhile gets another one, which lives for ever.
+    let holder = (!is_jobs).then(process::parent).transpose()?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
     let (uid, gids) = (manifest.user.uid, manifest.user.gids());
@@ -121,6 +123,7 @@ fn make(
         volumes: &volumes,
         modules: &manifest.modules,
         job: Some(&manifest.job),
+        within: None,
         hosts: &manifest.hosts,
         ssh: manifest.ssh.as_ref(),
         writable: None,
@@ -142,11 +145,12 @@ fn make(
     host.enter()?;
     let dir = job.root(plan.name)?;
     let bytes = manifest.to_bytes()?;
-    if is_jobs {
-        state::write_file(job.dir(), MANIFEST, &bytes)?;
-    } else {
-        state::write_file(&dir, MANIFEST, &bytes)?;
-        state::write_file(&dir, HOLDER, process::parent()?.as_bytes())?;
+    match holder {
+        None => state::write_file(job.dir(), MANIFEST, &bytes)?,
+        Some(holder) => {
+            state::write_file(&dir, MANIFEST, &bytes)?;
+            state::write_file(&dir, HOLDER, holder.as_bytes())?;
+        }
     }
     pin(&dir, &own, &root, uid, view.as_ref())?;
     if let Some(view) = &view {
@@ -218,13 +222,17 @@ impl Watch for Blame<'_> {
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
 pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<()> {
-    let Some(run) = RunDir::open_existing()? else {
-        return Ok(());
+    let run = RunDir::open_existing()?;
+    let had_root = match &run {
+        Some(run) => JobDir::exists(run, job)?,
+        // Not every private container needs the node's state.
+        None if uid.is_some() => false,
+        None => return Ok(()),
     };
     let mut failures = Vec::new();
-    if JobDir::exists(&run, job)? {
-        let _tombstone = JobDir::bury(&run, job)?;
-        let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    if let Some(run) = run.as_ref().filter(|_| had_root) {
+        let _tombstone = JobDir::bury(run, job)?;
+        let dir = JobDir::lock(run, job, LOCK_PATIENCE)?;
         match dir
             .roots()
             .and_then(|roots| demolish(&dir, &roots, Some(Ended { job, uid })))
@@ -265,16 +273,18 @@ pub fn tear_down_step(job: &JobId, name: &str) -> Result<()> {
         Err(error) => failures.push(error.chain()),
     }
     failures.extend(dir.remove_if_empty().err().map(|error| error.chain()));
-    finish(run, job, failures)
+    finish(Some(run), job, failures)
 }
 
 /// Gives back of the node's state what nobody needs any more, and tells of every step that failed.
-fn finish(run: RunDir, job: &JobId, mut failures: Vec<String>) -> Result<()> {
-    let swept = run
-        .subdir("images")
-        .and_then(|hints| loopdev::sweep(&hints));
-    failures.extend(swept.err().map(|error| error.chain()));
-    failures.extend(run.release_if_idle().err().map(|error| error.chain()));
+fn finish(run: Option<RunDir>, job: &JobId, mut failures: Vec<String>) -> Result<()> {
+    if let Some(run) = run {
+        let swept = run
+            .subdir("images")
+            .and_then(|hints| loopdev::sweep(&hints));
+        failures.extend(swept.err().map(|error| error.chain()));
+        failures.extend(run.release_if_idle().err().map(|error| error.chain()));
+    }
     if failures.is_empty() {
         Ok(())
     } else {

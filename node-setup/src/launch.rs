@@ -39,6 +39,8 @@ pub struct Container<'a> {
     pub modules: &'a [String],
     /// The user's login shell.
     pub shell: &'a str,
+    /// True of a job's container, which may have the job's keys.
+    pub is_jobs: bool,
 }
 
 /// Composes the container's environment from the caller's and all that changes it.
@@ -79,7 +81,9 @@ pub fn environment(
         always: &always,
     };
     let mut composed = env::compose(caller, &sources);
-    ssh::complete_environment(&mut composed);
+    if container.is_jobs {
+        ssh::complete_environment(&mut composed);
+    }
     Ok(composed)
 }
 

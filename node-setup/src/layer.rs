@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use rustix::thread::{Gid, Uid};
@@ -25,6 +25,9 @@ pub type Refusal = String;
 
 /// Entries that a directory of the layer, or one whose children are cloned one by one, may have.
 const LIST_LIMIT: usize = 1000;
+
+/// Bytes of entries that are read at once.
+const LIST_BUFFER: usize = 8 << 10;
 
 /// Directories that may be cloned over the overlay; what is beyond is merely slower.
 const CLONE_LIMIT: usize = 256;
@@ -100,7 +103,7 @@ impl<'a> Layer<'a> {
     }
 
     fn adopt_below(&mut self, dir: &OwnedFd, path: &str) -> Result<()> {
-        let entries = list(dir, LIST_LIMIT)?.ok_or(Errno::FBIG);
+        let entries = list(dir, LIST_LIMIT, &self.image.kept)?.ok_or(Errno::FBIG);
         for Entry { name, kind } in entries.step("list", "what a hook made")? {
             let Ok(name) = std::str::from_utf8(&name) else {
                 continue;
@@ -202,6 +205,14 @@ impl<'a> Layer<'a> {
         }
     }
 
+    /// Makes sure that the layer has a directory that the image does not have.
+    fn new_dir(&mut self, path: &str) -> Result<()> {
+        if self.has(path) {
+            return Ok(());
+        }
+        self.make_dir(path, Mode::from_raw_mode(0o755))
+    }
+
     fn make_dir(&mut self, path: &str, mode: Mode) -> Result<()> {
         rustix::fs::mkdirat(&self.dir, below(path), mode).step("create directory", path)?;
         self.dirs.insert(path.to_owned());
@@ -222,6 +233,7 @@ impl<'a> Layer<'a> {
             let count = rustix::io::write(&file, rest).step("write", path)?;
             rest = rest.get(count..).unwrap_or_default();
         }
+        self.keep(file);
         Ok(())
     }
 
@@ -242,6 +254,16 @@ impl<'a> Layer<'a> {
             Some(Some(FileType::Directory)) if kind == Kind::Dir => return Ok(Ok(())),
             Some(None) if kind == Kind::Dir => return self.dir(path).map(Ok),
             _ => {}
+        }
+        if let Some((parent, name)) = path.rsplit_once('/')
+            && self.top_level(parent) == Some(Some(FileType::Directory))
+        {
+            // No link is on the way.
+            match self.image.stat(path) {
+                Ok(stat) if Kind::of(&stat) == Some(kind) => return Ok(Ok(())),
+                Err(Errno::NOENT) => return self.make_missing(parent, &[], name, kind),
+                _ => {}
+            }
         }
         let mut existing = path;
         let (place, canonical) = loop {
@@ -278,28 +300,38 @@ impl<'a> Layer<'a> {
         if rustix::fs::statat(&place, *first, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             return Ok(Err("the image has a link there that leads nowhere".into()));
         }
-        let make = || {
-            let mut at = canonical;
+        self.keep(place);
+        self.make_missing(&canonical, parents, last, kind)
+    }
+
+    /// Makes the mount point `last` in the directory `at` of the image, with the `parents` on the
+    /// way to it: neither they nor it are in the image.
+    fn make_missing(
+        &mut self,
+        at: &str,
+        parents: &[&str],
+        last: &str,
+        kind: Kind,
+    ) -> Result<std::result::Result<(), Refusal>> {
+        let mut dir = at.to_owned();
+        let mut make = || {
+            self.dir(&dir)?;
             for name in parents {
-                at = join(&at, name);
-                self.dir(&at)?;
+                dir = join(&dir, name);
+                self.new_dir(&dir)?;
             }
-            at = join(&at, last);
+            let path = join(&dir, last);
             match kind {
-                Kind::Dir => self.dir(&at),
-                Kind::File => {
-                    let parent = at.rsplit_once('/').map_or("/", |(parent, _)| parent);
-                    self.dir(if parent.is_empty() { "/" } else { parent })?;
-                    self.file(&at, b"", 0o644)
-                }
+                Kind::Dir => self.new_dir(&path),
+                Kind::File => self.file(&path, b"", 0o644),
             }
         };
         match make() {
             Err(Error::Step { source, .. }) => match Errno::from_io_error(&source) {
                 // The same place by another way through the image's links.
                 Some(Errno::NOTDIR) => Ok(Err("another mount has a file there".into())),
-                Some(Errno::EXIST) => self.is_there(path, kind),
-                _ => Err(source).step("create", path),
+                Some(Errno::EXIST) => self.is_there(&join(&dir, last), kind),
+                _ => Err(source).step("create", &*join(&dir, last)),
             },
             made => made.map(Ok),
         }
@@ -314,14 +346,21 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Mounts the overlay of the layer over the image; it is attached nowhere yet.
-    pub fn mount(&self, scratch: Option<&Scratch>) -> Result<OwnedFd> {
+    /// Mounts the overlay of the layer over the image, under this name in mountinfo; it is attached
+    /// nowhere yet.
+    pub fn mount(&self, source: &str, scratch: Option<&Scratch>) -> Result<OwnedFd> {
         let Some(Scratch { upper, work, .. }) = scratch else {
-            return mnt::overlay(&[&self.dir, &self.image.dir]);
+            return mnt::overlay(source, &[&self.dir, &self.image.dir]);
         };
         // Without privilege the overlay cannot keep its notes in attributes that are root's.
         let is_users = self.image.is_whole;
-        mnt::writable_overlay([upper, work], [&self.dir, &self.image.dir], is_users)
+        let lower = [&self.dir, &self.image.dir];
+        mnt::writable_overlay(source, [upper, work], lower, is_users)
+    }
+
+    /// Keeps a descriptor of the root that is of no more use.
+    pub fn keep(&self, fd: OwnedFd) {
+        self.image.kept.keep(fd);
     }
 
     /// True if the image itself has something at a path.
@@ -344,12 +383,21 @@ pub struct Entry {
 }
 
 /// Lists an open directory of the image; nothing if it has more than `limit` entries.
-pub fn list(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
+pub fn list(dir: &OwnedFd, limit: usize, kept: &Kept) -> Result<Option<Vec<Entry>>> {
     // A mount's own descriptor is an O_PATH one and cannot be listed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = rustix::fs::openat(dir, c".", flags, Mode::empty()).step("open", "image")?;
+    let entries = list_open(&open, limit);
+    kept.keep(open);
+    entries
+}
+
+/// The same for a directory that is open for reading.
+fn list_open(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
+    let mut buffer = Vec::with_capacity(LIST_BUFFER);
+    let mut reader = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut entries = Vec::new();
-    for entry in rustix::fs::Dir::new(open).step("list", "image")? {
+    while let Some(entry) = reader.next() {
         let entry = entry.step("list", "image")?;
         let name: &CStr = entry.file_name();
         if [c".", c".."].contains(&name) {
@@ -378,14 +426,13 @@ pub fn expose(
     root: &OwnedFd,
     layer: &Layer<'_>,
     entries: &[Entry],
-    kept: &mut Kept,
 ) -> Result<()> {
     let mut budget = CLONE_LIMIT;
     let quiet: &[&str] = if image.is_host { &HOSTS } else { &QUIET };
     let is_quiet = |name: &[u8]| quiet.iter().any(|quiet| quiet.as_bytes() == name);
     for Entry { name, kind } in entries {
         if *kind == FileType::Directory && !is_quiet(name) {
-            expose_entry((&image.dir, root), layer, "", name, &mut budget, kept)?;
+            expose_entry((&image.dir, root), layer, "", name, &mut budget)?;
         }
     }
     Ok(())
@@ -398,7 +445,6 @@ fn expose_entry(
     path: &str,
     name: &[u8],
     budget: &mut usize,
-    kept: &mut Kept,
 ) -> Result<()> {
     let Some(left) = budget.checked_sub(1) else {
         return Ok(());
@@ -409,23 +455,29 @@ fn expose_entry(
     let Some(path) = path.ok().filter(|path| layer.has(path)) else {
         let clone = mnt::clone_at(image, name, layer.image.is_whole)?;
         mnt::attach_at(&clone, root, name)?;
-        kept.keep(clone);
+        layer.keep(clone);
         return Ok(());
     };
-    let open = |dir: &OwnedFd| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = |dir: &OwnedFd, access: OFlags| {
+        let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         rustix::fs::openat(dir, name, flags, Mode::empty())
     };
     // Where the layer has a directory of its own instead, there is nothing to clone.
-    let (Ok(image), Ok(root)) = (open(image), open(root)) else {
+    let Ok(image) = open(image, OFlags::RDONLY) else {
         return Ok(());
     };
     // Beside so many entries a walk through the overlay is what is left.
-    for Entry { name, kind } in list(&image, LIST_LIMIT)?.unwrap_or_default() {
-        if kind == FileType::Directory {
-            expose_entry((&image, &root), layer, &path, &name, budget, kept)?;
+    let mut entries = list_open(&image, LIST_LIMIT)?.unwrap_or_default();
+    entries.retain(|entry| entry.kind == FileType::Directory);
+    if !entries.is_empty()
+        && let Ok(root) = open(root, OFlags::PATH)
+    {
+        for Entry { name, .. } in entries {
+            expose_entry((&image, &root), layer, &path, &name, budget)?;
         }
+        layer.keep(root);
     }
+    layer.keep(image);
     Ok(())
 }
 

@@ -35,6 +35,7 @@ pub mod patience;
 pub mod prepared;
 pub mod private_dirs;
 pub mod process;
+pub mod program;
 pub mod record;
 pub mod root;
 pub mod rootless;

@@ -1,5 +1,6 @@
 //! Mounts as descriptors: made, cloned and attached without naming a path that could change.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -10,12 +11,14 @@ use rustix::mount::{
 };
 
 use crate::error::{Context, Result};
+use crate::process;
 use crate::sys::{Propagation, mount_setattr};
 
 /// Look-ups of one path before giving up against somebody who renames files all the time.
 const RETRIES: usize = 10_000;
 
-/// Name of a root's overlay in mountinfo.
+/// Name of a root's overlay in mountinfo, followed by `:` and the job's id for a private container
+/// within a job.
 pub const ROOT_SOURCE: &str = "shifter";
 
 /// What every mount in a container has: no setuid programs, no devices.
@@ -25,20 +28,23 @@ pub const SAFE: MountAttrFlags =
 /// The same, and not writable.
 pub const SAFE_RO: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Descriptors that are of no more use but need not be closed one by one: the execve(2) of the
-/// command closes them all at once, and so does the end of the process.
-#[derive(Default)]
-pub struct Kept(Vec<OwnedFd>);
+/// Descriptors of a root that are of no more use but need not be closed one by one. If the root
+/// comes to be they are left to the command's execve(2), and if not they are closed with this, for
+/// they keep its file systems.
+#[derive(Debug, Default)]
+pub struct Kept(RefCell<Vec<OwnedFd>>);
 
 impl Kept {
-    /// Highest number of a descriptor that is kept: there are enough for what comes.
-    const HIGHEST: i32 = 40;
-
-    /// Keeps a descriptor, or closes it.
-    pub fn keep(&mut self, fd: OwnedFd) {
-        if fd.as_raw_fd() <= Self::HIGHEST {
-            self.0.push(fd);
+    /// Keeps a descriptor, or closes it where there may be too many.
+    pub fn keep(&self, fd: OwnedFd) {
+        if process::may_stay_open(&fd) {
+            self.0.borrow_mut().push(fd);
         }
+    }
+
+    /// Leaves all of them open.
+    pub fn leave_to_exec(&self) {
+        self.0.take().into_iter().for_each(process::leave_to_exec);
     }
 }
 
@@ -58,26 +64,28 @@ pub fn make(
         .step("configure file system", kind)?;
     }
     fsconfig_create(&context).step("mount file system", kind)?;
+    // The context is closed: it would keep the file system, and with it a FUSE daemon.
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount file system", kind)
 }
 
-/// Lays directories over one another, the first one on top, for reading only; it is attached nowhere
-/// yet.
-pub fn overlay(dirs: &[&OwnedFd]) -> Result<OwnedFd> {
+/// Lays directories over one another, the first one on top, for reading only, under this name in
+/// mountinfo; it is attached nowhere yet.
+pub fn overlay(source: &str, dirs: &[&OwnedFd]) -> Result<OwnedFd> {
     let lower = layers(dirs);
-    make("overlay", &overlay_options(&lower), SAFE_RO)
+    make("overlay", &overlay_options(source, &lower), SAFE_RO)
 }
 
 /// Lays `lower`, and over it what is written to `upper`, both given with what they need beside
 /// them; it is attached nowhere yet.
 pub fn writable_overlay(
+    source: &str,
     [upper, work]: [&OwnedFd; 2],
     lower: [&OwnedFd; 2],
     is_users: bool,
 ) -> Result<OwnedFd> {
     let lower = layers(&lower);
     let [upper, work] = [upper, work].map(magic);
-    let mut options = overlay_options(&lower).to_vec();
+    let mut options = overlay_options(source, &lower).to_vec();
     options.extend([("upperdir", Some(&*upper)), ("workdir", Some(&*work))]);
     if is_users {
         options.push(("userxattr", None));
@@ -87,9 +95,9 @@ pub fn writable_overlay(
 
 /// The layers' own overlay attributes must not lead the kernel elsewhere (an image is hostile
 /// data): no redirects, no metadata-only files.
-fn overlay_options(lower: &str) -> [(&str, Option<&str>); 4] {
+fn overlay_options<'a>(source: &'a str, lower: &'a str) -> [(&'a str, Option<&'a str>); 4] {
     [
-        ("source", Some(ROOT_SOURCE)),
+        ("source", Some(source)),
         ("lowerdir", Some(lower)),
         ("redirect_dir", Some("nofollow")),
         ("metacopy", Some("off")),

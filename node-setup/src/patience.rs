@@ -3,7 +3,9 @@
 //! A system call there waits until the daemon answers or the process is killed. So a child tries
 //! first, and only a moment is spent on it. All of this is done as the user.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,8 +23,48 @@ const PATIENCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// File systems that have no device and are this machine's own.
+/// File systems that have no device and are this machine's own, by name and by magic number (those
+/// that libc does not know: ramfs and zfs).
 const OWN: [&[u8]; 6] = [b"tmpfs", b"overlay", b"btrfs", b"zfs", b"ramfs", b"rootfs"];
+const OWN_MAGIC: [i64; 5] = [
+    libc::TMPFS_MAGIC,
+    libc::OVERLAYFS_SUPER_MAGIC,
+    libc::BTRFS_SUPER_MAGIC,
+    0x8584_58f6,
+    0x2fc1_2fc1,
+];
+
+/// STATX_MNT_ID_UNIQUE: the kernel's own number of a mount, which is never used again (Linux 6.8).
+const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Where a file system keeps its files, as far as it concerns how long it may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// On a disk of this machine or in its memory.
+    Own,
+    /// With a daemon.
+    Fuse,
+    /// Elsewhere.
+    Other,
+}
+
+impl Kind {
+    fn of_magic(magic: u64) -> Self {
+        match i64::try_from(magic) {
+            Ok(libc::FUSE_SUPER_MAGIC) => Self::Fuse,
+            Ok(magic) if OWN_MAGIC.contains(&magic) => Self::Own,
+            _ => Self::Other,
+        }
+    }
+
+    fn of_name(name: &[u8]) -> Self {
+        match name {
+            _ if OWN.contains(&name) => Self::Own,
+            _ if name.starts_with(b"fuse") => Self::Fuse,
+            _ => Self::Other,
+        }
+    }
+}
 
 /// What a child that was killed may take to die.
 const MOMENT: Timespec = Timespec {
@@ -32,8 +74,11 @@ const MOMENT: Timespec = Timespec {
 
 /// False if the directory lies on a FUSE file system that does not answer in time.
 pub fn answers(dir: &[u8]) -> bool {
-    let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
-    !is_on_fuse(&mounts, dir)
+    let is_on_fuse = match kind_at(Path::new(OsStr::from_bytes(dir))) {
+        Some(kind) => kind == Kind::Fuse,
+        None => is_on_fuse(&read_proc("/proc/self/mountinfo").unwrap_or_default(), dir),
+    };
+    !is_on_fuse
         // The child enters it, so that nothing but an answer is waited for.
         || ends_in(PATIENCE, || _ = chdir(dir)).unwrap_or(true)
 }
@@ -41,21 +86,28 @@ pub fn answers(dir: &[u8]) -> bool {
 /// False if what is at `path` is certainly on a disk of this machine or in its memory. Asks no file
 /// system anything, so that it answers at once.
 pub fn may_stall(path: &Path) -> bool {
+    kind_at(path) != Some(Kind::Own)
+}
+
+/// Tells what kind of file system a path is on, as far as the kernel knows without asking any.
+fn kind_at(path: &Path) -> Option<Kind> {
     // Only what the kernel has in memory and believes without asking (Linux 5.12).
     let resolve = ResolveFlags::CACHED | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let Ok(place) = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) else {
-        return true;
-    };
+    let place = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).ok()?;
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let Ok(stat) = rustix::fs::statx(&place, c"", flags, StatxFlags::MNT_ID) else {
-        return true;
-    };
+    let stat = rustix::fs::statx(&place, c"", flags, StatxFlags::MNT_ID | UNIQUE).ok()?;
     // A file system on a device of this machine has that device's number.
-    stat.stx_dev_major == 0 && {
-        let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
-        !kind_of_mount(&mounts, stat.stx_mnt_id).is_some_and(|kind| OWN.contains(&kind))
+    if stat.stx_dev_major != 0 {
+        return Some(Kind::Own);
     }
+    if stat.stx_mask & UNIQUE.bits() != 0 {
+        return sys::magic_of_mount(stat.stx_mnt_id)
+            .ok()
+            .map(Kind::of_magic);
+    }
+    let mounts = read_proc("/proc/self/mountinfo").unwrap_or_default();
+    kind_of_mount(&mounts, stat.stx_mnt_id).map(Kind::of_name)
 }
 
 /// Finds the type of a file system in the text of mountinfo by the number of the mount.
@@ -136,6 +188,22 @@ mod tests {
         assert_eq!(kind_of_mount(text, 2), Some(&b"fuse.sshfs"[..]));
         assert_eq!(kind_of_mount(text, 12), Some(&b"ext4"[..]));
         assert_eq!(kind_of_mount(text, 1), None);
+    }
+
+    #[test]
+    fn a_mount_is_told_by_its_names_and_numbers_alike() {
+        let number = |magic: i64| Kind::of_magic(magic.cast_unsigned());
+        for (name, magic, kind) in [
+            (&b"tmpfs"[..], libc::TMPFS_MAGIC, Kind::Own),
+            (b"overlay", libc::OVERLAYFS_SUPER_MAGIC, Kind::Own),
+            (b"fuse.sshfs", libc::FUSE_SUPER_MAGIC, Kind::Fuse),
+            (b"nfs4", libc::NFS_SUPER_MAGIC, Kind::Other),
+            (b"proc", libc::PROC_SUPER_MAGIC, Kind::Other),
+        ] {
+            assert_eq!((Kind::of_name(name), number(magic)), (kind, kind));
+        }
+        // Where the kernel has statmount(2), it agrees with the text.
+        assert_eq!(kind_at(Path::new("/proc")), Some(Kind::Other));
     }
 
     #[test]

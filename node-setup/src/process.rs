@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -75,6 +75,23 @@ pub fn read_at_once(mut file: impl Read) -> io::Result<Vec<u8>> {
         bytes.resize(2 * length, 0);
     }
 }
+
+/// Gives up a descriptor without closing it: the execve(2) of the command closes all of them at
+/// once, and so does the end of the process. For programs that build one root and end; nothing
+/// that holds a lock is given up so.
+pub fn leave_to_exec(fd: impl Into<OwnedFd>) {
+    let fd = fd.into();
+    if may_stay_open(&fd) {
+        std::mem::forget(fd);
+    }
+}
+
+/// True if enough descriptors are left for what comes: they are numbered from the lowest on.
+pub fn may_stay_open(fd: &OwnedFd) -> bool {
+    fd.as_raw_fd() <= HIGHEST_LEFT
+}
+
+const HIGHEST_LEFT: i32 = 60;
 
 /// What the caller had, to be restored.
 pub struct CallersProcess {

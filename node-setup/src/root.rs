@@ -32,7 +32,7 @@ use crate::ground::Ground;
 use crate::hooks::Stage;
 use crate::image::{Image, ImageTree};
 use crate::layer::{self, Entry, Layer};
-use crate::mnt::{self, Kept, SAFE};
+use crate::mnt::{self, Kept, ROOT_SOURCE, SAFE};
 use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
@@ -65,6 +65,8 @@ pub struct RootRequest<'a> {
     pub modules: &'a [String],
     /// The job that it is the root of.
     pub job: Option<&'a JobId>,
+    /// The job that a private container is started in: the teardown knows it by that.
+    pub within: Option<&'a JobId>,
     /// The job's nodes.
     pub hosts: &'a [HostSlots],
     /// The keys with which the job's nodes reach one another, if they do.
@@ -166,14 +168,16 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
-    let mut kept = Kept::default();
-    let root = layer.mount(scratch.as_ref())?;
+    let source = match request.within {
+        Some(job) => format!("{ROOT_SOURCE}:{job}"),
+        None => ROOT_SOURCE.to_owned(),
+    };
+    let root = layer.mount(&source, scratch.as_ref())?;
     mnt::attach(&root, &image.dir)?;
+    host_dirs(&root, &image.kept)?;
     if scratch.is_none() {
-        layer::expose(&image, &root, &layer, &entries, &mut kept)
-            .map_err(|error| image.blame(error))?;
+        layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
     }
-    host_dirs(&root, &mut kept)?;
     volumes::attach(&mounts, &root, &layer, request, run)?;
     hooks::run(
         Stage::PostMount,
@@ -193,7 +197,8 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
 
     ground.leave_for(&root)?;
     if !request.is_pinned {
-        std::mem::forget((kept, mounts, layer));
+        image.kept.leave_to_exec();
+        std::mem::forget((mounts, layer));
         std::mem::forget(image);
     }
     Ok(Root {
@@ -226,7 +231,8 @@ fn scratch(
 
 /// Lists the image's top level.
 fn top_level(image: &ImageTree, request: &RootRequest<'_>) -> Result<Vec<Entry>> {
-    let entries = layer::list(&image.dir, TOP_LEVEL_LIMIT).map_err(|error| image.blame(error))?;
+    let entries = layer::list(&image.dir, TOP_LEVEL_LIMIT, &image.kept)
+        .map_err(|error| image.blame(error))?;
     entries.ok_or_else(|| Error::BadImage {
         image: request.image.reference.clone(),
         reason: format!("its top level has more than {TOP_LEVEL_LIMIT} entries"),
@@ -280,28 +286,24 @@ fn give_files(request: &RootRequest<'_>, layer: &mut Layer<'_>) -> Result<()> {
     layer.link("/etc/group.orig", "group")
 }
 
-/// Attaches what the host provides in every container.
-fn host_dirs(root: &OwnedFd, kept: &mut Kept) -> Result<()> {
-    for name in HOST_DIRS {
-        let source = format!("/{name}");
-        let clone = mnt::clone_path(&source, true)?;
+/// Attaches what the host provides in every container, to a root that nothing is attached to yet.
+fn host_dirs(root: &OwnedFd, kept: &Kept) -> Result<()> {
+    for name in ["proc", "sys", "tmp", "var/tmp"] {
+        let clone = mnt::clone_path(&format!("/{name}"), true)?;
         if name == "proc" {
             check_is_proc(&clone)?;
         }
-        let flags = match name {
-            // Not nodev: /dev/null is a device.
-            "dev" => MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-            "tmp" => SAFE,
-            _ => SAFE | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        };
-        mnt::restrict(&clone, flags, Propagation::Private)?;
+        // The layer has both directories of the last one, so no link of the image's is on the way.
         mnt::attach_at(&clone, root, name.as_bytes())?;
         kept.keep(clone);
     }
-    let clone = mnt::clone_path("/var/tmp", true)?;
-    mnt::restrict(&clone, SAFE, Propagation::Private)?;
-    // The layer has both directories, so no link of the image's is on the way.
-    mnt::attach_at(&clone, root, b"var/tmp")?;
+    // All of them at once: nobody else is in this namespace to see them meanwhile.
+    mnt::restrict(root, SAFE, Propagation::Private)?;
+    let clone = mnt::clone_path("/dev", true)?;
+    // Not nodev: /dev/null is a device.
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mnt::restrict(&clone, flags, Propagation::Private)?;
+    mnt::attach_at(&clone, root, b"dev")?;
     kept.keep(clone);
     Ok(())
 }

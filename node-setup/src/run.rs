@@ -214,6 +214,7 @@ fn start_command(
         reference: &entered.reference,
         modules: &entered.modules,
         shell: &entered.shell,
+        is_jobs: entered.joined.is_some(),
     };
     let cwd = directory
         .as_ref()
@@ -424,8 +425,8 @@ impl Way<'_> {
     /// Joins the job's root if there is one that matches, else builds a private one.
     fn enter(&self, request: &Request, job: Option<JobId>) -> Result<Entry> {
         let uid = self.caller.uid;
-        let prepared = match job {
-            Some(job) => Prepared::find(&job, caller::step_of_process(&job))?
+        let prepared = match &job {
+            Some(job) => Prepared::find(job, caller::step_of_process(job))?
                 .filter(|prepared| prepared.manifest.user.uid == uid),
             None => None,
         };
@@ -433,12 +434,17 @@ impl Way<'_> {
             Some(prepared) if request.is_met_by(&prepared) => {
                 join(prepared).map(|entered| Entry::Entered(Box::new(entered)))
             }
-            prepared => self.build(request, prepared.as_ref()),
+            prepared => self.build(request, job.as_ref(), prepared.as_ref()),
         }
     }
 
     /// Builds a private container; what is not asked for is taken from the job's, if there is one.
-    fn build(&self, request: &Request, job: Option<&Prepared>) -> Result<Entry> {
+    fn build(
+        &self,
+        request: &Request,
+        within: Option<&JobId>,
+        job: Option<&Prepared>,
+    ) -> Result<Entry> {
         let Self {
             config,
             caller,
@@ -501,6 +507,7 @@ impl Way<'_> {
             volumes: &volumes,
             modules: &modules,
             job: None,
+            within,
             hosts: &hosts,
             ssh: None,
             writable: request.writable.clone(),

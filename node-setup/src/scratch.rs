@@ -13,7 +13,7 @@ use shifter_core::identity::Identity;
 use crate::error::{Context, Error, Result};
 use crate::image::ImageTree;
 use crate::layer::{self, Entry, join};
-use crate::mnt::{self, SAFE};
+use crate::mnt::{self, Kept, SAFE};
 
 /// Directories below the named one that are made the user's, and how deep they may lie.
 const DIR_LIMIT: usize = 10_000;
@@ -85,7 +85,7 @@ impl Scratch {
             upper = open_dir(&upper, *name)?;
         }
         match image.open(path) {
-            Ok((dir, _)) => give_below(path, &dir, &upper, user, 0, &mut given)
+            Ok((dir, _)) => give_below(path, (&dir, &image.kept), &upper, user, 0, &mut given)
                 .map_err(|error| image.blame(error)),
             Err(_) => Ok(()),
         }
@@ -94,13 +94,13 @@ impl Scratch {
 
 fn give_below(
     path: &str,
-    image: &OwnedFd,
+    (image, kept): (&OwnedFd, &Kept),
     upper: &OwnedFd,
     user: &Identity,
     depth: usize,
     given: &mut usize,
 ) -> Result<()> {
-    let entries = layer::list(image, ENTRY_LIMIT)?;
+    let entries = layer::list(image, ENTRY_LIMIT, kept)?;
     let entries = entries.ok_or_else(|| refused(path, "a directory there has too many entries"))?;
     for Entry { name, kind } in entries {
         if kind != FileType::Directory {
@@ -114,7 +114,7 @@ fn give_below(
             .step("create directory", path)?;
         own(upper, &name, user)?;
         let (image, upper) = (open_dir(image, &*name)?, open_dir(upper, &*name)?);
-        give_below(path, &image, &upper, user, depth + 1, given)?;
+        give_below(path, (&image, kept), &upper, user, depth + 1, given)?;
     }
     Ok(())
 }

@@ -4,8 +4,9 @@
 //! of its own since, by the device of the root's overlay in its mountinfo; never by its name.
 //! Where a root is seen in the host's namespace, it is the root directory that tells. Containers that
 //! the job's user has made for single commands are in no journal: of those the kernel says by their
-//! cgroup whose job they are, or, with batch systems that make none, the environment they were
-//! started with, for processes of the job's own user.
+//! cgroup whose job they are, or, with batch systems that make none, the name of the root's overlay,
+//! for processes of the job's own user: it says in which job the container was started, and nothing
+//! that its processes do to their environment, session or parents changes it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -149,20 +150,12 @@ fn is_wanted(process: &Path, own: u64, wanted: &Wanted<'_>) -> bool {
         |mark: &Marks| mark.namespace == namespace || shows_device(&read("mountinfo"), mark.device);
     marks.any(is_marked)
         || wanted.job.is_some_and(|job| {
-            let is_jobs = caller::job_in_cgroups(&read("cgroup"), uid).as_ref() == Some(job)
-                || (wanted.uid == Some(uid) && claims_job(process, job));
-            is_jobs && shows_a_root(&read("mountinfo"))
+            let mounts = read("mountinfo");
+            let mut roots = roots(&mounts).peekable();
+            let is_in_one = roots.peek().is_some();
+            (wanted.uid == Some(uid) && roots.any(|within| within == Some(job.as_str())))
+                || (is_in_one && caller::job_in_cgroups(&read("cgroup"), uid).as_ref() == Some(job))
         })
-}
-
-/// True if the process was started with the environment of this job of Torque's or PBS's.
-fn claims_job(process: &Path, job: &JobId) -> bool {
-    let bytes = fs::read(process.join("environ")).unwrap_or_default();
-    let pairs = bytes.split(|byte| *byte == 0).filter_map(|pair| {
-        let at = pair.iter().position(|byte| *byte == b'=')?;
-        Some((pair[..at].to_vec(), pair[at + 1..].to_vec()))
-    });
-    caller::claimed_job(&pairs.collect::<Vec<_>>()).as_ref() == Some(job)
 }
 
 /// Finds the real uid in the text of /proc/PID/status.
@@ -179,10 +172,17 @@ fn shows_device(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
         .any(|line| line.split(' ').nth(2) == Some(&device))
 }
 
-/// True if a mount in the mountinfo text is the root of a container, whichever it is.
-fn shows_a_root(mountinfo: &str) -> bool {
-    let source = format!(" - overlay {ROOT_SOURCE} ");
-    mountinfo.lines().any(|line| line.contains(&source))
+/// Finds the roots of containers in the mountinfo text, and in which job each was started, if it is
+/// a private one of a job's.
+fn roots(mountinfo: &str) -> impl Iterator<Item = Option<&str>> {
+    mountinfo.lines().filter_map(|line| {
+        let (_, overlay) = line.split_once(" - overlay ")?;
+        let rest = overlay.split(' ').next()?.strip_prefix(ROOT_SOURCE)?;
+        match rest {
+            "" => Some(None),
+            _ => rest.strip_prefix(':').map(Some),
+        }
+    })
 }
 
 #[cfg(test)]
@@ -196,11 +196,18 @@ mod tests {
         assert!(!shows_device(text, (0, 4)));
         assert!(!shows_device(text, (0, 450)));
         assert!(!shows_device("", (0, 45)));
-        assert!(shows_a_root(text));
-        assert!(!shows_a_root(
-            "5 4 0:4 / /x rw - overlay shifters rw\n5 4 0:4 / /shifter rw - overlay x rw\n"
-        ));
         assert_eq!(real_uid("Name:\tx\nUid:\t2001\t0\t0\t0\n"), Some(2001));
         assert_eq!(real_uid(""), None);
+    }
+
+    #[test]
+    fn roots_say_in_which_job_they_are() {
+        let text = "500 499 0:45 / / ro,nosuid - overlay shifter ro\n\
+                    501 500 0:46 / / rw shared:1 - overlay shifter:1[2].server rw\n";
+        assert_eq!(roots(text).collect::<Vec<_>>(), [None, Some("1[2].server")]);
+        // Nobody but root chooses the name of an overlay outside of a user namespace.
+        let others = "5 4 0:4 / /x rw - overlay shifters rw\n5 4 0:4 / /shifter rw - overlay x rw\n\
+                      6 4 0:4 / / rw - tmpfs shifter rw\n";
+        assert_eq!(roots(others).count(), 0);
     }
 }

@@ -63,6 +63,7 @@ pub fn settle(
         reference: &manifest.image.reference,
         modules: &manifest.modules,
         shell: &manifest.user.shell,
+        is_jobs: true,
     };
     let mut environment = launch::environment(&container, &RunOptions::default(), given)?;
     change_path(&mut environment, join);

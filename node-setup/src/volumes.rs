@@ -73,7 +73,7 @@ impl Planned {
 
     /// Directories of the site's, the first one laid over the others.
     pub fn laid_over(target: &str, dirs: &[&OwnedFd]) -> Result<Self> {
-        Ok(Self::of_site(target, mnt::overlay(dirs)?))
+        Ok(Self::of_site(target, mnt::overlay(mnt::ROOT_SOURCE, dirs)?))
     }
 
     /// A device node.
@@ -264,6 +264,7 @@ pub fn attach(
             (Some(volume), Error::Step { source, .. }) => refused(volume, source.to_string(), None),
             (_, error) => error,
         })?;
+        layer.keep(target);
     }
     request.watch.on(Awaited::Nothing)
 }

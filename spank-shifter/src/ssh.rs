@@ -24,8 +24,9 @@ pub const EXTERN_STEP: u32 = 0xffff_fffc;
 /// Seconds for starting a server.
 const SECONDS: u32 = 10;
 
-/// How long a step waits for what comes of the server, and how often it looks.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a step waits for what comes of the server, which is longer than that may take, and how
+/// often it looks.
+const PATIENCE: Duration = Duration::from_secs(2 + SECONDS as u64);
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a job's nodes are to reach one another.

@@ -38,7 +38,7 @@ pub struct Cray {
 pub struct Reservation(String);
 
 impl Cray {
-    /// Starts a machine with these compute nodes.
+    /// Starts a machine with these compute nodes, whose own root aprun calls `/` and the system's `DSL`.
     pub fn start(nids: &[u32]) -> Result<Self> {
         let computes: Vec<String> = nids.iter().map(|nid| host(*nid)).collect();
         let names = ["login1"].into_iter();
@@ -46,9 +46,11 @@ impl Cray {
         let nodes = Sandboxes::start(&names)?;
         install(nids)?;
         for node in &nodes.nodes()[1..] {
-            // The shared root stands beside the node's own; here they have the same files.
-            node.shell("mkdir -p /var/udiMount /dsl && mount --rbind / /dsl")
-                .ok()?;
+            // The shared root stands beside the node's own; here they have the same files, but for /run.
+            let script = "mkdir -p /var/udiMount /dsl && mount --rbind / /dsl && \
+                          mount --make-rprivate /dsl && umount -l /dsl/run && \
+                          mount -t tmpfs -o mode=0755 run /dsl/run && mkdir /dsl/run/lock";
+            node.shell(script).ok()?;
         }
         Ok(Self { nodes })
     }

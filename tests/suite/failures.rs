@@ -128,12 +128,10 @@ fn cluster_s55_a_store_that_hangs_ends_the_prolog_at_its_deadline() -> Result<()
     node.shell("pkill -STOP -x bindfs").ok()?;
     let options = ["-w", "n1", &bench.a.option(), "--no-requeue"];
     let job = bench.cluster.submit(Alice, &options, "echo ran")?;
-    let began = std::time::Instant::now();
     let drained = ensure_drained(&bench, "n1");
     node.shell(&format!("pkill -CONT -x bindfs; umount {STORE}"))
         .ok()?;
     drained?;
-    ensure!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
     ensure!(job.output()?.is_empty(), "{}", job.output()?);
     let reason = "the set-up did not finish within 3 s: it was still busy with the image";
     ensure!(node.log().contains(reason), "{}", node.log());

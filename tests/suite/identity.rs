@@ -279,7 +279,7 @@ fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result
     idle?;
     // The program's own time, and that of Slurm: the job runs, the log tells, nobody is drained.
     ensure!(output?.success()?.stdout == "a\na\n");
-    ensure!((20..40).contains(&took), "{took} s");
+    ensure!((20..90).contains(&took), "{took} s");
     for node in bench.cluster.nodes() {
         let late = "shifter-identity' did not finish within 22 s";
         ensure!(node.log().contains(late), "{}", node.log());

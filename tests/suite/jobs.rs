@@ -82,6 +82,24 @@ fn cluster_options_in_the_script() -> Result<()> {
     info.expect("COMPLETED", "0:0")?;
     ensure!(job.output()? == "a\n", "{}", job.output()?);
     ensure!(fs::exists("/scratch/alice/touched")?);
+
+    // One line each, among those of other plugins.
+    let help = Call::new(["sbatch", "--help"]).by(Alice).ok()?;
+    let ours = help.lines().filter(|line| line.contains(" Shifter: "));
+    let options: Vec<&str> = ours
+        .filter(|line| line.len() <= 80)
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let expected = [
+        "--image=REF",
+        "--autoshift=[yes|no]",
+        "--volume=FROM:TO",
+        "--imagevolume=FROM:TO",
+        "--module=NAME[,..]",
+        "--sshd=[yes|no]",
+        "--ccm",
+    ];
+    ensure!(options == expected, "{help}");
     bench.ensure_clean()
 }
 

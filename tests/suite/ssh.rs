@@ -161,6 +161,17 @@ fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
         "{status}"
     );
 
+    // And have nothing of the server's open but what the client talks through.
+    for option in ["-T", "-tt"] {
+        let fds = "readlink /proc/self/fd/* | sort -u";
+        let call = format!("shifter ssh {option} n2 '{fds}'");
+        let fds = run(&bench.cluster, &["--exclusive", "-wn2", HOST], &call)?;
+        ensure!(
+            !fds.contains("socket:") && !fds.contains("anon_inode"),
+            "{fds}"
+        );
+    }
+
     // The next job has other keys.
     job.cancel()?;
     job.wait()?;

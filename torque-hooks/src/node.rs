@@ -61,13 +61,18 @@ pub fn main() -> Code {
 fn obey(order: &Order) -> Code {
     let path = order.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let config = Config::open_trusted(path);
+    // Of a node that says no, nobody asks anything more.
+    let give_back = |Failure(code, why)| match services::stop(&order.job) {
+        Ok(()) => Err(Failure(code, why)),
+        Err(error) => Err(Failure(code, format!("{why}; {}", chain::line(&error)))),
+    };
     let result = match (order.verb, &config) {
         // A broken configuration keeps nothing on the node.
         (Verb::Teardown, Err(_)) => tear_down(order, &epilogue::config(order.config.as_deref())),
         (Verb::Teardown, Ok(config)) => tear_down(order, config),
         (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
-        (Verb::Services, Ok(config)) => start_services(order, config),
-        (Verb::Setup, Ok(config)) => set_up(order, config),
+        (Verb::Services, Ok(config)) => start_services(order, config).or_else(give_back),
+        (Verb::Setup, Ok(config)) => set_up(order, config).or_else(give_back),
     };
     let names = host::own_names(None);
     let answer = match &result {

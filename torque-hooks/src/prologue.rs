@@ -293,10 +293,11 @@ fn try_prepare(
     let manifest = request
         .map(|request| manifest(work, config, &request, &listed, &user, &nodes))
         .transpose()?;
-    if manifest.is_none() && !site::has_services(config) {
+    let has_work = manifest.is_some() || site::has_services(config);
+    let is_shared = nodes.hosts.len() > usize::from(nodes.own.is_some());
+    if !has_work && is_shared && !site::has_tool(config) {
         return Ok(Done::Nothing);
     }
-    let is_shared = nodes.hosts.len() > usize::from(nodes.own.is_some());
     let record = Record {
         user: call.user.clone(),
         uid: user.uid,
@@ -306,11 +307,15 @@ fn try_prepare(
         hosts: nodes.hosts.clone(),
         own: nodes.own.map(|own| nodes.hosts[own].name.clone()),
         has_root: manifest.is_some(),
-        is_shared,
+        is_shared: is_shared && has_work,
         boot: state::boot_id(),
     };
     // Before anything is done: whoever comes later finds what to undo.
     job.write_record(&record).map_err(Refusal::State)?;
+    if !has_work {
+        // The job's commands may start containers of their own, which are the epilogue's to end.
+        return Ok(Done::Ready("nothing to prepare".into()));
+    }
     let verb = if record.has_root {
         Verb::Setup
     } else {
@@ -321,7 +326,7 @@ fn try_prepare(
         Some(bytes) => Some(job.write_manifest(bytes).map_err(Refusal::State)?),
         None => None,
     };
-    if is_shared {
+    if record.is_shared {
         site::share(config, &record, &call.job, &user, manifest.as_deref())?;
     }
     let left = deadline.saturating_duration_since(Instant::now());

@@ -65,6 +65,11 @@ pub fn has_services(config: &Config) -> bool {
     !config.torque.services.is_empty() || !config.kernel.preload.is_empty()
 }
 
+/// True if other nodes can be reached.
+pub fn has_tool(config: &Config) -> bool {
+    Template::of(&config.torque).is_some()
+}
+
 /// Has all nodes of a record do something.
 pub fn run(
     site: &Site<'_>,

@@ -96,7 +96,7 @@ impl BuildError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Layer {
-                source: LayerError::Thread { .. },
+                source: LayerError::Thread { .. } | LayerError::Memory,
                 ..
             }
             | Self::DiskFull { .. }
@@ -113,6 +113,10 @@ impl BuildError {
                 source: LayerError::Thread { .. },
                 ..
             } => Some("raise the limit on processes, see 'ulimit -u'"),
+            Self::Layer {
+                source: LayerError::Memory,
+                ..
+            } => Some("raise the limit on memory, see 'ulimit -a'"),
             Self::DiskFull { source } if source.kind() == io::ErrorKind::FileTooLarge => {
                 Some("raise the limit on the size of files, see 'ulimit -f'")
             }
@@ -125,7 +129,8 @@ impl BuildError {
     pub fn layer_at_fault(&self) -> Option<usize> {
         match self {
             Self::Layer {
-                source: LayerError::Thread { .. } | LayerError::UnknownMediaType { .. },
+                source:
+                    LayerError::Thread { .. } | LayerError::Memory | LayerError::UnknownMediaType { .. },
                 ..
             } => None,
             Self::Layer { layer, .. } => layer.checked_sub(1),

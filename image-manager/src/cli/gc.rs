@@ -23,6 +23,7 @@ struct Record<'a> {
     images: Vec<Image<'a>>,
     kept: Vec<Image<'a>>,
     files: &'a [String],
+    unfinished_bytes: u64,
     cache_bytes: u64,
 }
 
@@ -72,6 +73,9 @@ impl Session {
         let keep = Duration::from_secs(u64::from(days) * DAY_SECS);
         let dry_run = self.options.dry_run;
         let collected = store.collect(keep, dry_run, &self.waiting())?;
+        if !store.has_cache() {
+            return Ok((collected, 0));
+        }
         let cache = BlobCache::of_store(store)?;
         let before = cache.usage()?.all_bytes();
         if dry_run {
@@ -98,6 +102,7 @@ impl Session {
                 images: removed,
                 kept,
                 files: &collected.strays,
+                unfinished_bytes: collected.unfinished_bytes,
                 cache_bytes,
             });
         }
@@ -116,8 +121,12 @@ impl Session {
             output::result(&format!("{verb} {name}"));
         }
         let bytes: u64 = removed.iter().map(|image| image.size).sum();
+        let unfinished = match collected.unfinished_bytes {
+            0 => String::new(),
+            bytes => format!(" {} of images that were not finished,", megabytes(bytes)),
+        };
         output::result(&format!(
-            "{} store: {verb} {} of images and {} of the cache",
+            "{} store: {verb}{unfinished} {} of images and {} of the cache",
             store.kind().as_str(),
             megabytes(bytes),
             megabytes(cache_bytes)

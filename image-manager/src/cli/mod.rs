@@ -55,6 +55,7 @@ struct Session {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Whatever is made starts private and then gets its fixed mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    signals::expect_aborts();
     let code =
         match start(args).and_then(|session| session.map_or(Ok(ExitCode::Success), Session::run)) {
             Ok(code) => code,

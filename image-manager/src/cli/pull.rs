@@ -1,5 +1,7 @@
 //! `pull`: choosing the store, and pulling images one after the other.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +10,7 @@ use shifter_core::config::UserImages;
 use shifter_core::exit::ExitCode;
 use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
+use shifter_core::trusted::{self, TrustError};
 
 use super::failure::{Failure, Outcome, file_hint, shown};
 use super::progress::{Progress, Wishes};
@@ -87,10 +90,30 @@ impl Session {
             }
         }
         let is_useless = kind == StoreKind::User && self.config.store.user_images == UserImages::No;
-        if is_useless && outcome.code() == ExitCode::Success && !self.options.quiet {
-            output::note("this site does not run images from users' own stores");
+        if outcome.code() == ExitCode::Success && !self.options.quiet {
+            if is_useless {
+                output::note("this site does not run images from users' own stores");
+            }
+            if kind == StoreKind::Site {
+                self.warn_of_place();
+            }
         }
         Ok(outcome.code())
+    }
+
+    /// Says if the site store is where nodes will not have it, because others could put another in its place.
+    fn warn_of_place(&self) {
+        let config = &self.config.store;
+        let reason = match trusted::audit(&config.path, &[0, config.image_owner]) {
+            Ok(_) => return,
+            // Such as /tmp, which is as it must be.
+            Err(TrustError::Untrusted { path, .. }) if is_sticky(&path) => {
+                let path = sanitize::text(&path.display().to_string());
+                format!("everybody may write in '{path}', put it elsewhere")
+            }
+            Err(error) => output::chain(&error),
+        };
+        output::note(&format!("nodes will refuse images of this store: {reason}"));
     }
 
     /// How this site wants its images.
@@ -191,6 +214,11 @@ impl Session {
             verbose: self.options.verbose,
         }
     }
+}
+
+fn is_sticky(path: &Path) -> bool {
+    let mode = path.metadata().map_or(0, |meta| meta.mode());
+    mode & 0o1000 != 0
 }
 
 /// Says which of the image's variables nobody will see.

@@ -4,11 +4,12 @@
 //! so that a kill at any moment does no harm.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::Builder;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use shifter_core::exit::ExitCode;
+use signal_hook::consts::{SIGABRT, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -19,6 +20,14 @@ use crate::cancel::Cancel;
 const GRACE: Duration = Duration::from_millis(900);
 
 static SEEN: AtomicI32 = AtomicI32::new(0);
+
+/// Has the program end with a documented status where it would abort: when memory runs out, which has
+/// been said then.
+pub(super) fn expect_aborts() {
+    let is_on = Arc::new(AtomicBool::new(true));
+    let status = ExitCode::Internal.code().into();
+    let _ = signal_hook::flag::register_conditional_shutdown(SIGABRT, status, is_on);
+}
 
 /// Starts to watch for signals; without the means for it they end the program as usual.
 pub(super) fn watch(cancel: &Cancel) {

@@ -17,6 +17,9 @@ pub enum LayerError {
         /// What the operating system answered.
         source: io::Error,
     },
+    /// A limit of the caller's allows no more memory.
+    #[error("there is not enough memory to decompress it")]
+    Memory,
     /// The blob ends in the middle.
     #[error("it ends too early: the blob is incomplete")]
     Truncated,

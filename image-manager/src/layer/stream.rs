@@ -21,6 +21,9 @@ const BLOB_BUFFER: usize = 256 * 1024;
 /// How long a request to stop may go unnoticed.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// What zstd calls its `ZSTD_error_memory_allocation`, of which the crate gives the name alone.
+const ZSTD_NO_MEMORY: &str = "Allocation error : not enough memory";
+
 /// What is left of an image's limits, and of its time, shared by its layers.
 #[derive(Debug)]
 pub struct Budget {
@@ -551,6 +554,7 @@ fn classify(source: io::Error) -> LayerError {
     }
     match source.kind() {
         io::ErrorKind::UnexpectedEof => LayerError::Truncated,
+        _ if source.to_string() == ZSTD_NO_MEMORY => LayerError::Memory,
         _ => LayerError::Compression { source },
     }
 }

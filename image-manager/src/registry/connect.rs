@@ -9,12 +9,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, Proxy, ProxyProtocol};
 
 use super::address::Address;
 use super::error::RegistryError;
+use super::forward::Forward;
 use super::guard::{Allowed, Guard, Seen};
 use super::proxy::Proxies;
 use super::retry::Patience;
@@ -72,11 +73,17 @@ impl Connections {
             Some(path) => authorities(path)?,
             None => self.system_roots.get_or_init(system_roots).clone(),
         };
+        let proxy = self.proxies.choose(address)?;
+        let is_plain = |proxy: &Proxy| !address.tls && proxy.protocol() == ProxyProtocol::Http;
+        let (tunnel, forwarder) = match proxy {
+            Some(proxy) if is_plain(&proxy) => (None, Some(proxy)),
+            tunnel => (tunnel, None),
+        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .proxy(self.proxies.choose(address)?)
+            .proxy(tunnel)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("shifter/", env!("CARGO_PKG_VERSION")))
             .max_idle_connections(IDLE)
@@ -90,8 +97,16 @@ impl Connections {
         let guard = Guard {
             allowed: allowed.clone(),
             seen: self.seen.clone(),
+            proxy: forwarder.as_ref().map(|proxy| proxy.uri().clone()),
         };
-        let agent = Agent::with_parts(config, DefaultConnector::default(), guard);
+        let connector = DefaultConnector::default();
+        let agent = match forwarder {
+            Some(proxy) => {
+                let forward = Forward::new(&key.0, &proxy);
+                Agent::with_parts(config, connector.chain(forward), guard)
+            }
+            None => Agent::with_parts(config, connector, guard),
+        };
         agents.insert(key, agent.clone());
         Ok(agent)
     }

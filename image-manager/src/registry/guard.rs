@@ -134,6 +134,8 @@ pub(super) fn judge_literal(host: &str, allowed: &Allowed) -> Result<(), Forbidd
 pub(super) struct Guard {
     pub allowed: Allowed,
     pub seen: Seen,
+    /// The proxy that is connected to instead, if it is to get the requests.
+    pub proxy: Option<Uri>,
 }
 
 impl Resolver for Guard {
@@ -143,6 +145,9 @@ impl Resolver for Guard {
         config: &Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        if let Some(proxy) = &self.proxy {
+            return look_up(proxy, config, timeout);
+        }
         let found = look_up(uri, config, timeout)?;
         // A proxy is named by the user's own environment, and looks names up itself.
         if config.proxy().is_some() {

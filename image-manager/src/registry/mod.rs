@@ -17,6 +17,7 @@ mod challenge;
 mod connect;
 mod credentials;
 mod error;
+mod forward;
 mod guard;
 mod http;
 mod login;

@@ -3,7 +3,7 @@
 //! Each scheme has its own variable, as curl and Go have it. `no_proxy` is a list of host names
 //! (which stand for their sub-domains too), addresses, or `*`, each with an optional port, and of
 //! networks (`10.0.0.0/8`), which count for hosts that are written as addresses. The
-//! machine itself is never reached through a proxy.
+//! machine itself is never reached through a proxy. How one is spoken to: `connect`, `forward`.
 
 use std::net::IpAddr;
 

@@ -40,6 +40,12 @@ pub enum StoreError {
         /// The rule that is broken.
         rule: String,
     },
+    /// Nothing can be written to the store.
+    #[error("the image store '{}' is read-only here", path.display())]
+    ReadOnly {
+        /// The store.
+        path: PathBuf,
+    },
     /// Only the owner of the site store writes there.
     #[error("the site store belongs to uid {owner}")]
     NotOwner {
@@ -101,6 +107,7 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotOwner { owner } => Some(format!("run it as that user: sudo -u '#{owner}' …")),
+            Self::ReadOnly { .. } => Some("pull where the store can be written".into()),
             Self::HasTags { .. } => Some("remove the tags instead".into()),
             Self::Full { .. } => {
                 Some("remove images with 'shifter rmi', or have a quota enlarged".into())

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use shifter_core::ids::ImageId;
 
-use super::image_lock::{ImageLock, lock_name};
+use super::image_lock::{ImageLock, TEMPORARY_PREFIX, lock_name};
 use super::lease::Waiting;
 use super::{Store, StoreError, is_full};
 use crate::cancel::Cancel;
@@ -38,6 +38,8 @@ pub struct Collected {
     pub kept: Vec<Unused>,
     /// Files that belonged to images which are not there.
     pub strays: Vec<String>,
+    /// Bytes that killed pulls had written; not counted in advance.
+    pub unfinished_bytes: u64,
 }
 
 impl Store {
@@ -48,8 +50,11 @@ impl Store {
         dry_run: bool,
         waiting: &Waiting<'_>,
     ) -> Result<Collected, StoreError> {
+        let mut collected = Collected::default();
         if !dry_run {
+            let before = self.unfinished_bytes()?;
             self.sweep()?;
+            collected.unfinished_bytes = before.saturating_sub(self.unfinished_bytes()?);
         }
         let mut tagged = BTreeSet::new();
         for path in self.index_files()? {
@@ -58,7 +63,6 @@ impl Store {
             tagged.extend(entry.map(|entry| entry.id));
         }
         let names: BTreeSet<String> = self.names(".")?.into_iter().collect();
-        let mut collected = Collected::default();
         for id in self.ids()? {
             if waiting.cancel.is_some_and(Cancel::is_cancelled) {
                 return Ok(collected);
@@ -133,6 +137,16 @@ impl Store {
             collected.strays.push(name.clone());
         }
         Ok(())
+    }
+
+    /// Returns the bytes of images that are being built, or were when their pull was killed.
+    fn unfinished_bytes(&self) -> Result<u64, StoreError> {
+        let names = self.names(".")?;
+        let unfinished = names
+            .iter()
+            .filter(|name| name.starts_with(TEMPORARY_PREFIX));
+        let sizes = unfinished.filter_map(|name| files::size(&self.dir, name));
+        Ok(sizes.sum())
     }
 
     /// Returns for how long an image has been known to be unused.
@@ -261,6 +275,23 @@ mod tests {
             .unwrap();
         assert_eq!((ids(&done.removed), done.strays.len()), (vec![id('b')], 2));
         assert_eq!(names(&dir), ["notes.json"]);
+    }
+
+    #[test]
+    fn what_a_killed_pull_had_written_is_counted() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::create_user(home.path()).unwrap();
+        let dir = home.path().join(".shifter");
+        let dead = dir.join(format!(".tmp-{}-0123.squashfs", id('c')));
+        std::fs::write(&dead, [0; 5000]).unwrap();
+        let workshop = store.workshop(&id('d'), "x", &Waiting::QUIET).unwrap();
+        workshop.begin().unwrap().set_len(70_000).unwrap();
+        let count = |dry_run| {
+            let done = store.collect(DAY, dry_run, &Waiting::QUIET).unwrap();
+            (done.unfinished_bytes, dead.exists())
+        };
+        assert_eq!(count(true), (0, true));
+        assert_eq!(count(false), (5000, false));
     }
 
     #[test]

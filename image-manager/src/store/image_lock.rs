@@ -104,14 +104,6 @@ impl<'a> ImageLock<'a> {
         Ok(found.map_or_else(|| wanted.clone(), |format| wanted.in_format(format)))
     }
 
-    /// True if the image that is there is known to have come from `source`, so that whoever was
-    /// just given its manifest there may see it.
-    pub fn is_from(&self, source: &str) -> bool {
-        // A record that cannot be read proves nothing.
-        let record = self.record().ok().flatten();
-        record.is_some_and(|record| record.source == source)
-    }
-
     /// Publishes a finished image, what is known of it, and its metadata. One that was published
     /// meanwhile, in another format, stays: whoever has read its metadata finds the file.
     pub fn publish(

@@ -252,14 +252,50 @@ impl Store {
             place.insist_on_owner(self.owner)?;
             return Ok((place.dir, place.path));
         }
-        let name = match self.kind {
-            StoreKind::Site => ".cache",
-            StoreKind::User => "cache",
-        };
+        let name = self.cache_name();
         let path = self.path.join(name);
         let dir = files::make_dir(&self.dir, name, 0o700)
             .map_err(StoreError::io("make the directory", &path))?;
         Ok((dir, path))
+    }
+
+    /// True if its file system is mounted so that nothing can be written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let found = rustix::fs::fstatvfs(&self.dir);
+        found.is_ok_and(|found| found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    }
+
+    /// Finds the image of a tag if nothing of the tag, the image and who may see it would change; its
+    /// path and size.
+    pub(crate) fn find_unchanged(
+        &self,
+        reference: &ImageRef,
+        (id, digest): (&ImageId, &str),
+        wanted: &ImageMeta,
+        may_have: impl FnOnce(&ImageMeta, Option<&ImageRecord>) -> bool,
+    ) -> Result<Option<(PathBuf, u64)>, StoreError> {
+        let entry = self.entry(reference)?;
+        let is_same = entry.is_some_and(|e| e.id == *id && e.digest.as_deref() == Some(digest));
+        let (Some(meta), Some((name, size))) = (self.meta(id)?, self.image_file(id)) else {
+            return Ok(None);
+        };
+        let is_as_wide = acl::union(&meta, wanted) == meta;
+        let may_have = may_have(&meta, self.record(id)?.as_ref());
+        Ok((is_same && is_as_wide && may_have && size > 0).then(|| (self.path.join(name), size)))
+    }
+
+    /// True if the store has a blob cache.
+    pub(crate) fn has_cache(&self) -> bool {
+        let path = self.cache_dir.clone();
+        path.unwrap_or_else(|| self.path.join(self.cache_name()))
+            .is_dir()
+    }
+
+    fn cache_name(&self) -> &'static str {
+        match self.kind {
+            StoreKind::Site => ".cache",
+            StoreKind::User => "cache",
+        }
     }
 
     /// True if `dir` and the images are on one file system.

@@ -18,6 +18,8 @@ pub struct Request {
     pub method: String,
     /// Path and query.
     pub path: String,
+    /// `http://host:port` before the path, as a proxy is told.
+    pub origin: Option<String>,
     pub headers: Vec<(String, String)>,
     pub body: String,
     /// Which connection it came by.
@@ -163,6 +165,11 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
         path: words.next()?.to_owned(),
         ..Request::default()
     };
+    if let Some(rest) = request.path.strip_prefix("http://") {
+        let (authority, path) = rest.split_once('/')?;
+        request.origin = Some(format!("http://{authority}"));
+        request.path = format!("/{path}");
+    }
     loop {
         let mut header = String::new();
         if reader.by_ref().take(16 << 10).read_line(&mut header).ok()? == 0 {

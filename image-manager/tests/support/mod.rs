@@ -8,6 +8,7 @@
 
 pub mod blobs;
 pub mod facts;
+pub mod images;
 pub mod stack;
 pub mod tar;
 pub mod trees;

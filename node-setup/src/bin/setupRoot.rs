@@ -11,7 +11,7 @@ use node_setup::error::{Context, Error, Result};
 use node_setup::job::{self, Plan};
 use node_setup::metrics;
 use node_setup::record::{Event, Phases, Record};
-use node_setup::{out, process};
+use node_setup::{out, program};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{JOB_ROOT, is_step_root};
@@ -52,25 +52,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        return out::answer(HELP).into();
-    }
-    let result = parse(words).and_then(|options| run(&options));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => out::report(NAME, &error).into(),
-    }
+    program::main(NAME, HELP, |words, _| run(&parse(words)?))
 }
 
-fn run(options: &Options) -> Result<()> {
-    process::fill_standard_descriptors()?;
-    process::check_is_root()?;
-    // The process's groups and mode mask must not show in what it makes.
-    let _callers = process::take_over()?;
+fn run(options: &Options) -> Result<String> {
     let (Some(uid), Some(expected)) = (options.uid, &options.job) else {
         return Err(usage("--expect-uid and --expect-job are needed"));
     };
@@ -98,7 +83,7 @@ fn run(options: &Options) -> Result<()> {
             .unwrap_or_default();
         job::record_failure(expected, &(error.chain() + &hint))?;
     }
-    result
+    result.map(|()| String::new())
 }
 
 /// What was read on the way.
@@ -228,5 +213,5 @@ fn parse(words: Vec<String>) -> Result<Options> {
 }
 
 fn usage(text: &str) -> Error {
-    Error::Usage(format!("{text}; try 'setupRoot --help'"))
+    program::usage(NAME, text)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use node_setup::error::{Error, Result};
-use node_setup::{known, out, process, ssh};
+use node_setup::{known, out, program, ssh};
 use serde::Serialize;
 use shared_state::{Key, Source};
 use shifter_core::chain;
@@ -54,23 +54,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        return out::answer(HELP).into();
-    }
-    match parse(&words).and_then(|options| run(&options)) {
-        Ok(text) => out::answer(&text).into(),
-        Err(error) => out::report(NAME, &error).into(),
-    }
+    program::main(NAME, HELP, |words, _| run(&parse(&words)?))
 }
 
 fn run(options: &Options) -> Result<String> {
-    process::fill_standard_descriptors()?;
-    process::check_is_root()?;
-    let _callers = process::take_over()?;
     let config = options.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let config = Config::open_trusted(config)?;
     let key = key(options).ok_or_else(|| usage("a value is missing"))?;
@@ -143,5 +130,5 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
 }
 
 fn usage(text: &str) -> Error {
-    Error::Usage(format!("{text}; try '{NAME} --help'"))
+    program::usage(NAME, text)
 }

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use node_setup::error::{Error, Result};
-use node_setup::{out, process, ssh};
+use node_setup::error::Result;
+use node_setup::process::CallersProcess;
+use node_setup::{out, program, ssh};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
 
@@ -20,24 +21,11 @@ no container here, or none with ssh.
 ";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        return out::answer(HELP).into();
-    }
-    match run(words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => out::report(NAME, &error).into(),
-    }
+    program::main(NAME, HELP, run)
 }
 
-fn run(words: Vec<String>) -> Result<()> {
-    process::fill_standard_descriptors()?;
-    process::check_is_root()?;
-    let callers = process::take_over()?;
-    let usage = |text: &str| Error::Usage(format!("{text}; try 'startSshd --help'"));
+fn run(words: Vec<String>, callers: &CallersProcess) -> Result<String> {
+    let usage = |text: &str| program::usage(NAME, text);
     let (mut path, mut uid, mut job) = (PathBuf::from(DEFAULT_PATH), None, None);
     for word in words {
         match word.split_once('=') {
@@ -55,7 +43,7 @@ fn run(words: Vec<String>) -> Result<()> {
         return Err(usage("--expect-uid and one job id are needed"));
     };
     let config = Config::open_trusted(Path::new(&path))?;
-    let started = ssh::start::start(&config, &job, uid, &callers);
+    let started = ssh::start::start(&config, &job, uid, callers);
     if let Err(error) = ssh::start::note(&job, &started) {
         out::complain(NAME, &error.chain());
     }
@@ -65,5 +53,5 @@ fn run(words: Vec<String>) -> Result<()> {
             &format!("job {job}: listening on port {}", config.ssh.port),
         );
     }
-    Ok(())
+    Ok(String::new())
 }

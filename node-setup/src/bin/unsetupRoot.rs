@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use node_setup::error::{Error, Result};
 use node_setup::record::{Event, Phases, Record};
-use node_setup::{job, metrics, out, process};
+use node_setup::{job, metrics, out, program};
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, JOB_ROOT, is_step_root};
@@ -28,23 +28,10 @@ if there are none; calling it again is harmless.
 ";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        return out::answer(HELP).into();
-    }
-    match run(&words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => out::report(NAME, &error).into(),
-    }
+    program::main(NAME, HELP, |words, _| run(&words))
 }
 
-fn run(words: &[String]) -> Result<()> {
-    process::fill_standard_descriptors()?;
-    process::check_is_root()?;
-    let _callers = process::take_over()?;
+fn run(words: &[String]) -> Result<String> {
     let Call {
         config,
         uid,
@@ -65,7 +52,7 @@ fn run(words: &[String]) -> Result<()> {
         let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
         keep(&record, config);
     }
-    result
+    result.map(|()| String::new())
 }
 
 /// What is asked for.
@@ -78,7 +65,7 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     fn parse(mut words: &'a [String]) -> Result<Self> {
-        let usage = || Error::Usage("one job id is needed; try 'unsetupRoot --help'".into());
+        let usage = || program::usage(NAME, "one job id is needed");
         let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
         while let [first, rest @ ..] = words
             && let Some((option, value)) = first.split_once('=')

@@ -193,6 +193,7 @@ fn environment(config: &Config, prepared: &Prepared) -> Result<Vec<Pair>> {
         reference,
         modules: &manifest.modules,
         shell: &user.shell,
+        is_jobs: true,
     };
     let login = [
         ("HOME", &user.home),

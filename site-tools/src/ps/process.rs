@@ -10,7 +10,8 @@ use crate::look;
 /// Bytes of an environment or a command that are looked at.
 const LIMIT: u64 = 1 << 20;
 
-/// The `source` of the file system at a container's root.
+/// The `source` of the file system at a container's root; that of a private one within a job goes on
+/// with `:` and the job's id.
 const SOURCE: &str = "shifter";
 
 /// A process.
@@ -116,7 +117,7 @@ fn is_contained(mountinfo: &str) -> bool {
     let source = root
         .and_then(|line| line.split_once(" - "))
         .and_then(|(_, rest)| rest.split(' ').nth(1));
-    source == Some(SOURCE)
+    source.is_some_and(|source| source.split(':').next() == Some(SOURCE))
 }
 
 fn variable(environ: &[u8], name: &str) -> Option<String> {
@@ -187,6 +188,9 @@ mod tests {
         let own = "1 0 8:1 / / rw - ext4 x rw\n7 1 0:45 /root / ro,nosuid - tmpfs shifter ro\n\
                    8 7 0:46 / /etc rw shared:1 - tmpfs other rw\n";
         assert!(is_contained(own));
+        assert!(is_contained(
+            "7 1 0:45 / / ro - overlay shifter:3.server ro"
+        ));
         assert!(!is_contained(""));
         assert!(!is_contained("1 0 0:1 / / rw - tmpfs shifters rw"));
     }

@@ -6,11 +6,13 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
 
 use super::{Site, manifest};
 
 const TRACE: &str = "/tmp/trace";
+
+const MANIFEST: &str = "/root/kill.manifest";
 
 /// Counts a program's system calls by name.
 fn calls_of(call: &dyn Fn(&[&str]) -> Call) -> Result<BTreeMap<String, usize>> {
@@ -130,5 +132,39 @@ fn privileged_setup_goes_on_after_a_teardown_that_was_killed() -> Result<()> {
         site.set_up(&manifest("17"))?.success()?;
         site.tear_down("17")?.success()?;
     }
+    site.clean.ensure_restored(None)
+}
+
+#[test]
+fn privileged_a_steps_root_whose_maker_died_meanwhile_goes_with_the_next() -> Result<()> {
+    let site = Site::prepare()?;
+    fs::write(MANIFEST, manifest("17").to_string())?;
+    let hook = "#!/bin/sh\ntouch /run/started; until [ -e /run/go ]; do sleep 0.05; done\n";
+    fs::write("/opt/slow", hook)?;
+    Call::new(["chmod", "0755", "/opt/slow"]).ok()?;
+    site.product
+        .configure("[hooks]\npre_mount = ['/opt/slow']")?;
+    let program = site.product.path("sbin/setupRoot");
+    let make = |step: &str| {
+        format!("{program} --root={step} --manifest={MANIFEST} --expect-uid=2001 --expect-job=17")
+    };
+    let daemon = format!(
+        "{} >/dev/null 2>&1 </dev/null & until [ -e /run/started ]; do sleep 0.05; done",
+        make("step-1")
+    );
+    Call::shell(&daemon).ok()?;
+    fs::write("/run/go", "")?;
+    let roots = "/run/shifter/jobs/17/roots";
+    wait_for("the root", 10, || {
+        Ok(fs::exists(format!("{roots}/step-1/meta"))?.then_some(()))
+    })?;
+    Call::shell(&make("step-2")).ok()?;
+    let left = Call::new(["ls", roots]).ok()?;
+    site.tear_down("17")?.success()?;
+    for file in ["/opt/slow", "/run/started", "/run/go", MANIFEST] {
+        fs::remove_file(file)?;
+    }
+    site.product.configure("")?;
+    ensure!(left == "step-2\n", "{left}");
     site.clean.ensure_restored(None)
 }

@@ -202,6 +202,8 @@ fn privileged_torque_hooks_are_told_apart_by_a_flag_too() -> Result<()> {
 #[test]
 fn privileged_torque_shiftrun_starts_programs_with_the_launcher_that_is_there() -> Result<()> {
     let site = Site::start(1)?;
+    // No Cray, whatever ran in this world before.
+    let _ = fs::remove_dir_all("/opt/cray");
     let job = TorqueJob::new("3.server", Alice, &["t1"]).variable("UDI", "tiny");
     site.begin(&job)?.expect(0)?;
     let launchers = "/scratch/alice/launchers";

@@ -13,7 +13,7 @@ use shifter_tests::product::CONFIG;
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::Alice;
 
-use super::{PDSH, SHARED, Site, configure};
+use super::{PDSH, SHARED, Site, configure, torque_lines};
 
 fn job(id: &str, nodes: &[&str]) -> TorqueJob {
     TorqueJob::new(id, Alice, nodes).variable("UDI", "tiny")
@@ -183,7 +183,7 @@ fn privileged_torque_shared_directory_full_or_not_to_be_written() -> Result<()> 
     let site = Site::start(2)?;
     let job = job("3.server", &["t1", "t2"]);
     let spoil = [
-        // Full; read-only; open to users; gone.
+        // Full; read-only; open to users.
         format!(
             "mount -t tmpfs -o size=4k,mode=0700 tmpfs {SHARED}; head -c 8k /dev/zero >{SHARED}/x"
         ),
@@ -254,6 +254,80 @@ fn privileged_torque_users_mistakes_abort_the_job_and_are_told_in_its_comment() 
         site.ensure_clean()?;
     }
     Ok(())
+}
+
+#[test]
+fn privileged_torque_sites_mistakes_are_told_with_the_way_out() -> Result<()> {
+    let site = Site::start(2)?;
+    let two = job("3.server", &["t1", "t2"]);
+    let mine = two.xml().replace("<euser>alice<", "<euser>bob<");
+    let pdsh = format!("fanout_command = {PDSH}");
+    for (configuration, answer, words) in [
+        // A node beside this one, and nothing to reach it with, or to tell it with.
+        (torque_lines("fanout = 'local'"), two.xml(), "torque.fanout"),
+        (
+            torque_lines(&pdsh).replace(&format!("path = '{SHARED}'"), ""),
+            two.xml(),
+            "shared_state.path",
+        ),
+        // Whose job it is says the mom; a server that says something else is asked for another's.
+        (
+            torque_lines(&pdsh),
+            mine,
+            "belongs to 'bob' and not to 'alice'",
+        ),
+    ] {
+        site.product.configure(&configuration)?;
+        site.server.answers(&two.id, &answer)?;
+        let end = site
+            .hook(Hook::Prologue, &two, Manner::default())?
+            .expect(1)?;
+        ensure!(end.said.contains(words), "{words}: {end:?}");
+        site.end(&two)?.expect(0)?;
+        site.ensure_clean()?;
+    }
+    // Where nobody can read what the resource is called, its usual name counts.
+    site.product.configure("[torque]\ngres = 5\n")?;
+    site.begin(&two)?.expect(0)?;
+    let usual = two.gres(Some("shifter"));
+    let end = site.begin(&usual)?.expect(1)?;
+    ensure!(
+        end.said.contains("shifter.toml:") && end.said.contains("gres"),
+        "{end:?}"
+    );
+    site.end(&usual)?.expect(0)?;
+    configure(site.product, "")?;
+    site.ensure_clean()
+}
+
+#[test]
+fn privileged_torque_shared_directory_belongs_to_a_service_account() -> Result<()> {
+    let site = Site::start(2)?;
+    let lines = torque_lines(&format!("fanout_command = {PDSH}"));
+    let owned = lines.replace("[torque]", "owner = 2900\n[torque]");
+    site.product.configure(&owned)?;
+    // Root's own is not the owner's.
+    let two = job("3.server", &["t1", "t2"]);
+    let end = site.begin(&two)?.expect(2)?;
+    ensure!(end.said.contains(SHARED), "{end:?}");
+    site.end(&two)?;
+    Call::new(["chown", "2900:2900", SHARED]).ok()?;
+    site.begin(&two)?.expect(0)?;
+    site.ensure_ready(&two, true)?;
+    let found = ["find", SHARED, "-mindepth", "1", "-printf", "%u %m %P\\n"];
+    let found = Call::new(found).ok()?;
+    let state = "3.server.1";
+    for line in [
+        "600 testbed/ID/passwd",
+        "600 testbed/ID/group",
+        "600 testbed/ID/manifest",
+    ] {
+        let line = format!("shifter {}", line.replace("ID", state));
+        ensure!(found.lines().any(|found| found == line), "{line}: {found}");
+    }
+    ensure!(!found.contains("root "), "{found}");
+    site.end(&two)?.expect(0)?;
+    site.ensure_clean()
 }
 
 #[test]

@@ -145,11 +145,15 @@ fn prepare() -> Result<Product> {
 
 /// Configures the site with these lines below `[torque]`.
 fn configure(product: Product, lines: &str) -> Result<()> {
-    product.configure(&format!(
+    product.configure(&torque_lines(lines))
+}
+
+fn torque_lines(lines: &str) -> String {
+    format!(
         "[shared_state]\npath = '{SHARED}'\n\
          [torque]\ngres = ['shifter16']\nqstat = '/opt/torque/bin/qstat'\n\
          qalter = '/opt/torque/bin/qalter'\nrequeue_pause_secs = 0\n{lines}"
-    ))
+    )
 }
 
 /// Runs a hook on a node without anything out of the ordinary.

@@ -9,6 +9,7 @@ use shifter_tests::snapshot::Snapshot;
 use shifter_tests::torque::TorqueJob;
 use shifter_tests::world::User::Alice;
 
+use super::failures::before_setup;
 use super::{PDSH, Site, configure};
 
 #[test]
@@ -52,7 +53,11 @@ fn privileged_torque_nscd_answers_from_the_launch_nodes_caches() -> Result<()> {
 }
 
 /// Makes what Debian's package has for its daemon on a node.
-const MUNGE: &str = "install -d -o munge -g munge -m 0700 /var/lib/munge /var/log/munge";
+pub(super) const MUNGE: &str = "install -d -o munge -g munge -m 0700 /var/lib/munge /var/log/munge";
+
+/// Makes the key that all nodes have.
+pub(super) const KEY: &str = "head -c 128 /dev/urandom >/etc/munge/munge.key
+    chown munge: /etc/munge/munge.key; chmod 0400 /etc/munge/munge.key";
 
 /// What a node of the cluster says of a credential that alice made on another.
 fn unmunged(from: &Sandbox, by: &Sandbox) -> Result<String> {
@@ -69,10 +74,8 @@ fn has_munged(node: &Sandbox) -> Result<bool> {
 fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
     let lines = format!("fanout_command = {PDSH}\nservices = ['munge']\n");
     let mut site = Site::start_with(2, &lines)?;
-    let key = "head -c 128 /dev/urandom >/etc/munge/munge.key
-               chown munge: /etc/munge/munge.key; chmod 0400 /etc/munge/munge.key";
     let (first, second) = (site.nodes.node("t1")?, site.nodes.node("t2")?);
-    first.shell(key).ok()?;
+    first.shell(KEY).ok()?;
     for node in [first, second] {
         node.shell(MUNGE).ok()?;
     }
@@ -133,6 +136,14 @@ fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
     ensure!(as_user.by(Alice).output()?.code != 0);
     ensure!(!has_munged(second)?);
 
+    // A node that fails keeps nothing of what it began with.
+    before_setup("[ $(hostname) != t2 ] || exit 5")?;
+    let end = site.begin(&two)?.expect(2)?;
+    ensure!(end.said.contains("1 of 2 nodes ready; t2: "), "{end:?}");
+    ensure!(!has_munged(second)?);
+    site.end(&two)?.expect(0)?;
+    before_setup("")?;
+
     // One that cannot start is the node's failure, and told.
     fs::remove_file("/etc/munge/munge.key")?;
     let end = site.begin(&one)?.expect(2)?;
@@ -141,5 +152,7 @@ fn privileged_torque_munge_runs_on_nodes_while_they_have_a_job() -> Result<()> {
         "{end:?}"
     );
     site.end(&one)?.expect(0)?;
+    let kept = second.shell("ls /run/shifter-services/*/jobs").ok()?;
+    ensure!(!kept.contains("server"), "{kept}");
     site.ensure_clean()
 }

@@ -34,9 +34,11 @@ fn listen(words: Vec<OsString>) -> io::Result<()> {
         return Err(io::Error::other("refusing to run as root"));
     }
     let terms = Terms::parse(words).map_err(io::Error::other)?;
-    let listener = TcpListener::from(rustix::io::dup(rustix::stdio::stdin())?);
+    // Programs that are started must find it neither there nor in its place: whoever has it can keep
+    // the port when the server is gone.
+    let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let listener = TcpListener::from(listener);
     listener.local_addr()?;
-    // Programs that are started must not find it in its place.
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     tokio::runtime::Builder::new_current_thread()
