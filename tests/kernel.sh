@@ -15,6 +15,7 @@ here=$(dirname "$(realpath "$0")")
 repo=$(dirname "$here")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$repo/target}")
 kernel=$target/testbed/kernel
+plain=$target/${PROFILE:-release}
 programs=$target/$(uname -m)-unknown-linux-gnu/${PROFILE:-release}
 
 die() {
@@ -97,8 +98,44 @@ root:x:0:0:root:/:/bin/sh
 alice:x:2001:2001:Alice:/home/alice:/bin/sh
 END
     printf '%s\n' root:x:0: alice:x:2001: proj:x:2100:alice >"$root/etc/group"
+    [ "$1" != slurm ] || slurm
     ln -s /test/init.sh "$root/init"
     (cd "$root" && find . | cpio --quiet -o -H newc -R 0:0) >"$work/initrd"
+}
+
+# This machine's Slurm, for one node with cgroup v2, and all of the product that it runs.
+slurm() {
+    local plugins=usr/lib/x86_64-linux-gnu/slurm-wlm file udi=$root/opt/shifter/lib/shifter/udiImage
+    mkdir -p "$root"/{usr/bin,usr/sbin,"$plugins",etc/slurm,etc/munge} "$udi"/{bin,sbin}
+    cp /usr/bin/{getent,sbatch,scancel,scontrol,sinfo,squeue,srun} "$root/usr/bin/"
+    for file in munged slurmctld slurmd slurmstepd; do
+        cp -L "/usr/sbin/$file" "$root/usr/sbin/" || die "slurm-wlm is missing"
+    done
+    cp -rL "/$plugins/." "$root/$plugins"
+    cp "$plain/shifterimg" "$root/opt/shifter/bin/"
+    cp "$plain/libshifter_slurm.so" "$root/opt/shifter/lib/shifter/shifter_slurm.so"
+    cp "$programs/startSshd" "$root/opt/shifter/sbin/"
+    cp "$programs/shifter-ssh-keys" "$root/opt/shifter/lib/shifter/"
+    cp "$programs/sshd" "$udi/sbin/"
+    cp "$programs/ssh" "$udi/bin/"
+    # Other plugins are loaded by nobody; a thread's end opens libgcc.
+    libraries "$root"/usr/{bin,sbin}/* "$root/opt/shifter/bin/shifterimg" \
+        /"$plugins"/{auth_munge,cgroup_v2,cred_munge,proctrack_cgroup,task_cgroup}.so
+    head -c 128 /dev/urandom >"$root/etc/munge/munge.key"
+    chmod 0600 "$root/etc/munge/munge.key"
+    echo 'passwd: files' >"$root/etc/nsswitch.conf"
+    echo '127.0.0.1 localhost node' >"$root/etc/hosts"
+    echo 'required /opt/shifter/lib/shifter/shifter_slurm.so' >"$root/etc/slurm/plugstack.conf"
+    cp "$here"/kernel/*.conf "$root/etc/slurm/"
+}
+
+# Copies what programs and libraries are linked with to where it is here.
+libraries() {
+    local file
+    ldd "$@" | awk '$2 == "=>" && $3 ~ "^/" { print $3 } $1 ~ "^/" && $2 ~ "^[(]" { print $1 }' |
+        sort -u | while read -r file; do
+        mkdir -p "$root${file%/*}" && cp -L "$file" "$root$file"
+    done
 }
 
 # Modules that the kernel must refuse, each in a tree of its own with the lists that fit.
@@ -138,7 +175,7 @@ image() {
 boot() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    initrd
+    initrd "$1"
     qemu-system-x86_64 -accel tcg,thread=multi -smp 2 -m 512 -no-reboot -nodefaults \
         -display none -kernel "$kernel/vmlinuz" -initrd "$work/initrd" \
         -append "console=ttyS0 panic=-1 loglevel=3 test=$1" "${@:2}"
@@ -147,7 +184,7 @@ boot() {
 case ${1-} in
 fetch) fetch ;;
 run)
-    [ -e "$here/kernel/${2-}.sh" ] || die "usage: kernel.sh run modules|roots|initramfs"
+    [ -e "$here/kernel/${2-}.sh" ] || die "usage: kernel.sh run modules|roots|initramfs|slurm"
     boot "$2" -serial stdio </dev/null
     ;;
 shell) boot shell -serial mon:stdio ;;

@@ -7,12 +7,15 @@ use std::process::Command;
 
 use serde::Deserialize;
 use shifter_core::config::Config;
+use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
-use shifter_core::layout::Program;
+use shifter_core::layout::{self, Program};
+use shifter_core::manifest::{self, JobManifest};
 use shifter_core::ssh::JobKeys;
+use shifter_core::trusted;
 
 use crate::child::{self, Terms};
-use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
+use crate::prolog::{Facts, NodeError, Slurm, Tools, fixed_environment, privileged};
 use crate::report;
 use crate::settings::Settings;
 
@@ -63,10 +66,29 @@ pub fn ask(
 
 /// Removes what the job left in the shared state: the task of its first node, of which there is one.
 pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) {
-    if config.shared_state.path.is_some() && facts.slurm.rank() == Some(0) {
+    if config.shared_state.path.is_some()
+        && is_first(&hosts(facts).unwrap_or_default(), &facts.slurm)
+    {
         let request = (&["--forget"][..], FORGET_SECONDS);
         let _ = run(facts, config, settings, tools, request);
     }
+}
+
+/// True on the first of a job's nodes, by those of its manifest where there is one: a slurmd that did not hear
+/// of the job's end is told again, and then Slurm's list has only the nodes that have not ended it.
+fn is_first(hosts: &[HostSlots], slurm: &Slurm) -> bool {
+    match hosts.first() {
+        Some(host) => Some(&host.name) == slurm.node.as_ref(),
+        None => slurm.rank() == Some(0),
+    }
+}
+
+/// Returns the nodes of the manifest with which this one was set up for the job.
+fn hosts(facts: &Facts) -> Option<Vec<HostSlots>> {
+    let bytes = trusted::read(&layout::manifest_file(&facts.job), manifest::SIZE_LIMIT).ok()?;
+    let manifest = JobManifest::parse(&bytes).ok()?;
+    manifest.expect(facts.uid, &facts.job).ok()?;
+    Some(manifest.hosts)
 }
 
 /// Runs the program and returns what it prints; what it complains of goes to the log.
@@ -119,4 +141,34 @@ fn command(
     ]);
     command.args(words);
     Ok(fixed_environment(command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_node_is_the_first_also_when_it_is_told_again() {
+        let slurm = |nodes: &str, node: &str| Slurm {
+            nodes: nodes.into(),
+            cpus: "1(x2)".into(),
+            node: Some(node.into()),
+            ..Slurm::default()
+        };
+        let host = |name: &str| HostSlots {
+            name: name.into(),
+            slots: 1,
+        };
+        let hosts = [host("n1"), host("n2")];
+        for (nodes, node, expected, alone) in [
+            ("n[1-2]", "n1", true, true),
+            ("n[1-2]", "n2", false, false),
+            ("n1", "n1", true, false),
+            ("n2", "n2", false, false),
+        ] {
+            let slurm = slurm(nodes, node);
+            assert_eq!(is_first(&hosts, &slurm), expected, "{nodes} {node}");
+            assert_eq!(is_first(&[], &slurm), alone, "{nodes} {node}");
+        }
+    }
 }

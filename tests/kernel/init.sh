@@ -9,7 +9,10 @@ if [ "${1-}" != second ] && [ "${test-}" != initramfs ]; then
     /bin/busybox mkdir /new
     /bin/busybox mount -t tmpfs -o mode=0755 root /new
     cd /
-    /bin/busybox cp -a bin etc home lib opt scratch test tmp var init /new/
+    # Only with Slurm is there a /usr, and with it programs that are linked.
+    for dir in bin etc home lib lib64 opt scratch test tmp usr var init; do
+        [ ! -e $dir ] || /bin/busybox cp -a $dir /new/
+    done
     /bin/busybox mkdir /new/dev /new/proc /new/run /new/sys
     exec /bin/busybox switch_root /new /init second
 fi
