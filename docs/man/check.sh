@@ -53,11 +53,11 @@ compare() {
 compare "shifter: parser and help" "$(parsed node-setup/src/options.rs)" \
     "$(help node-setup/src/options.rs | options)" -n --entry
 compare "setupRoot: parser and help" "$(parsed node-setup/src/bin/setupRoot.rs)" \
-    "$(help node-setup/src/bin/setupRoot.rs | options)" -h --help
+    "$(help node-setup/src/bin/setupRoot.rs | options)"
 compare "unsetupRoot: parser and help" "$(parsed node-setup/src/bin/unsetupRoot.rs)" \
-    "$(help node-setup/src/bin/unsetupRoot.rs | options)" -h --help
+    "$(help node-setup/src/bin/unsetupRoot.rs | options)"
 compare "startSshd: parser and help" "$(parsed node-setup/src/bin/startSshd.rs)" \
-    "$(help node-setup/src/bin/startSshd.rs | options)" -h --help
+    "$(help node-setup/src/bin/startSshd.rs | options)"
 compare "shifterimg: parser and help" "$(parsed image-manager/src/cli/args.rs)" \
     "$(help image-manager/src/cli/args.rs | options)" -h -q -V
 
@@ -69,11 +69,11 @@ for tool in config_cli doctor/mod ps/mod; do
         "$(help "site-tools/src/$tool.rs" | options)"
 done
 
-# Everything that works is in the page, advertised or not.
+# Everything that works is in the page, advertised or not. Root's programs have --help in common.
 compare "shifter(1)" "$(parsed node-setup/src/options.rs)" "$(defined shifter.1)"
-compare "setupRoot(8)" "$(parsed node-setup/src/bin/setupRoot.rs)" "$(defined setupRoot.8)"
-compare "unsetupRoot(8)" "$(parsed node-setup/src/bin/unsetupRoot.rs)" "$(defined unsetupRoot.8)"
-compare "startSshd(8)" "$(parsed node-setup/src/bin/startSshd.rs)" "$(defined startSshd.8)"
+compare "setupRoot(8)" "$(parsed node-setup/src/bin/setupRoot.rs)" "$(defined setupRoot.8)" -h --help
+compare "unsetupRoot(8)" "$(parsed node-setup/src/bin/unsetupRoot.rs)" "$(defined unsetupRoot.8)" -h --help
+compare "startSshd(8)" "$(parsed node-setup/src/bin/startSshd.rs)" "$(defined startSshd.8)" -h --help
 compare "shifterimg(1)" "$(parsed image-manager/src/cli/args.rs)" "$(defined shifterimg.1)"
 compare "shifter-config(8)" "$(parsed site-tools/src/config_cli.rs)" "$(defined shifter-config.8)"
 compare "shifter-doctor(8)" "$(parsed site-tools/src/doctor/mod.rs)" "$(defined shifter-doctor.8)"
