@@ -10,24 +10,19 @@ mod run;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use shifter_tests::call::{Call, wait_for};
-use shifter_tests::product::Product;
+use shifter_tests::call::wait_for;
 use shifter_tests::report;
+use shifter_tests::shared::{self, share};
 use shifter_tests::snapshot::Snapshot;
 use shifter_tests::syslog::Syslog;
-use shifter_tests::world::User;
 
 use crate::bench::Bench;
 use plan::{Plan, Restart};
 
 const NODES: usize = 4;
-
-/// Where all nodes meet.
-const STATE: &str = "/var/lib/shifter/state";
 
 /// A directory of each node's own.
 const METRICS: &str = "/run/metrics";
@@ -49,7 +44,7 @@ fn cluster_soak_leaves_nothing_and_all_of_it_is_in_the_books() -> Result<()> {
 fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
     let mut bench = Bench::start_with(|product, options| {
         options.nodes = NODES;
-        configure(product)
+        share(product, &format!("[metrics]\ntextfile = '{METRICS}'\n"))
     })?;
     let mut logs = Vec::new();
     for node in bench.cluster.nodes() {
@@ -78,7 +73,7 @@ fn soak(seed: u64, plans: &[Plan]) -> Result<()> {
         let mut parts = path.split(['/', '.']);
         parts.any(|part| disturbed.contains(part))
     };
-    let shared: Vec<String> = shared()?
+    let shared: Vec<String> = shared::left()?
         .into_iter()
         .filter(|path| !is_disturbed(path))
         .collect();
@@ -134,24 +129,6 @@ fn tear_down(bench: &Bench, disturbed: &BTreeSet<&str>) -> Result<BTreeSet<Strin
         }
     }
     Ok(found)
-}
-
-/// Lets nodes tell each other who users are, and count what they do.
-fn configure(product: &Product) -> Result<()> {
-    let owner = User::Shifter.uid();
-    Call::new(["rm", "-rf", STATE]).ok()?;
-    fs::create_dir(STATE)?;
-    fs::set_permissions(STATE, fs::Permissions::from_mode(0o700))?;
-    chown(STATE, Some(owner), Some(owner))?;
-    product.configure(&format!(
-        "[shared_state]\npath = '{STATE}'\nowner = {owner}\n[metrics]\ntextfile = '{METRICS}'\n"
-    ))
-}
-
-/// Lists what is left of jobs in the shared state.
-fn shared() -> Result<Vec<String>> {
-    let find = ["find", STATE, "-mindepth", "2", "-printf", "%P\n"];
-    Ok(Call::new(find).ok()?.lines().map(str::to_owned).collect())
 }
 
 /// Lists the namespaces in which processes are.

@@ -15,6 +15,7 @@ pub mod product;
 pub mod registry;
 pub mod report;
 pub mod sandbox;
+pub mod shared;
 pub mod skip;
 pub mod snapshot;
 pub mod syslog;

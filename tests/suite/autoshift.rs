@@ -8,26 +8,8 @@ use shifter_tests::image::Recipe;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::{Bench, stored_as};
+use crate::node::roots::{STATUS, ensure_only_alice};
 use crate::node::secure::compile;
-
-/// What shows who a process is and what it may do.
-const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
-
-fn ensure_only_alice(status: &str) -> Result<()> {
-    for line in status.lines() {
-        let (key, values) = line.split_once(':').unwrap_or_default();
-        let values: Vec<&str> = values.split_whitespace().collect();
-        let expected: &[&str] = match key {
-            "Uid" | "Gid" => &["2001"; 4],
-            "Groups" => &["2001", "2100"],
-            "NoNewPrivs" => &["1"],
-            _ => &["0000000000000000"],
-        };
-        ensure!(values == expected, "{line}");
-    }
-    ensure!(status.lines().count() == 9, "{status}");
-    Ok(())
-}
 
 #[test]
 fn cluster_s14_autoshift_tasks_are_their_user_and_nothing_more() -> Result<()> {

@@ -5,7 +5,6 @@
 //! login host another; none caches anything. Of the users' account files the nodes know nothing.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Child;
 use std::time::Instant;
 
@@ -13,12 +12,11 @@ use anyhow::{Context, Result, ensure};
 use shifter_tests::call::{Call, wait_for};
 use shifter_tests::cluster::{Cluster, Node};
 use shifter_tests::product::{CONFIG, Product};
+use shifter_tests::shared::{self, STATE, share};
 use shifter_tests::snapshot::Snapshot;
-use shifter_tests::world::User::{self, Alice};
+use shifter_tests::world::User::Alice;
 
 use crate::bench::{self, Bench};
-
-const STATE: &str = "/var/lib/shifter/state";
 
 const LOG: &str = "/var/log/slurm/slapd.log";
 
@@ -132,24 +130,6 @@ fn serve(node: &Node) -> Result<Child> {
         .start(&format!("/var/log/slurm/nslcd.{}.out", node.name()))
 }
 
-/// Makes the directory for the shared state and says so in the configuration.
-fn share(product: &Product) -> Result<()> {
-    let owner = User::Shifter.uid();
-    Call::new(["rm", "-rf", STATE]).ok()?;
-    fs::create_dir(STATE)?;
-    fs::set_permissions(STATE, fs::Permissions::from_mode(0o700))?;
-    chown(STATE, Some(owner), Some(owner))?;
-    product.configure(&format!(
-        "[shared_state]\npath = '{STATE}'\nowner = {owner}\n"
-    ))
-}
-
-/// Lists what is left of jobs in the shared state.
-fn shared() -> Result<Vec<String>> {
-    let find = ["find", STATE, "-mindepth", "2", "-printf", "%P\n"];
-    Ok(Call::new(find).ok()?.lines().map(str::to_owned).collect())
-}
-
 fn start(nodes: usize, slurm_conf: &str) -> Result<(Bench, Directory)> {
     fs::write("/etc/nslcd.conf", NSLCD_CONF)?;
     let mut bench = Bench::start_with(|_, options| {
@@ -191,13 +171,13 @@ fn ensure_one_node_asks(slurm_conf: &str) -> Result<()> {
             "without shared state: {each} searches, {one} for one node"
         );
     }
-    share(&bench.product)?;
+    share(&bench.product, "")?;
     let together = searches(NODES, true)? - plain;
     ensure!(
         together <= one,
         "{together} searches for {NODES} nodes, {one} for one node"
     );
-    let left = shared()?;
+    let left = shared::left()?;
     ensure!(left.is_empty(), "{left:?}");
     // And all know the same of the user: what Slurm does not.
     let groups = run(&bench, NODES, true, &["cat", "/etc/group"])?;
@@ -237,7 +217,7 @@ fn next_job(bench: &Bench) -> Result<u32> {
 #[test]
 fn cluster_identity_needs_no_shared_state_that_works() -> Result<()> {
     let bench = Bench::start()?;
-    share(&bench.product)?;
+    share(&bench.product, "")?;
     let breakages = [
         ("chmod 0750", "lets others in"),
         ("chmod 0500", "Permission denied"),
@@ -250,7 +230,7 @@ fn cluster_identity_needs_no_shared_state_that_works() -> Result<()> {
         // Once a node, and nowhere but there.
         let said = logged(&bench, reason);
         ensure!(said.len() == 2, "{breakage}: {said:?}");
-        share(&bench.product)?;
+        share(&bench.product, "")?;
     }
     bench.ensure_clean()
 }
@@ -259,7 +239,7 @@ fn cluster_identity_needs_no_shared_state_that_works() -> Result<()> {
 #[ignore = "takes half a minute: make test-long"]
 fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result<()> {
     let bench = Bench::start()?;
-    share(&bench.product)?;
+    share(&bench.product, "")?;
     let config = fs::read_to_string(CONFIG)? + "wait_secs = 1\n";
     bench.product.configure_with(&config)?;
     for node in bench.cluster.nodes() {
@@ -290,7 +270,7 @@ fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result
 #[test]
 fn cluster_identity_of_an_earlier_job_is_no_later_ones() -> Result<()> {
     let bench = Bench::start()?;
-    share(&bench.product)?;
+    share(&bench.product, "")?;
     // Bob's, under the id of the job that comes next.
     let job = next_job(&bench)?;
     let forge = "
@@ -314,20 +294,20 @@ fn cluster_identity_of_an_earlier_job_is_no_later_ones() -> Result<()> {
         "it is for uid '2002' and the batch system says '2001'",
     );
     ensure!(!said.is_empty(), "{}", bench.cluster.node("n1")?.log());
-    ensure!(shared()?.is_empty(), "{:?}", shared()?);
+    ensure!(shared::left()?.is_empty(), "{:?}", shared::left()?);
     bench.ensure_clean()
 }
 
 #[test]
 fn cluster_identity_of_a_requeued_run_is_removed_with_it() -> Result<()> {
     let bench = Bench::start()?;
-    share(&bench.product)?;
+    share(&bench.product, "")?;
     let options = ["-N2", "--requeue", &bench.a.option()];
     let job = bench
         .cluster
         .submit(Alice, &options, "echo started; sleep 60")?;
     job.wait_for_output("started")?;
-    let names = shared()?;
+    let names = shared::left()?;
     let all = names
         .iter()
         .map(|name| name.trim_start_matches("testbed/").to_owned());
@@ -338,7 +318,7 @@ fn cluster_identity_of_a_requeued_run_is_removed_with_it() -> Result<()> {
     ensure!(all == files, "{names:?}");
     Call::new(["scontrol", "requeue", job.id()]).ok()?;
     wait_for("nothing left of the first run", 20, || {
-        Ok(shared()?.is_empty().then_some(()))
+        Ok(shared::left()?.is_empty().then_some(()))
     })?;
     job.cancel()?;
     bench.ensure_clean()
@@ -348,7 +328,7 @@ fn cluster_identity_of_a_requeued_run_is_removed_with_it() -> Result<()> {
 fn privileged_identity_is_told_whatever_killed_the_writer() -> Result<()> {
     let _turn = bench::turn()?;
     let product = Product::install()?;
-    share(&product)?;
+    share(&product, "")?;
     let program = product.path("lib/shifter/shifter-identity");
     let ask = |job: u32, rank: u32| {
         format!("{program} --cluster=c --job={job} --restart=0 --uid=2001 --gid=2001 --rank={rank}")
@@ -393,7 +373,7 @@ fn privileged_identity_is_told_whatever_killed_the_writer() -> Result<()> {
     for job in 1..=jobs {
         Call::shell(&ask(job, 0).replace("--rank=0", "--forget")).ok()?;
     }
-    let left = shared()?;
+    let left = shared::left()?;
     ensure!(left.iter().all(|name| name.contains(".new-")), "{left:?}");
     // What the dead left is old one day, and any start removes it.
     Call::shell(&format!(
@@ -402,6 +382,6 @@ fn privileged_identity_is_told_whatever_killed_the_writer() -> Result<()> {
     .ok()?;
     Call::shell(&ask(0, 0)).ok()?;
     Call::shell(&ask(0, 0).replace("--rank=0", "--forget")).ok()?;
-    ensure!(shared()?.is_empty(), "{:?}", shared()?);
+    ensure!(shared::left()?.is_empty(), "{:?}", shared::left()?);
     Ok(())
 }

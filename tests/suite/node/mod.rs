@@ -28,7 +28,7 @@ mod node_cache;
 mod preload;
 mod refuse;
 mod rootless;
-mod roots;
+pub mod roots;
 pub mod secure;
 mod secure_accounts;
 mod secure_config;

@@ -264,13 +264,11 @@ fn privileged_environment_directory_and_command() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn privileged_s14_the_task_is_its_user_and_nothing_more() -> Result<()> {
-    let site = Site::prepare()?;
-    let status = site.script(
-        &[],
-        "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status",
-    )?;
+/// What shows who a process is and what it may do.
+pub const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
+
+/// Fails unless that shows alice and nothing more.
+pub fn ensure_only_alice(status: &str) -> Result<()> {
     for line in status.lines() {
         let (key, values) = line.split_once(':').unwrap_or_default();
         let values: Vec<&str> = values.split_whitespace().collect();
@@ -283,6 +281,13 @@ fn privileged_s14_the_task_is_its_user_and_nothing_more() -> Result<()> {
         ensure!(values == expected, "{line}");
     }
     ensure!(status.lines().count() == 9, "{status}");
+    Ok(())
+}
+
+#[test]
+fn privileged_s14_the_task_is_its_user_and_nothing_more() -> Result<()> {
+    let site = Site::prepare()?;
+    ensure_only_alice(&site.script(&[], STATUS)?)?;
     let canary = "cat /proc/1/root/etc/shadow /proc/self/root/../etc/shadow 2>&1; ls /run/shifter 2>&1; true";
     let seen = site.script(&[], canary)?;
     ensure!(
