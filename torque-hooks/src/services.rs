@@ -22,6 +22,7 @@ use node_setup::error::{Context, Error};
 use node_setup::{kmod, lookup, state};
 use rustix::fs::{CWD, FlockOperation};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use shifter_core::chain;
 use shifter_core::config::{Config, Service};
 use shifter_core::ids::JobId;
 use shifter_core::trusted::{self, TrustError};
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 use crate::outside;
 use crate::resolve::AS_USER;
+use crate::say::{self, Weight};
 
 const DIR: &str = "/run/shifter-services";
 
@@ -263,12 +265,21 @@ fn end(known: &'static Known) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Reads nscd's databases on the launch node; those that are not there are left out.
+/// Reads nscd's databases on the launch node; those that are not there are left out, and those that
+/// cannot be handed on with a word in the log: the nodes then look accounts up for themselves.
 pub fn own_caches() -> Vec<(&'static str, Vec<u8>)> {
-    let read = |(name, path): (&'static str, &str)| {
-        let limit = shifter_core::manifest::SIZE_LIMIT;
-        let bytes = trusted::read(Path::new(path), limit);
-        bytes.ok().map(|bytes| (name, bytes))
+    let read = |(name, path): (&'static str, &str)| match trusted::read(
+        Path::new(path),
+        shifter_core::manifest::SIZE_LIMIT,
+    ) {
+        Ok(bytes) => Some((name, bytes)),
+        Err(TrustError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            None
+        }
+        Err(error) => {
+            say::log(Weight::Warning, &chain::line(&error));
+            None
+        }
     };
     CACHES.into_iter().filter_map(read).collect()
 }
