@@ -466,7 +466,7 @@ fn configure(options: &Options) -> Result<()> {
          SlurmdTimeout=60\n\
          KillWait=2\n\
          MinJobAge=300\n\
-         SchedulerParameters=sched_interval=2,batch_sched_delay=0\n\
+         SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=1\n\
          SlurmdParameters=config_overrides\n\
          UsePAM=0\n\
          NodeName=n[1-{count}] NodeAddr={nodes} Port=[{}-{}] CPUs=16 RealMemory=4000 State=UNKNOWN\n\
