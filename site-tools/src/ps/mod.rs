@@ -128,6 +128,8 @@ fn container(
     group.sort_by_key(|process| (process.start_ticks, process.pid));
     let oldest = group.first()?;
     let user = user_name(passwd, oldest.uid).unwrap_or_else(|| oldest.uid.to_string());
+    // Before its environment: one that is just becoming its command has that with it.
+    let command = oldest.command();
     Some(Container {
         namespace: oldest.namespace,
         uid: oldest.uid,
@@ -137,7 +139,7 @@ fn container(
             .iter()
             .find_map(|process| process.image(own_uid))
             .map(|image| sanitize::text(&image)),
-        command: sanitize::text(&oldest.command()),
+        command: sanitize::text(&command),
         started: clock.seconds(oldest.start_ticks),
         pids: group.iter().map(|process| process.pid).collect(),
     })
