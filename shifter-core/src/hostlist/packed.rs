@@ -81,27 +81,21 @@ impl<'a> Numbered<'a> {
 
     /// Returns the name that comes so many steps later.
     fn name(&self, step: u64) -> String {
-        let Self {
-            before,
-            number,
-            width,
-            after,
-        } = self;
-        format!("{before}{:0width$}{after}", number + step)
+        self.between(&self.digits(step))
     }
 
     /// Returns this name and as many that come after it, as [`expand`] reads them.
     fn range(&self, more: u64) -> String {
-        let Self {
-            before,
-            number,
-            width,
-            after,
-        } = self;
-        format!(
-            "{before}[{number:0width$}-{:0width$}]{after}",
-            number + more
-        )
+        self.between(&format!("[{}-{}]", self.digits(0), self.digits(more)))
+    }
+
+    fn digits(&self, step: u64) -> String {
+        let (number, width) = (self.number + step, self.width);
+        format!("{number:0width$}")
+    }
+
+    fn between(&self, middle: &str) -> String {
+        format!("{}{middle}{}", self.before, self.after)
     }
 }
 

@@ -118,6 +118,18 @@ impl Site {
     }
 }
 
+/// One process on each of two nodes, in a container by the command.
+const BY_COMMAND: [&str; 8] = [
+    "-q",
+    "-n",
+    "2",
+    "-N",
+    "1",
+    "-b",
+    "--",
+    "/opt/shifter/bin/shifter",
+];
+
 #[test]
 fn privileged_alps_job_lands_in_its_container_on_every_node_of_its_reservation() -> Result<()> {
     let site = Site::start(&[20, 21, 22])?;
@@ -148,19 +160,9 @@ fn privileged_alps_job_lands_in_its_container_on_every_node_of_its_reservation()
         expected.sort_unstable();
         ensure!(lines == expected, "{tool}: {ran}");
         // The same container, by the command, where the system's root is.
-        let words = [
-            "-q",
-            "-n",
-            "2",
-            "-N",
-            "1",
-            "-b",
-            "--",
-            "/opt/shifter/bin/shifter",
-        ];
         let joined = site.cray.aprun(
             &job,
-            &[&words[..], &["cat", "/etc/marker", "/var/hostsfile"]].concat(),
+            &[&BY_COMMAND[..], &["cat", "/etc/marker", "/var/hostsfile"]].concat(),
         )?;
         let joined = joined.env("CRAY_ROOTFS", "DSL").output()?.success()?;
         let hosts = "tiny\nnid00020\nnid00020\nnid00021\nnid00021\n";
@@ -202,17 +204,7 @@ fn privileged_alps_job_without_an_image_leaves_no_container_that_aprun_started()
         // It outlives its rank, forgets its environment, and does not heed a signal.
         let script = "setsid env -i sh -c 'trap \"\" TERM; while :; do sleep 1000; done' \
                       >/dev/null 2>&1 </dev/null & cat /etc/marker";
-        let words = [
-            "-q",
-            "-n",
-            "2",
-            "-N",
-            "1",
-            "-b",
-            "--",
-            "/opt/shifter/bin/shifter",
-        ];
-        let words = [&words[..], &["--image=tiny", "sh", "-c", script]].concat();
+        let words = [&BY_COMMAND[..], &["--image=tiny", "sh", "-c", script]].concat();
         let ran = site.cray.aprun(&job, &words)?.env("CRAY_ROOTFS", "DSL");
         let ran = ran.output()?.success()?;
         ensure!(ran.stdout == "tiny\ntiny\n", "{ran}");
