@@ -39,6 +39,7 @@ enum Target {
     Autoshift,
     Ccm,
     Sshd,
+    Entrypoint,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -68,7 +69,7 @@ pub enum HasValue {
 
 /// The options, in the order in which `--help` shows them: one line of 80 characters each, that
 /// tells whose they are among those of other plugins.
-pub const SPECS: [Spec; 7] = [
+pub const SPECS: [Spec; 8] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -118,6 +119,13 @@ pub const SPECS: [Spec; 7] = [
         usage: c"Shifter: the host as container, on whole nodes",
         target: Target::Ccm,
     },
+    Spec {
+        name: c"entrypoint",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"Shifter: start commands by the image's entry point",
+        target: Target::Entrypoint,
+    },
 ];
 
 /// Everything given, in the order given.
@@ -135,6 +143,8 @@ pub struct RawOptions {
     pub ccm: bool,
     /// The last `--sshd`.
     pub sshd: Option<bool>,
+    /// The last `--entrypoint`.
+    pub entrypoint: Option<bool>,
     bytes: usize,
 }
 
@@ -148,6 +158,7 @@ impl RawOptions {
             autoshift: None,
             ccm: false,
             sshd: None,
+            entrypoint: None,
             bytes: 0,
         }
     }
@@ -176,6 +187,7 @@ impl RawOptions {
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
             Target::Ccm => self.ccm = true,
             Target::Sshd => self.sshd = Some(switch(value, name)?),
+            Target::Entrypoint => self.entrypoint = Some(switch(value, name)?),
         }
         Ok(())
     }
@@ -193,6 +205,8 @@ pub struct StepOptions {
     pub image: bool,
     /// The value of `--autoshift`.
     pub autoshift: Option<bool>,
+    /// The value of `--entrypoint`.
+    pub entrypoint: Option<bool>,
 }
 
 impl StepOptions {
@@ -201,6 +215,7 @@ impl StepOptions {
         Self {
             image: false,
             autoshift: None,
+            entrypoint: None,
         }
     }
 
@@ -209,6 +224,7 @@ impl StepOptions {
         match spec(number).map(|spec| spec.target) {
             Some(Target::Image) => self.image = true,
             Some(Target::Autoshift) => self.autoshift = switch(value, "").ok(),
+            Some(Target::Entrypoint) => self.entrypoint = switch(value, "").ok(),
             _ => {}
         }
     }
@@ -307,13 +323,18 @@ mod tests {
             options
                 .iter()
                 .for_each(|(number, value)| step.add(*number, value));
-            (step.image, step.autoshift)
+            (step.image, step.autoshift, step.entrypoint)
         };
-        assert_eq!(given(&[]), (false, None));
-        assert_eq!(given(&[(0, b"x"), (4, b"m")]), (true, None));
-        assert_eq!(given(&[(1, b"")]), (false, Some(true)));
-        assert_eq!(given(&[(1, b"no"), (9, b"")]), (false, Some(false)));
-        assert_eq!(given(&[(1, b"\xff")]), (false, None));
+        assert_eq!(given(&[]), (false, None, None));
+        assert_eq!(given(&[(0, b"x"), (4, b"m")]), (true, None, None));
+        assert_eq!(given(&[(1, b"")]), (false, Some(true), None));
+        assert_eq!(given(&[(1, b"no"), (9, b"")]), (false, Some(false), None));
+        assert_eq!(given(&[(1, b"\xff")]), (false, None, None));
+        assert_eq!(
+            given(&[(7, b""), (1, b"")]),
+            (false, Some(true), Some(true))
+        );
+        assert_eq!(given(&[(7, b"no")]), (false, None, Some(false)));
     }
 
     proptest! {

@@ -98,6 +98,7 @@ fn cluster_options_in_the_script() -> Result<()> {
         "--module=NAME[,..]",
         "--sshd=[yes|no]",
         "--ccm",
+        "--entrypoint=[yes|no]",
     ];
     ensure!(options == expected, "{help}");
     bench.ensure_clean()
