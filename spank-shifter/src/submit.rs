@@ -23,7 +23,7 @@ use crate::child::{self, ChildError, Terms};
 use crate::options::RawOptions;
 use crate::pins::{self, PinError, Pins};
 use crate::settings::Settings;
-use crate::steps;
+use crate::{ssh, steps};
 
 /// Says why a job is not submitted.
 #[derive(Debug, Error)]
@@ -263,8 +263,8 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
-        let site_decides = tools.config.ssh.enable == SshJobs::Always;
-        if asks_ssh && !job.modes.ssh.unwrap_or(site_decides) {
+        let unasked = ssh::comes_unasked(tools.config, job.modes);
+        if asks_ssh && !job.modes.ssh.unwrap_or(unasked) {
             return Err(SubmitError::NoSshInJob);
         }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
