@@ -93,17 +93,14 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
         }
         Context::Remote => {}
         Context::Slurmd => {
-            for arg in &settings.unknown {
-                log(
-                    Level::Error,
-                    &format!("shifter: ignoring '{arg}' in plugstack.conf"),
-                );
+            for line in settings.complaints() {
+                log(Level::Error, &line);
             }
             return OK;
         }
         _ => return OK,
     }
-    if !spank.register_options() {
+    if !spank.register_options(settings.has_long_options) {
         log(Level::Error, "shifter: cannot register options with Slurm");
     }
     OK

@@ -13,7 +13,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::context::{Callback, Context, Level};
-use crate::options::{HasValue, LIMIT, SPECS};
+use crate::options::{self, HasValue, LIMIT};
 use crate::{callbacks, version};
 
 #[allow(
@@ -207,17 +207,17 @@ impl Spank {
     }
 
     /// Tells Slurm of our options.
-    pub fn register_options(&self) -> bool {
-        SPECS.iter().zip(0..).all(|(spec, number)| {
+    pub fn register_options(&self, has_long_names: bool) -> bool {
+        options::names(has_long_names).all(|(name, usage, number, spec)| {
             // C's structure has no const; Slurm copies the strings and changes nothing.
             let value = match spec.has_value {
                 HasValue::No => std::ptr::null(),
                 HasValue::Yes | HasValue::Maybe => spec.value.as_ptr(),
             };
             let mut option = sys::spank_option {
-                name: spec.name.as_ptr().cast_mut(),
+                name: name.as_ptr().cast_mut(),
                 arginfo: value.cast_mut(),
-                usage: spec.usage.as_ptr().cast_mut(),
+                usage: usage.as_ptr().cast_mut(),
                 has_arg: spec.has_value as c_int,
                 val: number,
                 cb: Some(option_given),

@@ -69,7 +69,7 @@ pub enum HasValue {
 
 /// The options, in the order in which `--help` shows them: one line of 80 characters each, that
 /// tells whose they are among those of other plugins.
-pub const SPECS: [Spec; 8] = [
+static SPECS: [Spec; 8] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -127,6 +127,26 @@ pub const SPECS: [Spec; 8] = [
         target: Target::Entrypoint,
     },
 ];
+
+/// Longer names, which the C Shifter's options have where a site wants it: each with the place of the
+/// option in [`SPECS`].
+const LONG_NAMES: [(&CStr, i32, &CStr); 3] = [
+    (c"shifter.image", 0, c"Shifter: the same as --image"),
+    (c"shifter.volume", 2, c"Shifter: the same as --volume"),
+    (c"shifter.module", 4, c"Shifter: the same as --module"),
+];
+
+/// Returns all names of options, as Slurm is told of them: with the line of `--help`, and what they set.
+pub fn names(
+    has_long_ones: bool,
+) -> impl Iterator<Item = (&'static CStr, &'static CStr, i32, &'static Spec)> {
+    let own = SPECS.iter().zip(0..);
+    let own = own.map(|(spec, number)| (spec.name, spec.usage, number, spec));
+    let long = LONG_NAMES.iter().filter(move |_| has_long_ones);
+    let long =
+        long.filter_map(|(name, number, usage)| Some((*name, *usage, *number, spec(*number)?)));
+    own.chain(long)
+}
 
 /// Everything given, in the order given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -239,7 +259,7 @@ fn switch(value: &[u8], name: &'static str) -> Result<bool, OptionError> {
 }
 
 fn spec(number: i32) -> Option<&'static Spec> {
-    const { &SPECS }.get(usize::try_from(number).ok()?)
+    SPECS.get(usize::try_from(number).ok()?)
 }
 
 #[cfg(test)]
@@ -261,6 +281,25 @@ mod tests {
                 "{usage}"
             );
         }
+    }
+
+    #[test]
+    fn longer_names_set_the_same() {
+        let sets = |wanted: &CStr| {
+            let found = names(true).find(|(name, ..)| *name == wanted);
+            found.map(|(.., number, spec)| (number, spec.target))
+        };
+        for (long, short) in [
+            (c"shifter.image", c"image"),
+            (c"shifter.volume", c"volume"),
+            (c"shifter.module", c"module"),
+        ] {
+            assert!(
+                sets(long).is_some() && sets(long) == sets(short),
+                "{long:?}"
+            );
+        }
+        assert_eq!(names(false).count(), SPECS.len());
     }
 
     #[test]
