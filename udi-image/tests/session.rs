@@ -9,6 +9,8 @@ use russh::ChannelMsg;
 use russh::client::{Config, Handle, Handler, connect_stream};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use rustix::process::{Pid, test_kill_process};
+use udi_image::client::{self, ClientError, FAILED};
+use udi_image::options::Options;
 use udi_image::terms::Terms;
 use udi_image::{keys, server};
 
@@ -45,11 +47,59 @@ impl Site {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+
+    /// What root places in a container, after what users have for every host.
+    fn config(&self, of_user: &str) -> PathBuf {
+        let host_key = std::fs::read_to_string(self.path("host.pub")).unwrap();
+        std::fs::write(self.path("known"), format!("job {host_key}\n")).unwrap();
+        let (key, known) = (self.path("user"), self.path("known"));
+        let text = format!(
+            "Host *\n{of_user}\nHost n1\nHostName 127.0.0.1\nPort {}\nUser alice\nIdentityFile {}\n\
+             UserKnownHostsFile {}\nHostKeyAlias job\n",
+            self.port,
+            key.display(),
+            known.display()
+        );
+        let path = self.path("config");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    async fn ssh(&self, of_user: &str, command: &str) -> Result<u8, ClientError> {
+        let config = self.config(of_user).display().to_string();
+        let words = ["-n", "-F", &config, "n1", command].map(String::from);
+        client::run(&Options::parse(words).unwrap()).await
+    }
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap().block_on(work)
+}
+
+#[test]
+fn what_users_have_for_every_host_does_not_hide_the_jobs_key() {
+    block_on(async {
+        let site = Site::start();
+        let other = keys::generate("").unwrap();
+        std::fs::write(site.path("other"), other.private).unwrap();
+        let of_user = format!(
+            "IdentityFile ~/.ssh/id_rsa\nIdentityFile {}\nUserKnownHostsFile /dev/null",
+            site.path("other").display()
+        );
+        assert_eq!(site.ssh(&of_user, "exit 7").await.unwrap(), 7);
+    });
+}
+
+#[test]
+fn what_is_not_started_and_what_breaks_is_told() {
+    block_on(async {
+        let site = Site::start();
+        let refused = site.ssh("", &"x".repeat(200 << 10)).await.unwrap_err();
+        assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+        let killed = site.ssh("", "kill -9 $$").await.unwrap();
+        assert_eq!(killed, FAILED);
+    });
 }
 
 struct Anybody;
