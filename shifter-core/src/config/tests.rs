@@ -1,3 +1,5 @@
+//! Whole configurations: what is accepted, what is refused, and in which words.
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, String> {

@@ -1,3 +1,5 @@
+//! Configurations of C Shifters, whole ones and arbitrary ones.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
