@@ -14,6 +14,8 @@ use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
 
+use crate::sys;
+
 /// A failure: what was attempted, on which object, and why it failed.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -271,7 +273,11 @@ impl Error {
             Error::Reference { source, .. } => source.hint(),
             Error::Manifest(ManifestError::Volume(error)) => error.hint(),
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
-                Some("Linux 5.14 or newer is needed".to_owned())
+                let needed = "Linux 5.14 or newer is needed";
+                Some(match sys::missing_call() {
+                    Some(call) => format!("this kernel has no {call}(2): {needed}"),
+                    None => needed.to_owned(),
+                })
             }
             Error::Step {
                 step: "open file system",
