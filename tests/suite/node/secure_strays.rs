@@ -91,7 +91,13 @@ fn privileged_a_stray_is_asked_to_end_once_and_then_made_to() -> Result<()> {
         Ok((sleeps.code == 0).then_some(()))
     })?;
     let program = guard.site.product.path("sbin/unsetupRoot");
-    let strace = ["strace", "-o", "/tmp/trace", "-e", "trace=pidfd_send_signal"];
+    let strace = [
+        "strace",
+        "-o",
+        "/tmp/trace",
+        "-e",
+        "trace=pidfd_send_signal",
+    ];
     Call::new([&strace[..], &[&*program, "17"]].concat())
         .output()?
         .success()?;
