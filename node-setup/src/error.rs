@@ -15,6 +15,8 @@ use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
 
+use crate::sys;
+
 /// A failure: what was attempted, on which object, and why it failed.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -277,7 +279,11 @@ impl Error {
                 Some("all nodes of a site need the same version of shifter".to_owned())
             }
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
-                Some("Linux 5.14 or newer is needed".to_owned())
+                let needed = "Linux 5.14 or newer is needed";
+                Some(match sys::missing_call() {
+                    Some(call) => format!("this kernel has no {call}(2): {needed}"),
+                    None => needed.to_owned(),
+                })
             }
             Error::Step {
                 step: "open file system",

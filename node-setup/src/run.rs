@@ -33,7 +33,7 @@ use crate::caller::{self, Caller, Place};
 use crate::deadline::Deadline;
 use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
-use crate::image::{self, Found};
+use crate::image::{self, Found, Image};
 use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
@@ -463,7 +463,7 @@ impl Way<'_> {
                 let home = &user.home;
                 match image::open_for_user(config, reference, caller, home, is_rootless, deadline)?
                 {
-                    Found::Image(image) => *image,
+                    Found::Image(image) => called_as_in_job(*image, job),
                     Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
                 }
             }
@@ -545,6 +545,14 @@ impl Way<'_> {
             joined: None,
         })))
     }
+}
+
+/// Gives the job's image, which its variables name by the id, the name that the user gave it.
+fn called_as_in_job(mut image: Image, job: Option<&JobManifest>) -> Image {
+    if let Some(job) = job.filter(|job| job.image.id.to_string() == image.id) {
+        image.reference = job.image.reference.clone();
+    }
+    image
 }
 
 fn join(prepared: Prepared) -> Result<Entered> {

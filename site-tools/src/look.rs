@@ -4,12 +4,34 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use shifter_core::pattern;
-pub(crate) use shifter_core::small::read;
 use shifter_core::trusted::{self, TrustError};
+use shifter_core::{pattern, small};
 
 use crate::output;
+
+/// Who is told which path is looked at.
+static LISTENER: OnceLock<fn(&Path)> = OnceLock::new();
+
+/// Has `listener` told, from now on, of each path before it is looked at.
+pub(crate) fn announce(listener: fn(&Path)) {
+    // The first one stays.
+    let _ = LISTENER.set(listener);
+}
+
+/// Says that this path is looked at now: nobody knows whether it answers.
+pub(crate) fn at(path: &Path) {
+    if let Some(listener) = LISTENER.get() {
+        listener(path);
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes.
+pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    at(path);
+    small::read(path, limit)
+}
 
 /// Reads a file of the kernel or of the system as text; what cannot be read is empty.
 pub(crate) fn text(path: impl AsRef<Path>) -> String {
@@ -21,6 +43,7 @@ pub(crate) fn text(path: impl AsRef<Path>) -> String {
 /// Judges a file or directory and everything above it: it may belong to root or `owners` and to
 /// nobody else, and nobody else may write it. Says what is wrong and the way out.
 pub(crate) fn trust(path: &Path, owners: &[u32]) -> Result<PathBuf, (String, String)> {
+    at(path);
     let owners = [&[0], owners].concat();
     trusted::audit(path, &owners).map_err(|error| {
         let hint = match &error {
@@ -82,6 +105,7 @@ pub(crate) fn ids(status: &str) -> Option<(u32, u32)> {
 /// Lists the names that match a pattern in which `*` is any text and `?` any character, sorted.
 /// Names that begin with a dot match only a pattern that does.
 pub(crate) fn expand(dir: &Path, pattern: &str) -> io::Result<Vec<PathBuf>> {
+    at(dir);
     let mut names = Vec::new();
     for entry in dir.read_dir()? {
         let name = entry?.file_name().to_string_lossy().into_owned();
