@@ -7,6 +7,7 @@ pub mod caller;
 pub mod child;
 pub mod deadline;
 pub mod drop;
+pub mod entry;
 pub mod error;
 pub mod etc;
 pub mod filesystem;
