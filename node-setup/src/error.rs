@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use shifter_core::chain;
 use shifter_core::config::ConfigError;
 use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
@@ -13,6 +14,8 @@ pub use shifter_core::sanitize::plain;
 use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
+
+use crate::sys;
 
 /// A failure: what was attempted, on which object, and why it failed.
 #[derive(Debug, Error)]
@@ -215,6 +218,8 @@ impl Error {
             Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
                 ExitCode::Usage
             }
+            // No user can help it, and it would meet every job on this node.
+            Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
@@ -270,8 +275,15 @@ impl Error {
             Error::Volumes(error) => error.hint(),
             Error::Reference { source, .. } => source.hint(),
             Error::Manifest(ManifestError::Volume(error)) => error.hint(),
+            Error::Manifest(ManifestError::Newer(_)) => {
+                Some("all nodes of a site need the same version of shifter".to_owned())
+            }
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
-                Some("Linux 5.14 or newer is needed".to_owned())
+                let needed = "Linux 5.14 or newer is needed";
+                Some(match sys::missing_call() {
+                    Some(call) => format!("this kernel has no {call}(2): {needed}"),
+                    None => needed.to_owned(),
+                })
             }
             Error::Step {
                 step: "open file system",
@@ -287,14 +299,7 @@ impl Error {
 
     /// Writes the message and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        plain(text)
+        chain::line(self)
     }
 }
 
@@ -377,5 +382,14 @@ mod tests {
         );
         assert_eq!(hint("id:00"), None);
         assert_eq!(hint("custom:mine:latest"), None);
+    }
+
+    #[test]
+    fn a_node_that_is_too_old_is_at_fault_and_not_the_user() {
+        let error = Error::Manifest(ManifestError::Newer(9));
+        assert!(!error.exit_code().is_users_mistake());
+        assert!(error.hint().is_some());
+        let forged = Error::Manifest(ManifestError::Field { field: "cluster" });
+        assert!(forged.exit_code().is_users_mistake());
     }
 }

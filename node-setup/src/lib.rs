@@ -2,6 +2,7 @@
 //!
 //! Everything here is single-threaded: identities are per thread in the kernel.
 
+pub mod abandoned;
 pub mod caller;
 pub mod child;
 pub mod deadline;

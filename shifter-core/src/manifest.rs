@@ -4,6 +4,8 @@
 //! one JSON object of at most 1 MiB. What in it came from a user is judged again by the reader:
 //! deserialising proves form, never permission.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -13,8 +15,11 @@ use crate::ids::{ImageId, JobId};
 use crate::ssh::JobKeys;
 use crate::volmap::{Origin, VolumeError, VolumeMap};
 
-/// The only schema this version reads and writes.
-pub const SCHEMA: u32 = 1;
+/// The schema this version writes: 2 since hosts are written as ranges.
+pub const SCHEMA: u32 = 2;
+
+/// The oldest schema this version reads: jobs that began before an update end after it.
+const OLDEST_SCHEMA: u32 = 1;
 
 /// Bytes a manifest may have.
 pub const SIZE_LIMIT: u64 = 1 << 20;
@@ -31,9 +36,12 @@ pub enum ManifestError {
     /// It is not JSON of the expected shape.
     #[error("the job manifest cannot be read")]
     Malformed(#[from] serde_json::Error),
-    /// Another version wrote it.
-    #[error("the job manifest has schema {0} and this program reads {SCHEMA}")]
-    Schema(u32),
+    /// A newer version wrote it.
+    #[error(
+        "the job manifest was written by a newer version of shifter: it has schema {0}, and this \
+         program reads {OLDEST_SCHEMA} to {SCHEMA}"
+    )]
+    Newer(u32),
     /// A field is not what it must be.
     #[error("the job manifest's {field} is not well-formed")]
     Field {
@@ -83,7 +91,7 @@ pub struct Modes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobManifest {
-    /// [`SCHEMA`].
+    /// [`SCHEMA`], also where an older one was read.
     pub schema: u32,
     /// Name of the cluster.
     pub cluster: String,
@@ -113,7 +121,53 @@ pub struct JobManifest {
     pub ssh: Option<JobKeys>,
 }
 
+/// One start of a job. Batch systems start a job again under its id, and one that was set up anew
+/// gives ids out again. As text `UID:RESTART:CREATED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The job's owner.
+    pub uid: u32,
+    /// How often the job was started before.
+    pub restart: u32,
+    /// When it was prepared, in seconds since 1970.
+    pub created: u64,
+}
+
+impl Start {
+    /// Reads the text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let start = Self {
+            uid: parts.next()?.parse().ok()?,
+            restart: parts.next()?.parse().ok()?,
+            created: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(start)
+    }
+
+    /// True if this may be a later start than the other. Clocks of two launch nodes may differ,
+    /// and the count begins anew with another job: either of them is enough.
+    pub fn is_after(&self, other: &Self) -> bool {
+        self.created > other.created || (self.uid == other.uid && self.restart > other.restart)
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}:{}", self.uid, self.restart, self.created)
+    }
+}
+
 impl JobManifest {
+    /// Returns which start of the job this is about.
+    pub fn start(&self) -> Start {
+        Start {
+            uid: self.user.uid,
+            restart: self.restart,
+            created: self.created,
+        }
+    }
+
     /// Reads a manifest and checks its form.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() as u64 > SIZE_LIMIT {
@@ -124,10 +178,15 @@ impl JobManifest {
             schema: u32,
         }
         let head: Head = serde_json::from_slice(bytes)?;
-        if head.schema != SCHEMA {
-            return Err(ManifestError::Schema(head.schema));
+        match head.schema {
+            OLDEST_SCHEMA..=SCHEMA => {}
+            0 => return Err(ManifestError::Field { field: "schema" }),
+            newer => return Err(ManifestError::Newer(newer)),
         }
-        let manifest: Self = serde_json::from_slice(bytes)?;
+        let manifest = Self {
+            schema: SCHEMA,
+            ..serde_json::from_slice(bytes)?
+        };
         manifest.check()?;
         Ok(manifest)
     }
@@ -238,10 +297,28 @@ mod tests {
     }
 
     #[test]
+    fn starts_of_a_job_have_an_order() {
+        let start = |text| Start::parse(text).unwrap();
+        let first = start("2001:1:100");
+        assert_eq!(first.to_string(), "2001:1:100");
+        // Again; at once; with a clock behind; another job, of the same user and of another's.
+        for later in ["2001:2:200", "2001:2:100", "2001:2:90", "2001:0:200"] {
+            assert!(start(later).is_after(&first), "{later}");
+        }
+        assert!(start("2002:0:200").is_after(&first));
+        for other in ["2001:1:100", "2001:0:90", "2002:2:90", "2002:2:100"] {
+            assert!(!start(other).is_after(&first), "{other}");
+        }
+        for text in ["", "1:1", "1:1:1:1", "a:1:1", "1:-1:1", "1:1:"] {
+            assert_eq!(Start::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn refuses_what_is_not_well_formed() {
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
         let table = [
-            ("\"schema\":1", "\"schema\":2"),
+            ("\"schema\":2", "\"schema\":0"),
             ("\"job\":\"17\"", "\"job\":\"../17\""),
             ("\"cluster\":\"mini\"", "\"cluster\":\"a/b\""),
             ("aaaaaaaa", "AAAAAAAA"),
@@ -277,11 +354,22 @@ mod tests {
         let bytes = manifest.to_bytes().unwrap();
         assert!(bytes.len() < alone + 40, "{}", bytes.len());
         assert_eq!(JobManifest::parse(&bytes).unwrap(), manifest);
-        // As it was written before there were ranges.
-        let text = String::from_utf8(bytes).unwrap();
-        let long = text.replace("nid[00001-08192]", "nid00001");
-        let read = JobManifest::parse(long.as_bytes()).unwrap();
-        assert_eq!(read.hosts, manifest.hosts[..1]);
+    }
+
+    #[test]
+    fn is_read_as_an_older_version_wrote_it_and_refused_as_a_newer_one_s() {
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        let of_schema = |number: u32| {
+            let other = text.replacen("\"schema\":2", &format!("\"schema\":{number}"), 1);
+            JobManifest::parse(other.as_bytes())
+        };
+        assert_eq!(of_schema(1).unwrap(), sample());
+        let message = of_schema(3).unwrap_err().to_string();
+        assert!(message.contains("a newer version"), "{message}");
+        // What else is in it is not looked at.
+        let newer = br#"{"schema":3,"hosts":{"first":"n1"}}"#;
+        let refused = JobManifest::parse(newer);
+        assert!(matches!(refused, Err(ManifestError::Newer(3))));
     }
 
     #[test]

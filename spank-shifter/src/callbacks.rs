@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use node_setup::abandoned;
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout;
@@ -96,6 +97,7 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
             for line in settings.complaints() {
                 log(Level::Error, &line);
             }
+            epilog::sweep_in_background(settings, TOOLS);
             return OK;
         }
         _ => return OK,
@@ -326,6 +328,9 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
     if !layout::job_dir(&job).exists() {
         return OK;
     }
+    if let Err(error) = abandoned::note_extern(&job) {
+        log(Level::Error, &format!("shifter: {}", error.chain()));
+    }
     match ssh::start(&job, uid, settings, ffi::isolated) {
         Ok(None) => {}
         Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
@@ -356,6 +361,7 @@ fn asked(spank: &Spank) -> bool {
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {
+    epilog::sweep(settings, TOOLS);
     let variable = |name: &str| own_env(&format!("SPANK_{name}"));
     let Some(pins) = Pins::from_env(variable).transpose() else {
         return OK;
@@ -391,15 +397,23 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
 
 fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(job) = job_id(spank) else { return OK };
-    if own_env(&format!("SPANK_{}", pins::IMAGE)).is_some()
+    let code = clean_up(&job, spank, settings);
+    epilog::sweep(settings, TOOLS);
+    code
+}
+
+fn clean_up(job: &JobId, spank: &Spank, settings: &Settings) -> i32 {
+    let is_here = layout::job_dir(job).exists();
+    let asked = own_env(&format!("SPANK_{}", pins::IMAGE)).is_some();
+    if (asked || is_here)
         && let Some(facts) = facts(spank)
     {
         epilog::forget(&facts, settings, TOOLS);
     }
-    if !layout::job_dir(&job).exists() {
+    if !is_here {
         return OK;
     }
-    match epilog::run(&job, settings, TOOLS) {
+    match epilog::run(job, settings, TOOLS) {
         Ok(()) => OK,
         Err(error) => {
             log(

@@ -5,6 +5,7 @@
 //! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the other
 //! in one.
 
+mod abandoned;
 mod autoshift;
 mod bench;
 mod ccm;

@@ -87,13 +87,13 @@ fn cluster_steps_that_die_leave_no_root() -> Result<()> {
     let script = format!(
         "srun {b} --autoshift sh -c 'echo in >cancelled; sleep 90' &
          until [ -e cancelled ]; do sleep 0.1; done; scancel $SLURM_JOB_ID.0; wait
-         echo first; until [ -e go ]; do sleep 0.1; done
+         echo mark-1; until [ -e go ]; do sleep 0.1; done
          srun --overlap {b} --autoshift sh -c 'echo in >killed; sleep 90' &
-         until [ -e killed ]; do sleep 0.1; done; echo second; until [ -e on ]; do sleep 0.1; done
-         srun --overlap {b} --autoshift cat /etc/marker; echo third; sleep 90"
+         until [ -e killed ]; do sleep 0.1; done; echo mark-2; until [ -e on ]; do sleep 0.1; done
+         srun --overlap {b} --autoshift cat /etc/marker; echo mark-3; sleep 90"
     );
     let job = bench.cluster.submit(Alice, &["-N1", &a], &script)?;
-    job.wait_for_output("first")?;
+    job.wait_for_output("mark-1")?;
     let has = |names: &[&str]| {
         wait_for(&format!("roots {names:?}"), 10, || {
             Ok((roots(&bench, "n1", job.id())? == names).then_some(()))
@@ -101,15 +101,16 @@ fn cluster_steps_that_die_leave_no_root() -> Result<()> {
     };
     has(&["job"])?;
     Call::new(["touch", "go"]).by(Alice).ok()?;
-    job.wait_for_output("second")?;
+    // A word of its own: srun itself speaks of seconds.
+    job.wait_for_output("mark-2")?;
     has(&["job", "step-1"])?;
     // Nobody is left who would remove it, until the next one comes.
     let kill = format!("pkill -KILL -f 'slurmstepd: \\[{}.1\\]'", job.id());
     Call::shell(&kill).ok()?;
     Call::new(["touch", "on"]).by(Alice).ok()?;
-    job.wait_for_output("third")
+    job.wait_for_output("mark-3")
         .with_context(|| job.output().unwrap_or_default())?;
-    ensure!(job.output()?.contains("\nb\nthird"), "{}", job.output()?);
+    ensure!(job.output()?.contains("\nb\nmark-3"), "{}", job.output()?);
     has(&["job"])?;
     job.cancel()?;
     job.wait()?;

@@ -1,7 +1,9 @@
 //! Settings of `ssh` for one host, from files as ssh_config(5) describes them: of a keyword given
-//! more than once the first counts.
+//! more than once the first counts; of files with keys all do.
 
 use std::path::PathBuf;
+
+use shifter_core::pattern;
 
 /// What is known about a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,10 +14,10 @@ pub struct HostSettings {
     pub port: Option<u16>,
     /// `User`.
     pub user: Option<String>,
-    /// `IdentityFile`.
-    pub identity: Option<PathBuf>,
+    /// `IdentityFile`: users' own settings for every host must not hide the job's.
+    pub identities: Vec<PathBuf>,
     /// `UserKnownHostsFile`.
-    pub known_hosts: Option<PathBuf>,
+    pub known_hosts: Vec<PathBuf>,
     /// `HostKeyAlias`.
     pub alias: Option<String>,
     /// `ConnectTimeout`, in seconds.
@@ -35,8 +37,8 @@ impl HostSettings {
             "hostname" => first(&mut self.host_name, text()),
             "port" => first(&mut self.port, value.parse().ok()),
             "user" => first(&mut self.user, text()),
-            "identityfile" => first(&mut self.identity, Some(value.into())),
-            "userknownhostsfile" => first(&mut self.known_hosts, Some(value.into())),
+            "identityfile" => self.identities.push(value.into()),
+            "userknownhostsfile" => self.known_hosts.push(value.into()),
             "hostkeyalias" => first(&mut self.alias, text()),
             "connecttimeout" => first(&mut self.connect_timeout, value.parse().ok()),
             _ => {}
@@ -67,41 +69,18 @@ impl HostSettings {
 
 /// True if a host is meant by patterns, and by none of those that exclude it.
 fn is_one_of(patterns: &str, host: &str) -> bool {
+    // The case of letters counts nowhere.
+    let (patterns, host) = (patterns.to_lowercase(), host.to_lowercase());
+    let fits = |pattern: &str| pattern::fits(pattern.as_bytes(), host.as_bytes());
     let mut is_meant = false;
     for pattern in patterns.split([' ', '\t']) {
         match pattern.strip_prefix('!') {
-            Some(pattern) if fits(pattern.as_bytes(), host.as_bytes()) => return false,
+            Some(pattern) if fits(pattern) => return false,
             Some(_) => {}
-            None => is_meant |= fits(pattern.as_bytes(), host.as_bytes()),
+            None => is_meant |= fits(pattern),
         }
     }
     is_meant
-}
-
-/// Compares a name with a pattern of `*` and `?`, the case of letters aside.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    // Where the last star stood, and how much of the name it has eaten.
-    let (mut at, mut star, mut eaten, mut rest) = (0, None, 0, 0);
-    while rest < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                (star, eaten) = (Some(at), rest);
-                at += 1;
-            }
-            Some(b'?') => (at, rest) = (at + 1, rest + 1),
-            Some(byte) if byte.eq_ignore_ascii_case(&name[rest]) => (at, rest) = (at + 1, rest + 1),
-            _ => match star {
-                Some(place) => {
-                    eaten += 1;
-                    (at, rest) = (place + 1, eaten);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern
-        .get(at..)
-        .is_none_or(|end| end.iter().all(|byte| *byte == b'*'))
 }
 
 #[cfg(test)]
@@ -122,7 +101,7 @@ mod tests {
         let expected = HostSettings {
             port: Some(99),
             user: Some("alice".into()),
-            identity: Some("/a b/c".into()),
+            identities: vec!["/a b/c".into()],
             alias: Some("job".into()),
             connect_timeout: Some(7),
             ..HostSettings::default()
@@ -130,7 +109,7 @@ mod tests {
         assert_eq!(settings, expected);
         let mut others = HostSettings::default();
         others.read(TEXT, "example.org");
-        assert_eq!((others.port, others.identity), (Some(22), None));
+        assert_eq!((others.port, others.identities), (Some(22), Vec::new()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use shifter_core::config::{Config, ConfigError, Registries};
+use shifter_core::reference::canonical_host;
 
 use crate::finding::Finding;
 use crate::look;
@@ -15,8 +16,25 @@ use crate::look;
 /// Bytes that a configuration may have, as for the programs that read it.
 const SIZE_LIMIT: u64 = 1 << 20;
 
-/// Judges a configuration file; returns the configuration too, if it is one.
-pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
+/// Judges a configuration file and what it names.
+pub fn file(path: &Path) -> Vec<Finding> {
+    let (mut findings, config) = text(path);
+    if let Some(config) = config {
+        findings.extend(named(path, &config));
+    }
+    findings
+}
+
+/// Judges what a configuration names, and the file of registries beside it.
+pub fn named(path: &Path, config: &Config) -> Vec<Finding> {
+    let mut findings = parts::judge(config);
+    let beside = path.with_file_name("registries.toml");
+    findings.extend(registries(&beside, config));
+    findings
+}
+
+/// Judges the text of a configuration file; returns the configuration too, if it is one.
+pub fn text(path: &Path) -> (Vec<Finding>, Option<Config>) {
     const CHECK: &str = "configuration";
     let shown = path.display();
     let mut findings = Vec::new();
@@ -49,8 +67,6 @@ pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
             if findings.is_empty() {
                 findings.push(Finding::ok(CHECK, format!("'{shown}' is well-formed")));
             }
-            findings.extend(parts::judge(&config));
-            findings.extend(registries(&path.with_file_name("registries.toml"), &config));
             (findings, Some(config))
         }
         Err(error) => {
@@ -77,7 +93,12 @@ fn registries(path: &Path, config: &Config) -> Vec<Finding> {
     if let Err((message, hint)) = look::trust(path, &[]) {
         findings.push(Finding::error(CHECK, message, hint));
     }
-    let parsed = match Registries::parse(&String::from_utf8_lossy(&bytes), path) {
+    let Ok(text) = String::from_utf8(bytes) else {
+        let message = format!("'{shown}' is not UTF-8 text");
+        findings.push(Finding::error(CHECK, message, HINT));
+        return findings;
+    };
+    let parsed = match Registries::parse(&text, path) {
         Ok(parsed) => parsed,
         Err(error) => {
             let hint = error.hint().unwrap_or_else(|| HINT.to_owned());
@@ -85,10 +106,10 @@ fn registries(path: &Path, config: &Config) -> Vec<Finding> {
             return findings;
         }
     };
-    let twice = parsed
-        .registry
-        .keys()
-        .find(|name| config.registry.contains_key(*name));
+    let canonical = |name: &str| canonical_host(name).unwrap_or_else(|_| name.to_owned());
+    let configured: Vec<String> = config.registry.keys().map(|name| canonical(name)).collect();
+    let mut names = parsed.registry.keys();
+    let twice = names.find(|name| configured.contains(&canonical(name)));
     if let Some(name) = twice {
         let message = format!("'{name}' stands in both shifter.toml and registries.toml");
         findings.push(Finding::error(CHECK, message, "leave it in one of them"));
@@ -115,7 +136,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shifter.toml");
         std::fs::write(&path, text).unwrap();
-        let (findings, _) = file(&path);
+        let findings = file(&path);
         let bad = findings.iter().filter(|f| f.state == State::Error);
         bad.map(|f| {
             let hint = f.hint.as_deref().unwrap_or_default();
@@ -128,15 +149,17 @@ mod tests {
 
     #[test]
     fn the_registries_beside_it_are_judged_too() {
-        let table = [
-            ("mirror = 1", "registries.toml:1: unknown field `mirror`"),
-            ("[registry.h]\nmirrors_only = true", "'h' has no mirrors"),
-            ("[registry.x]", "'x' stands in both"),
+        let table: [(&[u8], &str); 7] = [
+            (b"mirror = 1", "registries.toml:1: unknown field `mirror`"),
+            (b"[registry.h]\nmirrors_only = true", "'h' has no mirrors"),
+            (b"[registry.x]", "'x' stands in both"),
+            (b"[registry.X]", "'X' stands in both"),
             (
-                "[registry.y]\nca_file = '/etc/passwd'",
+                b"[registry.y]\nca_file = '/etc/passwd'",
                 "registry.y.ca_file: '/etc/passwd' has no",
             ),
-            ("[registry.y]\nca_file = '/etc'", ""),
+            (b"[registry.y]\nca_file = '/etc'", ""),
+            (b"# \xff", "registries.toml' is not UTF-8 text"),
         ];
         for (text, expect) in table {
             let dir = tempfile::tempdir().unwrap();
@@ -144,17 +167,16 @@ mod tests {
             std::fs::write(&path, "[registry.x]").unwrap();
             std::fs::write(dir.path().join("registries.toml"), text).unwrap();
             let found: Vec<String> = file(&path)
-                .0
                 .into_iter()
                 .filter(|finding| finding.state == State::Error)
                 .map(|finding| format!("{}: {}", finding.check, finding.message))
                 .filter(|line| line.starts_with("regist") && !line.contains("not trusted"))
                 .collect();
             match expect {
-                "" => assert!(found.is_empty(), "{text}: {found:?}"),
+                "" => assert!(found.is_empty(), "{expect}: {found:?}"),
                 expect => assert!(
                     found.iter().any(|f| f.contains(expect)),
-                    "{text}: {found:?}"
+                    "{expect}: {found:?}"
                 ),
             }
         }
@@ -263,7 +285,7 @@ mod tests {
     #[test]
     fn a_missing_file_and_a_directory() {
         for (path, words) in [("/no/such", "No such file"), ("/etc", "regular file")] {
-            let (findings, config) = file(Path::new(path));
+            let (findings, config) = text(Path::new(path));
             assert!(
                 config.is_none() && findings[0].message.contains(words),
                 "{findings:?}"

@@ -1,3 +1,5 @@
+//! Requests as clients make them, and arbitrary ones.
+
 use std::os::unix::fs::symlink;
 
 use proptest::prelude::*;
@@ -69,6 +71,20 @@ fn a_file_goes_there_and_back() {
     assert_eq!(code(&ask(&mut server, set)), 0);
     let meta = fs::metadata(&path).unwrap();
     assert_eq!((meta.mode() & 0o777, meta.mtime()), (0o640, 7));
+}
+
+#[test]
+fn a_file_is_emptied_also_where_it_is_appended_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, b"old").unwrap();
+    let mut server = Server::default();
+    for (flags, expected) in [(2 | 4 | 8, &b"oldnew"[..]), (2 | 4 | 8 | 16, b"new")] {
+        let handle = opened(&mut server, &path, flags);
+        let write = request(kind::WRITE).string(&handle).long(0);
+        assert_eq!(code(&ask(&mut server, write.string(b"new"))), 0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
 }
 
 #[test]
