@@ -21,7 +21,9 @@ use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
 use crate::watch::{Awaited, Nobody, Watch};
-use crate::{host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process};
+use crate::{
+    abandoned, host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process,
+};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -97,6 +99,7 @@ fn make(
         // A job that was requeued without an epilogue, or a set-up that died: start anew.
         demolish(job, &job.roots()?, None)?;
         state::remove_file(job.dir(), FAILURE)?;
+        abandoned::note_daemon(job)?;
     } else {
         for gone in abandoned(job, plan.name)? {
             forget(job, &gone)?;
@@ -185,6 +188,7 @@ fn abandoned(job: &JobDir, name: &str) -> Result<Vec<String>> {
 pub fn record_failure(job: &JobId, message: &str) -> Result<()> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    abandoned::note_daemon(&dir)?;
     note_failure(&dir, message.to_owned())
 }
 
@@ -262,15 +266,41 @@ pub fn tear_down_start(job: &JobId, start: Start, phases: &mut Phases) -> Result
     finish(Some(run), job, failures).map(|()| true)
 }
 
+/// Removes everything of a job of Slurm's whose epilog will never come; false if that is not sure, or
+/// somebody is at work on the job, who is not waited for.
+///
+/// # Errors
+/// As for [`tear_down`].
+pub fn tear_down_abandoned(job: &JobId, phases: &mut Phases) -> Result<bool> {
+    let Some(run) = RunDir::open_existing()? else {
+        return Ok(false);
+    };
+    let Some(dir) = JobDir::lock_existing(&run, job)? else {
+        return Ok(false);
+    };
+    let mut namespaces = Vec::new();
+    for name in dir.roots()? {
+        if let Some(pin) = prepared::open_pin(&dir.root(&name)?)? {
+            namespaces.push(rustix::fs::fstat(&pin).step("examine", "mnt")?.st_ino);
+        }
+    }
+    if !abandoned::is_over(&dir, &namespaces)? {
+        return Ok(false);
+    }
+    let failures = remove(dir, Ended { job, uid: None });
+    phases.end("strays_ms");
+    finish(Some(run), job, failures).map(|()| true)
+}
+
 /// Removes all roots of a job and then its directory; returns what failed.
 fn remove(dir: JobDir, ended: Ended<'_>) -> Vec<String> {
-    match dir
+    let demolished = dir
         .roots()
-        .and_then(|roots| demolish(&dir, &roots, Some(ended)))
-    {
+        .and_then(|roots| demolish(&dir, &roots, Some(ended)));
+    match demolished {
         Ok(complaint) => {
-            let removed = dir.remove().err().map(|error| error.chain());
-            complaint.into_iter().chain(removed).collect()
+            let failure = dir.remove().err().map(|error| error.chain());
+            complaint.into_iter().chain(failure).collect()
         }
         // The journal stays for the next attempt.
         Err(error) => vec![error.chain()],

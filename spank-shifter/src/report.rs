@@ -23,7 +23,7 @@ mod tests {
         let error = SubmitError::NoImage;
         let hint = error.hint();
         let expected = [
-            "shifter: cannot use --volume, --module, --autoshift or --sshd without --image",
+            "shifter: cannot use --volume, --module, --autoshift, --entrypoint or --sshd without --image",
             "hint: add --image=REF",
         ];
         assert_eq!(lines(&error, hint), expected);
