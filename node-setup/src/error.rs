@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use shifter_core::chain;
 use shifter_core::config::ConfigError;
 use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
@@ -298,14 +299,7 @@ impl Error {
 
     /// Writes the message and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        plain(text)
+        chain::line(self)
     }
 }
 

@@ -215,6 +215,8 @@ fn start_command(
         modules: &entered.modules,
         shell: &entered.shell,
         is_jobs: entered.joined.is_some(),
+        starts_by_entry: (entered.joined.is_some() || options.image.is_none())
+            && asks_for_entry(&environment),
     };
     let cwd = directory
         .as_ref()
@@ -242,6 +244,17 @@ fn start_command(
     deadline.lift();
     callers.restore_signals()?;
     Err(launch::execute(&words, &environment))
+}
+
+/// True if the job or step that the caller is in was started with `--entrypoint`; the shell of an
+/// allocation knows it by Slurm's name for it.
+fn asks_for_entry(environment: &[Pair]) -> bool {
+    let value = |wanted: &[u8]| {
+        let mut pairs = environment.iter();
+        pairs.find_map(|(name, value)| (name == wanted).then_some(value.as_slice()))
+    };
+    let own = value(b"SHIFTER_ENTRYPOINT").or_else(|| value(b"SLURM_SPANK_SHIFTER_ENTRYPOINT"));
+    own == Some(b"1")
 }
 
 /// Returns the options that ask for what the job's root is, for a start that names no image itself:

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::job::Job;
+use shifter_tests::job::{Job, of_tasks};
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
@@ -39,10 +39,7 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
     let options = ["-N2", "--ntasks-per-node=2", "-n4", &bench.a.option()];
     let job = bench.cluster.submit(Alice, &options, &script)?;
     job.wait_for_output("done")?;
-    // Slurm says when a step has to wait for the one before it.
-    let output = job.output()?;
-    let said = output.lines().filter(|line| !line.starts_with("srun:"));
-    let output: String = said.map(|line| format!("{line}\n")).collect();
+    let output = of_tasks(&job.output()?);
     let expected = format!(
         "{}b\na\n/mnt\na\n{}\n0\ndone\n",
         "b\n".repeat(4),
@@ -67,10 +64,8 @@ fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
     );
     let job = bench.cluster.submit(Alice, &["-N1"], &script)?;
     job.wait_for_output("done")?;
-    let output = job.output()?;
-    // A step may have to wait for the end of the one before, and srun says so.
-    let is_ours = |line: &&str| !line.starts_with("srun: ");
-    let lines: Vec<&str> = output.lines().filter(is_ours).collect();
+    let output = of_tasks(&job.output()?);
+    let lines: Vec<&str> = output.lines().collect();
     ensure!(
         lines.len() == 5 && lines[..3] == ["b", "b", "n1"],
         "{output}"
