@@ -5,6 +5,7 @@
 pub mod caller;
 pub mod child;
 pub mod deadline;
+pub mod deputy;
 pub mod drop;
 pub mod error;
 pub mod etc;
@@ -44,6 +45,7 @@ pub mod scratch;
 pub mod squashfuse;
 pub mod ssh;
 pub mod state;
+pub mod stillness;
 pub mod strays;
 pub mod superblock;
 pub mod supervised;

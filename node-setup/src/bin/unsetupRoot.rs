@@ -42,15 +42,17 @@ fn run(words: &[String]) -> Result<String> {
     let manifest = trusted::read(&layout::manifest_file(&job), SIZE_LIMIT).ok();
     let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
     let mut phases = Phases::begin();
+    // One that broke while the job ran is no reason to fail.
+    let config = Config::open_trusted(config).unwrap_or_default();
     let result = if root == JOB_ROOT {
-        job::tear_down(&job, uid, &mut phases)
+        job::tear_down(&config, &job, uid, &mut phases)
     } else {
-        job::tear_down_step(&job, root)
+        job::tear_down_step(&config, &job, root)
     };
     if had_something || result.is_err() {
         let name = (job.as_str(), root);
         let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
-        keep(&record, config);
+        keep(&record, &config);
     }
     result.map(|()| String::new())
 }
@@ -92,13 +94,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Keeps what came of the teardown for those who look after the node; a configuration that broke
-/// while the job ran is no reason to fail.
-fn keep(record: &Record, config: &Path) {
+/// Keeps what came of the teardown for those who look after the node.
+fn keep(record: &Record, config: &Config) {
     record.log(NAME);
-    let config = Config::open_trusted(config).ok();
-    let dir = config.and_then(|config| config.metrics.textfile);
-    if let Some(Err(error)) = dir.map(|dir| metrics::count(&dir, record)) {
+    let dir = config.metrics.textfile.as_deref();
+    if let Some(Err(error)) = dir.map(|dir| metrics::count(dir, record)) {
         out::complain(NAME, &error.chain());
     }
 }

@@ -59,7 +59,7 @@ fn with_volumes(job: &str, volumes: &[&str]) -> Value {
 }
 
 /// Runs a script in a job's pinned root as a user who did not come in by `shifter`.
-fn inside(job: &str, uid: u32, script: &str) -> Result<Output> {
+pub(super) fn inside(job: &str, uid: u32, script: &str) -> Result<Output> {
     let pin = format!("--mount=/run/shifter/jobs/{job}/roots/job/mnt");
     let uid = uid.to_string();
     let enter = ["nsenter", &*pin, "-S", &*uid, "-G", &*uid];
