@@ -57,13 +57,25 @@ impl Caller {
     }
 }
 
+/// Where in the batch system a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The job.
+    pub job: JobId,
+    /// The number of its step, if it has one: the batch script and the extern step have none.
+    pub step: Option<u32>,
+}
+
 /// Returns the job whose cgroup, or whose step daemon, contains the process.
 ///
 /// `is_plausible` only saves work: without it a process is not asked for its ancestors.
-pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
+pub fn place_of_process(uid: u32, is_plausible: bool) -> Option<Place> {
     let cgroups = read_record("/proc/self/cgroup").unwrap_or_default();
-    job_in_cgroups(&String::from_utf8_lossy(&cgroups), uid)
-        .or_else(|| is_plausible.then(job_of_ancestor).flatten())
+    let cgroups = String::from_utf8_lossy(&cgroups);
+    let job =
+        job_in_cgroups(&cgroups, uid).or_else(|| is_plausible.then(job_of_ancestor).flatten())?;
+    let step = step_in_cgroups(&cgroups, &job);
+    Some(Place { job, step })
 }
 
 /// Returns the job that a process of Torque or PBS says it is in: these put jobs into no cgroup.
@@ -71,17 +83,11 @@ pub fn job_of_process(uid: u32, is_plausible: bool) -> Option<JobId> {
 /// Whoever believes it compares the user of that job with the process's own: somebody can join
 /// another job of the same user so, and nothing else. Slurm's ids have no dot, so none of its jobs
 /// is ever named here.
-pub fn claimed_job(environment: &[(Vec<u8>, Vec<u8>)]) -> Option<JobId> {
+pub fn claimed_place(environment: &[(Vec<u8>, Vec<u8>)]) -> Option<Place> {
     let (_, value) = environment.iter().find(|(name, _)| name == b"PBS_JOBID")?;
     let job = JobId::parse(std::str::from_utf8(value).ok()?).ok()?;
-    job.as_str().contains('.').then_some(job)
-}
-
-/// Returns the number of the job's step that contains the process, where it has one; the batch
-/// script and the extern step have none.
-pub fn step_of_process(job: &JobId) -> Option<u32> {
-    let cgroups = read_record("/proc/self/cgroup").unwrap_or_default();
-    step_in_cgroups(&String::from_utf8_lossy(&cgroups), job)
+    let is_torques = job.as_str().contains('.');
+    is_torques.then_some(Place { job, step: None })
 }
 
 /// Finds a job's step in the text of /proc/self/cgroup, of which [`job_in_cgroups`] has found that
@@ -214,13 +220,13 @@ mod tests {
     fn torques_jobs_are_named_by_the_environment() {
         let claimed = |value: &str| {
             let environment = [(b"PBS_JOBID".to_vec(), value.as_bytes().to_vec())];
-            claimed_job(&environment).map(String::from)
+            claimed_place(&environment).map(|place| String::from(place.job))
         };
         assert_eq!(claimed("1[2].server").as_deref(), Some("1[2].server"));
         for other in ["17", "", "../x.y", ".17", "a b.c"] {
             assert_eq!(claimed(other), None, "{other}");
         }
-        assert_eq!(claimed_job(&[]), None);
+        assert_eq!(claimed_place(&[]), None);
     }
 
     #[test]

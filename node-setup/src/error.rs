@@ -225,6 +225,8 @@ impl Error {
             Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
                 ExitCode::Usage
             }
+            // No user can help it, and it would meet every job on this node.
+            Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
@@ -280,6 +282,9 @@ impl Error {
             Error::Volumes(error) => error.hint(),
             Error::Reference { source, .. } => source.hint(),
             Error::Manifest(ManifestError::Volume(error)) => error.hint(),
+            Error::Manifest(ManifestError::Newer(_)) => {
+                Some("all nodes of a site need the same version of shifter".to_owned())
+            }
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
                 Some("Linux 5.14 or newer is needed".to_owned())
             }
@@ -387,5 +392,14 @@ mod tests {
         );
         assert_eq!(hint("id:00"), None);
         assert_eq!(hint("custom:mine:latest"), None);
+    }
+
+    #[test]
+    fn a_node_that_is_too_old_is_at_fault_and_not_the_user() {
+        let error = Error::Manifest(ManifestError::Newer(9));
+        assert!(!error.exit_code().is_users_mistake());
+        assert!(error.hint().is_some());
+        let forged = Error::Manifest(ManifestError::Field { field: "cluster" });
+        assert!(forged.exit_code().is_users_mistake());
     }
 }

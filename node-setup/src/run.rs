@@ -29,7 +29,7 @@ use shifter_core::sanitize;
 use shifter_core::trusted;
 use shifter_core::volmap::{self, Origin, VolumeError, VolumeMap};
 
-use crate::caller::{self, Caller};
+use crate::caller::{self, Caller, Place};
 use crate::deadline::Deadline;
 use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
@@ -182,11 +182,11 @@ fn start_command(
     let request = Request::judge(options, &environment, &config)?;
 
     let is_in_a_job = environment.iter().any(|(name, _)| name == b"SLURM_JOB_ID");
-    let job = match footing {
+    let place = match footing {
         // To join a job's root is root's.
         Footing::User => None,
-        _ => caller::job_of_process(caller.uid, is_in_a_job)
-            .or_else(|| caller::claimed_job(&environment)),
+        _ => caller::place_of_process(caller.uid, is_in_a_job)
+            .or_else(|| caller::claimed_place(&environment)),
     };
     let deadline = Deadline::after(config.root.answer_timeout_secs, NAME, caller);
     let way = Way {
@@ -195,7 +195,7 @@ fn start_command(
         footing,
         deadline: &deadline,
     };
-    let entered = match way.enter(&request, job)? {
+    let entered = match way.enter(&request, place)? {
         Entry::Entered(entered) => entered,
         Entry::OnlyRootless(more) => {
             deadline.lift();
@@ -256,11 +256,11 @@ fn words_of_job(
     if options.image.is_some() || names.into_iter().any(given) {
         return Ok(Vec::new());
     }
-    let Some(job) = caller::job_of_process(caller.uid, given(b"SLURM_JOB_ID")) else {
+    let Some(place) = caller::place_of_process(caller.uid, given(b"SLURM_JOB_ID")) else {
         return Ok(Vec::new());
     };
     process::become_root()?;
-    let prepared = Prepared::find(&job, caller::step_of_process(&job))?
+    let prepared = Prepared::find(&place.job, place.step)?
         .filter(|prepared| prepared.manifest.user.uid == caller.uid);
     let Some(Prepared { manifest, .. }) = prepared else {
         return Ok(Vec::new());
@@ -423,18 +423,22 @@ struct Way<'a> {
 
 impl Way<'_> {
     /// Joins the job's root if there is one that matches, else builds a private one.
-    fn enter(&self, request: &Request, job: Option<JobId>) -> Result<Entry> {
+    fn enter(&self, request: &Request, place: Option<Place>) -> Result<Entry> {
         let uid = self.caller.uid;
-        let prepared = match &job {
-            Some(job) => Prepared::find(job, caller::step_of_process(job))?
-                .filter(|prepared| prepared.manifest.user.uid == uid),
+        let prepared = match &place {
+            Some(Place { job, step }) => {
+                Prepared::find(job, *step)?.filter(|prepared| prepared.manifest.user.uid == uid)
+            }
             None => None,
         };
         match prepared {
             Some(prepared) if request.is_met_by(&prepared) => {
                 join(prepared).map(|entered| Entry::Entered(Box::new(entered)))
             }
-            prepared => self.build(request, job.as_ref(), prepared.as_ref()),
+            prepared => {
+                let job = place.as_ref().map(|place| &place.job);
+                self.build(request, job, prepared.as_ref())
+            }
         }
     }
 

@@ -13,8 +13,11 @@ use crate::ids::{ImageId, JobId};
 use crate::ssh::JobKeys;
 use crate::volmap::{Origin, VolumeError, VolumeMap};
 
-/// The only schema this version reads and writes.
-pub const SCHEMA: u32 = 1;
+/// The schema this version writes: 2 since hosts are written as ranges.
+pub const SCHEMA: u32 = 2;
+
+/// The oldest schema this version reads: jobs that began before an update end after it.
+const OLDEST_SCHEMA: u32 = 1;
 
 /// Bytes a manifest may have.
 pub const SIZE_LIMIT: u64 = 1 << 20;
@@ -31,9 +34,12 @@ pub enum ManifestError {
     /// It is not JSON of the expected shape.
     #[error("the job manifest cannot be read")]
     Malformed(#[from] serde_json::Error),
-    /// Another version wrote it.
-    #[error("the job manifest has schema {0} and this program reads {SCHEMA}")]
-    Schema(u32),
+    /// A newer version wrote it.
+    #[error(
+        "the job manifest was written by a newer version of shifter: it has schema {0}, and this \
+         program reads {OLDEST_SCHEMA} to {SCHEMA}"
+    )]
+    Newer(u32),
     /// A field is not what it must be.
     #[error("the job manifest's {field} is not well-formed")]
     Field {
@@ -81,7 +87,7 @@ pub struct Modes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobManifest {
-    /// [`SCHEMA`].
+    /// [`SCHEMA`], also where an older one was read.
     pub schema: u32,
     /// Name of the cluster.
     pub cluster: String,
@@ -122,10 +128,15 @@ impl JobManifest {
             schema: u32,
         }
         let head: Head = serde_json::from_slice(bytes)?;
-        if head.schema != SCHEMA {
-            return Err(ManifestError::Schema(head.schema));
+        match head.schema {
+            OLDEST_SCHEMA..=SCHEMA => {}
+            0 => return Err(ManifestError::Field { field: "schema" }),
+            newer => return Err(ManifestError::Newer(newer)),
         }
-        let manifest: Self = serde_json::from_slice(bytes)?;
+        let manifest = Self {
+            schema: SCHEMA,
+            ..serde_json::from_slice(bytes)?
+        };
         manifest.check()?;
         Ok(manifest)
     }
@@ -238,7 +249,7 @@ mod tests {
     fn refuses_what_is_not_well_formed() {
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
         let table = [
-            ("\"schema\":1", "\"schema\":2"),
+            ("\"schema\":2", "\"schema\":0"),
             ("\"job\":\"17\"", "\"job\":\"../17\""),
             ("\"cluster\":\"mini\"", "\"cluster\":\"a/b\""),
             ("aaaaaaaa", "AAAAAAAA"),
@@ -274,11 +285,22 @@ mod tests {
         let bytes = manifest.to_bytes().unwrap();
         assert!(bytes.len() < alone + 40, "{}", bytes.len());
         assert_eq!(JobManifest::parse(&bytes).unwrap(), manifest);
-        // As it was written before there were ranges.
-        let text = String::from_utf8(bytes).unwrap();
-        let long = text.replace("nid[00001-08192]", "nid00001");
-        let read = JobManifest::parse(long.as_bytes()).unwrap();
-        assert_eq!(read.hosts, manifest.hosts[..1]);
+    }
+
+    #[test]
+    fn is_read_as_an_older_version_wrote_it_and_refused_as_a_newer_one_s() {
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        let of_schema = |number: u32| {
+            let other = text.replacen("\"schema\":2", &format!("\"schema\":{number}"), 1);
+            JobManifest::parse(other.as_bytes())
+        };
+        assert_eq!(of_schema(1).unwrap(), sample());
+        let message = of_schema(3).unwrap_err().to_string();
+        assert!(message.contains("a newer version"), "{message}");
+        // What else is in it is not looked at.
+        let newer = br#"{"schema":3,"hosts":{"first":"n1"}}"#;
+        let refused = JobManifest::parse(newer);
+        assert!(matches!(refused, Err(ManifestError::Newer(3))));
     }
 
     #[test]

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use russh::client::{Config, Handle, Handler, Msg, connect};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use shifter_core::small;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client_config::HostSettings;
@@ -74,6 +74,12 @@ pub enum ClientError {
         /// The host.
         host: String,
     },
+    /// The host does not start the program.
+    #[error("'{0}' does not start this command")]
+    Refused(String),
+    /// What the program says cannot be passed on.
+    #[error("cannot write the command's output")]
+    Output(#[source] io::Error),
     /// The protocol was broken off.
     #[error("connection to {host} broke")]
     Broken {
@@ -88,25 +94,49 @@ pub enum ClientError {
 pub async fn run(options: &Options) -> Result<u8, ClientError> {
     let host = &options.host;
     let settings = settings(options)?;
-    let (Some(identity), Some(known)) = (&settings.identity, &settings.known_hosts) else {
+    let name = settings.alias.as_deref().unwrap_or(host);
+    let keys = usable(&settings.identities, |file| Ok(keys::read_private(file)?));
+    let known = usable(&settings.known_hosts, |file| host_keys(file, name));
+    let (Some(keys), Some(known)) = (keys, known) else {
         return Err(ClientError::NoNode(host.clone()));
     };
-    let key = keys::read_private(identity)?;
-    let known = host_keys(known, settings.alias.as_deref().unwrap_or(host))?;
+    // The job's own key is in the file that is read last.
+    let (keys, known) = (keys?.into_iter().rev(), known?.concat());
     let user = settings.user.clone().unwrap_or_else(user_name);
-    let session = open(&settings, host, known).await?;
-    let broken = |source| ClientError::Broken {
-        host: host.clone(),
-        source,
-    };
-    let mut session = session;
-    let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
-    let answer = session.authenticate_publickey(&user, key).await;
-    if !answer.map_err(broken)?.success() {
-        let host = host.clone();
-        return Err(ClientError::Denied { user, host });
+    let mut session = open(&settings, host, known).await?;
+    for key in keys {
+        let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+        let answer = session.authenticate_publickey(&user, key).await;
+        if answer.map_err(|error| broken(host, error))?.success() {
+            return converse(&session, options).await;
+        }
     }
-    converse(&session, options).await.map_err(broken)
+    let host = host.clone();
+    Err(ClientError::Denied { user, host })
+}
+
+fn broken(host: &str, source: russh::Error) -> ClientError {
+    let host = host.to_owned();
+    ClientError::Broken { host, source }
+}
+
+/// Reads all files of a kind that can be used, and fails if none can; none if none is named.
+fn usable<T>(
+    files: &[PathBuf],
+    read: impl Fn(&Path) -> Result<T, ClientError>,
+) -> Option<Result<Vec<T>, ClientError>> {
+    let (mut found, mut failed) = (Vec::new(), None);
+    for file in files {
+        match read(file) {
+            Ok(content) => found.push(content),
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if found.is_empty() => Some(Err(error)),
+        None if found.is_empty() => None,
+        _ => Some(Ok(found)),
+    }
 }
 
 /// Gathers what is known of the host: from the command line, then from the file it names, or the
@@ -223,7 +253,31 @@ impl Drop for Raw {
 }
 
 /// Starts the program and passes on what both sides say; returns its exit code.
-async fn converse(session: &Handle<Verifier>, options: &Options) -> Result<u8, russh::Error> {
+async fn converse(session: &Handle<Verifier>, options: &Options) -> Result<u8, ClientError> {
+    let host = &options.host;
+    let begun = begin(session, options).await;
+    let (channel, wants_terminal) = begun.map_err(|error| broken(host, error))?;
+    let _raw = (wants_terminal && io::stdin().is_terminal())
+        .then(Raw::begin)
+        .flatten();
+    let (from, to) = channel.split();
+    let to = Arc::new(to);
+    tokio::spawn(send_input(to.clone(), options.is_silent));
+    if wants_terminal && let Ok(changes) = signal(SignalKind::window_change()) {
+        tokio::spawn(send_sizes(to, changes));
+    }
+    match show_output(from).await.map_err(ClientError::Output)? {
+        End::Code(code) => Ok(code),
+        End::Refused => Err(ClientError::Refused(host.clone())),
+        End::Broken => Err(broken(host, russh::Error::Disconnect)),
+    }
+}
+
+/// Asks for the program; also says whether it is to have a terminal.
+async fn begin(
+    session: &Handle<Verifier>,
+    options: &Options,
+) -> Result<(Channel<Msg>, bool), russh::Error> {
     let channel = session.channel_open_session().await?;
     let is_here = io::stdin().is_terminal();
     let wants_terminal = match options.terminal {
@@ -244,14 +298,7 @@ async fn converse(session: &Handle<Verifier>, options: &Options) -> Result<u8, r
         Some(name) if options.is_subsystem => channel.request_subsystem(true, name).await?,
         Some(command) => channel.exec(true, command.as_bytes()).await?,
     }
-    let _raw = (wants_terminal && is_here).then(Raw::begin).flatten();
-    let (from, to) = channel.split();
-    let to = Arc::new(to);
-    tokio::spawn(send_input(to.clone(), options.is_silent));
-    if wants_terminal && let Ok(changes) = signal(SignalKind::window_change()) {
-        tokio::spawn(send_sizes(to, changes));
-    }
-    show_output(from).await
+    Ok((channel, wants_terminal))
 }
 
 /// Returns columns and rows of the terminal.
@@ -285,26 +332,41 @@ async fn send_sizes(to: Arc<ChannelWriteHalf<Msg>>, mut changes: tokio::signal::
     }
 }
 
-async fn show_output(mut from: ChannelReadHalf) -> Result<u8, russh::Error> {
+/// How a session ends.
+enum End {
+    Code(u8),
+    Refused,
+    Broken,
+}
+
+async fn show_output(mut from: ChannelReadHalf) -> io::Result<End> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    // A program that is ended by a signal, or a connection that breaks, has no code of its own.
-    let mut code = FAILED;
+    let mut code = None;
     while let Some(message) = from.wait().await {
-        match message {
-            ChannelMsg::Data { data } => {
-                stdout.write_all(&data).await?;
-                stdout.flush().await?;
-            }
-            ChannelMsg::ExtendedData { data, ext: 1 } => {
-                stderr.write_all(&data).await?;
-                stderr.flush().await?;
-            }
+        let written = match message {
+            ChannelMsg::Data { data } => pass_on(&mut stdout, &data).await,
+            ChannelMsg::ExtendedData { data, ext: 1 } => pass_on(&mut stderr, &data).await,
             ChannelMsg::ExitStatus { exit_status } => {
-                code = u8::try_from(exit_status).unwrap_or(FAILED);
+                code = Some(u8::try_from(exit_status).unwrap_or(FAILED));
+                Ok(())
             }
-            ChannelMsg::Failure | ChannelMsg::Close => break,
-            _ => {}
+            ChannelMsg::Failure => return Ok(End::Refused),
+            // A program that is ended by a signal has no code of its own.
+            ChannelMsg::Close => return Ok(End::Code(code.unwrap_or(FAILED))),
+            _ => Ok(()),
+        };
+        match written {
+            // Who read it has had enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(End::Code(FAILED));
+            }
+            written => written?,
         }
     }
-    Ok(code)
+    Ok(code.map_or(End::Broken, End::Code))
+}
+
+async fn pass_on(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> io::Result<()> {
+    to.write_all(data).await?;
+    to.flush().await
 }

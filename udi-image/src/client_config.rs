@@ -1,5 +1,5 @@
 //! Settings of `ssh` for one host, from files as ssh_config(5) describes them: of a keyword given
-//! more than once the first counts.
+//! more than once the first counts; of files with keys all do.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ pub struct HostSettings {
     pub port: Option<u16>,
     /// `User`.
     pub user: Option<String>,
-    /// `IdentityFile`.
-    pub identity: Option<PathBuf>,
+    /// `IdentityFile`: users' own settings for every host must not hide the job's.
+    pub identities: Vec<PathBuf>,
     /// `UserKnownHostsFile`.
-    pub known_hosts: Option<PathBuf>,
+    pub known_hosts: Vec<PathBuf>,
     /// `HostKeyAlias`.
     pub alias: Option<String>,
     /// `ConnectTimeout`, in seconds.
@@ -35,8 +35,8 @@ impl HostSettings {
             "hostname" => first(&mut self.host_name, text()),
             "port" => first(&mut self.port, value.parse().ok()),
             "user" => first(&mut self.user, text()),
-            "identityfile" => first(&mut self.identity, Some(value.into())),
-            "userknownhostsfile" => first(&mut self.known_hosts, Some(value.into())),
+            "identityfile" => self.identities.push(value.into()),
+            "userknownhostsfile" => self.known_hosts.push(value.into()),
             "hostkeyalias" => first(&mut self.alias, text()),
             "connecttimeout" => first(&mut self.connect_timeout, value.parse().ok()),
             _ => {}
@@ -122,7 +122,7 @@ mod tests {
         let expected = HostSettings {
             port: Some(99),
             user: Some("alice".into()),
-            identity: Some("/a b/c".into()),
+            identities: vec!["/a b/c".into()],
             alias: Some("job".into()),
             connect_timeout: Some(7),
             ..HostSettings::default()
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(settings, expected);
         let mut others = HostSettings::default();
         others.read(TEXT, "example.org");
-        assert_eq!((others.port, others.identity), (Some(22), None));
+        assert_eq!((others.port, others.identities), (Some(22), Vec::new()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pty_process::{OwnedReadPty, OwnedWritePty, Size};
 use russh::server::{Handle, Msg};
@@ -24,6 +25,11 @@ pub const SFTP_WORD: &str = "--sftp";
 
 /// Bytes that are read from a program at a time.
 const BLOCK: usize = 32 << 10;
+
+/// Bytes that a terminal may hold of what a program wrote before its end, and the time in which they
+/// come out of it.
+const TERMINAL_BYTES: usize = 64 << 10;
+const TERMINAL_REST: Duration = Duration::from_millis(200);
 
 /// What a client asks to be run.
 pub enum Program {
@@ -168,32 +174,32 @@ impl Started {
         let (input, output) = channel.split();
         let output = Arc::new(output);
         let Some((reader, writer)) = terminal else {
-            let stdin = child.stdin.take();
-            tokio::spawn(feed(input, stdin, None));
+            let client = tokio::spawn(feed(input, child.stdin.take(), None));
             let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
             tokio::spawn(async move {
-                tokio::join!(
-                    drain(stdout, output.make_writer()),
-                    drain(stderr, output.make_writer_ext(Some(1)))
-                );
+                let drains = async {
+                    tokio::join!(
+                        drain(stdout, output.make_writer()),
+                        drain(stderr, output.make_writer_ext(Some(1)))
+                    )
+                };
+                tokio::select! {
+                    _ = drains => {}
+                    // Who waits for room at a client that has gone would wait for ever, and the
+                    // program with it.
+                    _ = client => {}
+                }
                 finish(child, &output, &handle).await;
             });
             let resizes = None;
             return Running { group, resizes };
         };
         let (resizes, changes) = mpsc::unbounded_channel();
-        tokio::spawn(feed(input, Some(writer), Some(changes)));
+        let client = tokio::spawn(feed(input, Some(writer), Some(changes)));
         tokio::spawn(async move {
-            // A terminal has no end while anybody has it open; a shell's end is that of the session.
-            let pump = drain(Some(reader), output.make_writer());
-            let mut pump = std::pin::pin!(pump);
             tokio::select! {
-                () = &mut pump => {}
-                _ = child.wait() => {
-                    // What the program has written is still to be read.
-                    let rest = std::time::Duration::from_millis(200);
-                    let _ = tokio::time::timeout(rest, pump).await;
-                }
+                () = drain_terminal(reader, output.make_writer(), &mut child) => {}
+                _ = client => {}
             }
             finish(child, &output, &handle).await;
         });
@@ -284,6 +290,36 @@ async fn drain(source: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite +
         let written = to.write_all(block.get(..count).unwrap_or_default()).await;
         if written.is_err() || to.flush().await.is_err() {
             return;
+        }
+    }
+}
+
+/// The same for a terminal, which has no end while anybody has it open: a shell's end is that of the
+/// session, when what the terminal still holds has been passed on, however slow the client is.
+async fn drain_terminal(
+    mut source: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    child: &mut Child,
+) {
+    let mut block = vec![0; BLOCK];
+    let (mut has_ended, mut left) = (false, TERMINAL_BYTES);
+    while left > 0 {
+        let count = tokio::select! {
+            biased;
+            read = source.read(&mut block) => read,
+            _ = child.wait(), if !has_ended => {
+                has_ended = true;
+                continue;
+            }
+            () = tokio::time::sleep(TERMINAL_REST), if has_ended => return,
+        };
+        let Ok(count @ 1..) = count else { return };
+        let written = to.write_all(block.get(..count).unwrap_or_default()).await;
+        if written.is_err() || to.flush().await.is_err() {
+            return;
+        }
+        if has_ended {
+            left = left.saturating_sub(count);
         }
     }
 }

@@ -275,6 +275,10 @@ impl Server {
         if file.metadata()?.is_dir() {
             return Err(io::Error::from(ErrorKind::IsADirectory).into());
         }
+        // The standard library refuses the two together; the protocol does not.
+        if write && truncate && append {
+            file.set_len(0)?;
+        }
         let is_appending = append;
         self.keep(Open::File { file, is_appending }, id)
     }

@@ -53,9 +53,34 @@ pub(super) fn read_text(path: &Path, uid: u32) -> Result<String, Failure> {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, rule));
         }
         let mut bytes = Vec::new();
-        file.take(LIMIT).read_to_end(&mut bytes)?;
+        file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LIMIT {
+            let rule = format!("it has more than {LIMIT} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, rule));
+        }
         Ok(bytes)
     };
     let bytes = read().map_err(|error| fail(output::chain(&error)))?;
     String::from_utf8(bytes).map_err(|_| fail("it is not UTF-8 text".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        let uid = rustix::process::geteuid().as_raw();
+        let limit = usize::try_from(LIMIT).unwrap();
+        std::fs::write(&path, "#".repeat(limit)).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert_eq!(read_text(&path, uid).unwrap().len(), limit);
+        std::fs::write(&path, "#".repeat(limit + 1)).unwrap();
+        let refused = read_text(&path, uid).unwrap_err();
+        assert_eq!(refused.code, ExitCode::Usage);
+        assert!(refused.message.contains("more than"), "{}", refused.message);
+    }
 }

@@ -71,10 +71,34 @@ pub(super) fn copy(
         }
         hasher.update(&piece[..count]);
         if let Some(out) = &mut out {
-            out.write_all(&piece[..count]).map_err(|source| {
-                ImportError::Build(crate::build::BuildError::DiskFull { source })
-            })?;
+            let written = out.write_all(&piece[..count]);
+            let failed = |source| squashfs_writer::Error::Write { source };
+            written.map_err(|error| ImportError::Build(failed(error).into()))?;
         }
     }
     Ok(hasher.finish_hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::BuildError;
+
+    #[test]
+    fn only_a_full_disk_is_called_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"bytes").unwrap();
+        let open = || File::open(&path).unwrap();
+        let file = Section::whole(open()).unwrap();
+        let cancel = Cancel::default();
+        // Not open for writing.
+        let failed = copy(&file, Some(&mut open()), &cancel).unwrap_err();
+        let is_other = matches!(&failed, ImportError::Build(BuildError::Write { .. }));
+        assert!(is_other, "{failed:?}");
+        let mut full = File::options().write(true).open("/dev/full").unwrap();
+        let failed = copy(&file, Some(&mut full), &cancel).unwrap_err();
+        let is_full = matches!(&failed, ImportError::Build(BuildError::DiskFull { .. }));
+        assert!(is_full, "{failed:?}");
+    }
 }

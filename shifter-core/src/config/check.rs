@@ -32,6 +32,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         modules(config),
         kernel(config),
         shared_state(config),
+        metrics(config),
         ssh(config),
         registries::first_fault(&config.registry),
         torque::first_fault(&config.torque),
@@ -295,12 +296,6 @@ fn shared_state(config: &Config) -> Fault {
     path.iter()
         .find_map(|path| absolute(&["shared_state", "path"], path))
         .or_else(|| {
-            absolute(
-                &["metrics", "textfile"],
-                config.metrics.textfile.as_deref()?,
-            )
-        })
-        .or_else(|| {
             let fault = "at least a minute must pass, and at most a week".to_owned();
             let is_meant = (60..=7 * 24 * 3600).contains(max_age_secs);
             (!is_meant).then(|| (of_state("max_age_secs"), fault))
@@ -309,6 +304,11 @@ fn shared_state(config: &Config) -> Fault {
             let fault = "the time must be from 1 to 60 s".to_owned();
             (!(1..=60).contains(wait_secs)).then(|| (of_state("wait_secs"), fault))
         })
+}
+
+fn metrics(config: &Config) -> Fault {
+    let textfile = config.metrics.textfile.as_deref()?;
+    absolute(&["metrics", "textfile"], textfile)
 }
 
 fn ssh(config: &Config) -> Fault {

@@ -96,11 +96,20 @@ fn judge(run: &Path, now: SystemTime, running: impl FnOnce() -> Vec<String>) -> 
             idle.join(", ")
         ),
         format!(
-            "see with 'squeue -j {}' which of them have ended, and remove what is left of those \
-             with 'unsetupRoot JOB'",
-            idle.join(",")
+            "see with '{}' which of them have ended, and remove what is left of those with \
+             'unsetupRoot JOB'",
+            question(&idle)
         ),
     )
+}
+
+/// The command that says which jobs have ended: Slurm's ids are numbers, Torque's have their server's name.
+fn question(jobs: &[&str]) -> String {
+    let is_slurms = |job: &&str| job.bytes().all(|byte| byte.is_ascii_digit());
+    match jobs.iter().all(is_slurms) {
+        true => format!("squeue -j {}", jobs.join(",")),
+        false => format!("qstat {}", jobs.join(" ")),
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +138,8 @@ mod tests {
             (State::Ok, "jobs with a container: 17, 18".into())
         );
         assert_eq!(judge(later, &["17", "18"]).0, State::Ok);
+        assert_eq!(question(&["17", "18"]), "squeue -j 17,18");
+        assert_eq!(question(&["17.mom", "18.mom"]), "qstat 17.mom 18.mom");
         let (state, message) = judge(later, &["17"]);
         assert_eq!(state, State::Warning);
         assert!(message.ends_with(": 18"), "{message}");

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use shifter_core::config::{Config, ConfigError, Registries};
+use shifter_core::reference::canonical_host;
 
 use crate::finding::Finding;
 use crate::look;
@@ -77,7 +78,12 @@ fn registries(path: &Path, config: &Config) -> Vec<Finding> {
     if let Err((message, hint)) = look::trust(path, &[]) {
         findings.push(Finding::error(CHECK, message, hint));
     }
-    let parsed = match Registries::parse(&String::from_utf8_lossy(&bytes), path) {
+    let Ok(text) = String::from_utf8(bytes) else {
+        let message = format!("'{shown}' is not UTF-8 text");
+        findings.push(Finding::error(CHECK, message, HINT));
+        return findings;
+    };
+    let parsed = match Registries::parse(&text, path) {
         Ok(parsed) => parsed,
         Err(error) => {
             let hint = error.hint().unwrap_or_else(|| HINT.to_owned());
@@ -85,10 +91,10 @@ fn registries(path: &Path, config: &Config) -> Vec<Finding> {
             return findings;
         }
     };
-    let twice = parsed
-        .registry
-        .keys()
-        .find(|name| config.registry.contains_key(*name));
+    let canonical = |name: &str| canonical_host(name).unwrap_or_else(|_| name.to_owned());
+    let configured: Vec<String> = config.registry.keys().map(|name| canonical(name)).collect();
+    let mut names = parsed.registry.keys();
+    let twice = names.find(|name| configured.contains(&canonical(name)));
     if let Some(name) = twice {
         let message = format!("'{name}' stands in both shifter.toml and registries.toml");
         findings.push(Finding::error(CHECK, message, "leave it in one of them"));
@@ -128,15 +134,17 @@ mod tests {
 
     #[test]
     fn the_registries_beside_it_are_judged_too() {
-        let table = [
-            ("mirror = 1", "registries.toml:1: unknown field `mirror`"),
-            ("[registry.h]\nmirrors_only = true", "'h' has no mirrors"),
-            ("[registry.x]", "'x' stands in both"),
+        let table: [(&[u8], &str); 7] = [
+            (b"mirror = 1", "registries.toml:1: unknown field `mirror`"),
+            (b"[registry.h]\nmirrors_only = true", "'h' has no mirrors"),
+            (b"[registry.x]", "'x' stands in both"),
+            (b"[registry.X]", "'X' stands in both"),
             (
-                "[registry.y]\nca_file = '/etc/passwd'",
+                b"[registry.y]\nca_file = '/etc/passwd'",
                 "registry.y.ca_file: '/etc/passwd' has no",
             ),
-            ("[registry.y]\nca_file = '/etc'", ""),
+            (b"[registry.y]\nca_file = '/etc'", ""),
+            (b"# \xff", "registries.toml' is not UTF-8 text"),
         ];
         for (text, expect) in table {
             let dir = tempfile::tempdir().unwrap();
@@ -151,10 +159,10 @@ mod tests {
                 .filter(|line| line.starts_with("regist") && !line.contains("not trusted"))
                 .collect();
             match expect {
-                "" => assert!(found.is_empty(), "{text}: {found:?}"),
+                "" => assert!(found.is_empty(), "{expect}: {found:?}"),
                 expect => assert!(
                     found.iter().any(|f| f.contains(expect)),
-                    "{text}: {found:?}"
+                    "{expect}: {found:?}"
                 ),
             }
         }

@@ -158,14 +158,10 @@ fn user_name(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Returns the jobs that have a process on this node, by their cgroups.
+/// Returns the jobs that have a process on this node.
 pub(crate) fn jobs_with_processes() -> Vec<String> {
-    let job = |pid| process::job_of_cgroups(&look::text(format!("/proc/{pid}/cgroup")));
-    pids()
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(job)
-        .collect()
+    let pids = pids().unwrap_or_default();
+    pids.into_iter().filter_map(process::job).collect()
 }
 
 #[cfg(test)]

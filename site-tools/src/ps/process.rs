@@ -59,10 +59,9 @@ impl Process {
         }
     }
 
-    /// Returns the job that it belongs to: the kernel's word, else the environment's.
+    /// Returns the job that it belongs to.
     pub fn job(&self) -> Option<String> {
-        let cgroups = String::from_utf8_lossy(&self.file("cgroup")).into_owned();
-        job_of_cgroups(&cgroups).or_else(|| variable(&self.file("environ"), "SLURM_JOB_ID"))
+        job(self.pid)
     }
 
     /// Returns the image that it runs in; `own_uid` is who asks.
@@ -77,9 +76,25 @@ impl Process {
     }
 
     fn file(&self, name: &str) -> Vec<u8> {
-        let path = format!("/proc/{}/{name}", self.pid);
-        look::read(path.as_ref(), LIMIT).unwrap_or_default()
+        file(self.pid, name)
     }
+}
+
+fn file(pid: u32, name: &str) -> Vec<u8> {
+    let path = format!("/proc/{pid}/{name}");
+    look::read(path.as_ref(), LIMIT).unwrap_or_default()
+}
+
+/// Returns the job that a process belongs to: the kernel's word, else the environment's. Torque and PBS put
+/// jobs into no cgroup of that form.
+pub(super) fn job(pid: u32) -> Option<String> {
+    let cgroups = job_of_cgroups(&String::from_utf8_lossy(&file(pid, "cgroup")));
+    cgroups.or_else(|| job_of_environment(&file(pid, "environ")))
+}
+
+fn job_of_environment(environ: &[u8]) -> Option<String> {
+    let mut names = ["SLURM_JOB_ID", "PBS_JOBID"].iter();
+    names.find_map(|name| variable(environ, name))
 }
 
 /// Returns the inode of the mount namespace of a process, `self` for this one.
@@ -90,7 +105,7 @@ pub(super) fn namespace(pid: &str) -> Option<u64> {
 }
 
 /// Finds the job in the text of /proc/PID/cgroup: a part `job_NUMBER` of a path.
-pub(super) fn job_of_cgroups(text: &str) -> Option<String> {
+fn job_of_cgroups(text: &str) -> Option<String> {
     let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     let mut numbers = paths
         .flat_map(|path| path.split('/'))
@@ -212,6 +227,15 @@ mod tests {
         ];
         for (text, expect) in table {
             assert_eq!(job_of_cgroups(text).as_deref(), expect, "{text}");
+        }
+        let table = [
+            (&b"A=1\0SLURM_JOB_ID=17\0"[..], Some("17")),
+            (b"PBS_JOBID=3.mom\0", Some("3.mom")),
+            (b"SLURM_JOB_ID=\0PBS_JOBID=3.mom", Some("3.mom")),
+            (b"PBS_JOBIDX=3", None),
+        ];
+        for (environ, expect) in table {
+            assert_eq!(job_of_environment(environ).as_deref(), expect);
         }
     }
 

@@ -113,7 +113,7 @@ impl Site {
 /// A manifest of alice's job.
 pub fn manifest(job: &str) -> Value {
     json!({
-        "schema": 1, "cluster": "mini", "job": job, "restart": 0,
+        "schema": 2, "cluster": "mini", "job": job, "restart": 0,
         "user": {
             "name": "alice", "uid": 2001, "gid": 2001, "home": "/home/alice", "shell": "/bin/sh",
             "groups": [{"gid": 2001, "name": "alice"}, {"gid": 2100, "name": "proj"}],

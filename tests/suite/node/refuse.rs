@@ -47,7 +47,7 @@ fn privileged_manifests_that_disagree_or_overreach_are_refused() -> Result<()> {
             4,
             "docker:gone:latest",
         ),
-        ("schema", json!(2), 3, "schema 2"),
+        ("schema", json!(3), 1, "a newer version of shifter"),
     ];
     Call::new([
         "install",

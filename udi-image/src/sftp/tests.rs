@@ -72,6 +72,20 @@ fn a_file_goes_there_and_back() {
 }
 
 #[test]
+fn a_file_is_emptied_also_where_it_is_appended_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, b"old").unwrap();
+    let mut server = Server::default();
+    for (flags, expected) in [(2 | 4 | 8, &b"oldnew"[..]), (2 | 4 | 8 | 16, b"new")] {
+        let handle = opened(&mut server, &path, flags);
+        let write = request(kind::WRITE).string(&handle).long(0);
+        assert_eq!(code(&ask(&mut server, write.string(b"new"))), 0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
+}
+
+#[test]
 fn directories_are_listed_to_their_end() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..3000 {

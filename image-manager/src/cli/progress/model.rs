@@ -140,10 +140,13 @@ impl Model {
         layer.is_done()
     }
 
-    /// Returns bytes done and bytes in all.
+    /// Returns bytes done and bytes in all; a manifest may promise more than can be counted.
     pub fn total(&self) -> (u64, u64) {
         self.layers.iter().fold((0, 0), |(done, size), layer| {
-            (done + layer.done, size + layer.size)
+            (
+                done.saturating_add(layer.done),
+                size.saturating_add(layer.size),
+            )
         })
     }
 
@@ -195,5 +198,14 @@ mod tests {
         model.retries = 2;
         assert_eq!(model.total(), (10, 15));
         assert_eq!(model.amount(), "10 B of 15 B, 2 retries");
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_added_are_no_end() {
+        let mut model = Model::new("x".into());
+        let layers = [("sha256:a", u64::MAX), ("sha256:b", u64::MAX)];
+        model.set_layers(layers.map(|(digest, size)| (digest.to_owned(), size)));
+        model.received("sha256:a", 7, false);
+        assert_eq!(model.total(), (7, u64::MAX));
     }
 }
