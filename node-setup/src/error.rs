@@ -227,6 +227,7 @@ impl Error {
             }
             // No user can help it, and it would meet every job on this node.
             Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
+            Error::Volumes(error) if error.is_malformed() => ExitCode::Usage,
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
