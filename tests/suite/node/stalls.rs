@@ -309,7 +309,7 @@ fn privileged_what_the_kernel_does_not_let_go_of_is_told_all_the_same() -> Resul
 #[test]
 fn privileged_doctor_names_a_store_that_does_not_answer() -> Result<()> {
     let mut guard = Guard::prepare()?;
-    guard.site.product.configure("answer_timeout_secs = 1")?;
+    guard.site.product.configure("answer_timeout_secs = 2")?;
     let low = guard.put_aside()?;
     let store = Stalling::mount(low, STORE)?;
     store.stop()?;
@@ -320,7 +320,7 @@ fn privileged_doctor_names_a_store_that_does_not_answer() -> Result<()> {
     let (report, nhc) = (ask(&[]), ask(&["--nhc"]));
     drop(store);
     guard.put_back(low)?;
-    let said = format!("doctor: no answer from '{STORE}' in 1 s");
+    let said = format!("doctor: no answer from '{STORE}' in 2 s");
     let report = report?;
     ensure!(
         report.code == 1 && report.stdout.contains(&format!("error    {said}\nhint: ")),
