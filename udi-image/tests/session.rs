@@ -1,4 +1,5 @@
 //! Server and client with each other, on this machine and as whoever runs the test.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
