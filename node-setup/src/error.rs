@@ -192,6 +192,16 @@ pub enum Error {
         /// How long one answer was waited for.
         seconds: u32,
     },
+    /// What a copy of the process has failed with, in its own words.
+    #[error("{message}")]
+    Reported {
+        /// The message and its causes.
+        message: String,
+        /// The way out.
+        hint: Option<String>,
+        /// Whose fault it is.
+        code: ExitCode,
+    },
     /// The command does not exist in the container.
     #[error("cannot run '{}': {reason}", sanitize::bytes(.command))]
     Command {
@@ -220,6 +230,7 @@ impl Error {
             }
             // No user can help it, and it would meet every job on this node.
             Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
+            Error::Volumes(error) if error.is_malformed() => ExitCode::Usage,
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
@@ -241,7 +252,7 @@ impl Error {
             | Error::Removed(_)
             | Error::Ssh(_)
             | Error::Leftover { .. } => ExitCode::Internal,
-            Error::Command { code, .. } => *code,
+            Error::Command { code, .. } | Error::Reported { code, .. } => *code,
         }
     }
 
@@ -264,7 +275,7 @@ impl Error {
                 Some("a volume is given with -V or --volume; -v is --verbose".to_owned())
             }
             Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
-            Error::Volume { hint, .. } => hint.clone(),
+            Error::Volume { hint, .. } | Error::Reported { hint, .. } => hint.clone(),
             Error::NoModule { known, .. } if known.is_empty() => {
                 Some("this site has no modules".to_owned())
             }

@@ -192,9 +192,11 @@ fn is_inside() -> bool {
 /// Decides what to run: entry point, command, or a shell.
 pub fn command(container: &Container<'_>, options: &RunOptions) -> Vec<Vec<u8>> {
     let typed = || options.command.iter().map(|word| word.as_bytes().to_vec());
-    let entrypoint = options.entrypoint.as_ref();
-    match entrypoint.or(container.starts_by_entry.then_some(&None)) {
-        Some(entrypoint) => {
+    let asked = options.entrypoint.as_ref();
+    // As for Docker's users, an empty one is none, whatever the job has.
+    let is_none = matches!(asked, Some(Some(command)) if command.is_empty());
+    match asked.or(container.starts_by_entry.then_some(&None)) {
+        Some(entrypoint) if !is_none => {
             let mut words = match entrypoint {
                 Some(command) => vec![command.as_bytes().to_vec()],
                 None => container.meta.entry.clone().unwrap_or_default(),
@@ -210,8 +212,8 @@ pub fn command(container: &Container<'_>, options: &RunOptions) -> Vec<Vec<u8>> 
                 words
             }
         }
-        None if options.command.is_empty() => shell(container.shell),
-        None => typed().collect(),
+        _ if options.command.is_empty() => shell(container.shell),
+        _ => typed().collect(),
     }
 }
 

@@ -412,13 +412,18 @@ fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
     let path = match &writable.path {
         None => None,
         Some(path) => Some(volmap::user_target(path).map_err(|error| {
+            let is_malformed = error.is_malformed();
             let reason = match error {
                 VolumeError::Target { fault, .. } => fault.to_string(),
                 other => other.to_string(),
             };
             let path = sanitize::text(path);
+            let what = format!("'{path}' cannot be made writable: {reason}");
+            if is_malformed {
+                return Error::Usage(what);
+            }
             Error::Denied {
-                what: format!("'{path}' cannot be made writable: {reason}"),
+                what,
                 hint: Some("name a directory where a volume could be placed, such as '/work'"),
             }
         })?),

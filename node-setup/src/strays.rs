@@ -21,6 +21,7 @@ use crate::caller;
 use crate::error::{Context, Result};
 use crate::host_view;
 use crate::mnt::ROOT_SOURCE;
+use crate::process::read_record;
 use crate::state;
 
 /// What is to be ended.
@@ -89,6 +90,25 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Says which processes do not end, and why where the kernel tells.
+pub fn complaint(alive: &[u32]) -> String {
+    let waits = |pid: &&u32| {
+        let status = read_record(format!("/proc/{pid}/stat")).unwrap_or_default();
+        is_uninterruptible(&status)
+    };
+    let why = match alive.iter().find(waits) {
+        Some(_) => ": they wait for a file system or device that does not answer",
+        None => "",
+    };
+    format!("processes {alive:?} do not end{why}")
+}
+
+/// Reads the state from the text of /proc/PID/stat: after the name, which may have anything in it.
+fn is_uninterruptible(stat: &[u8]) -> bool {
+    let name_end = stat.iter().rposition(|byte| *byte == b')');
+    name_end.is_some_and(|end| stat[end..].starts_with(b") D"))
 }
 
 fn send(processes: &[(u32, OwnedFd)], signal: Signal) {
@@ -189,6 +209,14 @@ fn roots(mountinfo: &str) -> impl Iterator<Item = Option<&str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_without_end_is_told_by_the_state() {
+        assert!(is_uninterruptible(b"7 (sh) D 1 7 7"));
+        assert!(is_uninterruptible(b"7 (a) S) D 1 7 7"));
+        assert!(!is_uninterruptible(b"7 (x) D) R 1 7 7"));
+        assert!(!is_uninterruptible(b""));
+    }
 
     #[test]
     fn devices_are_compared_whole() {

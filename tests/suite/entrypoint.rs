@@ -26,13 +26,14 @@ fn cluster_entrypoint_starts_tasks_scripts_and_commands() -> Result<()> {
     let script = "echo one; shifter echo two; srun shifter echo three
         srun --autoshift printf '%s|' 'x y' '' z; echo; srun --entrypoint=no shifter echo four
         srun --autoshift --entrypoint=no echo five; shifter --entrypoint=/bin/busybox echo six
+        shifter --entrypoint= echo seven
         srun --autoshift sh -c 'echo $SHIFTER_ENTRYPOINT${SHIFTER_TASK+told}; exit 7' 2>/dev/null; echo $?
         srun --autoshift nowhere 2>/dev/null; echo $?";
     let (job, info) = bench.cluster.run(Alice, &entered, script)?;
     let output = of_tasks(&job.output()?);
     info.expect("COMPLETED", "0:0")?;
     let expected = "one\nentry:3:a b:echo\ntwo\nentry:3:a b:echo\nthree\n\
-        entry:6:a b:printf\nx y||z|\nfour\nfive\nsix\nentry:4:a b:sh\n1\n7\n\
+        entry:6:a b:printf\nx y||z|\nfour\nfive\nsix\nseven\nentry:4:a b:sh\n1\n7\n\
         entry:2:a b:nowhere\n127\n";
     ensure!(output == expected, "{output}\ninstead of\n{expected}");
 

@@ -10,18 +10,22 @@ use shifter_tests::world::User::Alice;
 use crate::bench::Bench;
 
 #[test]
-fn cluster_batch_job_on_two_nodes() -> Result<()> {
-    let bench = Bench::start()?;
+fn cluster_batch_job_on_four_nodes() -> Result<()> {
+    let bench = Bench::start_with(|_, options| {
+        options.nodes = 4;
+        Ok(())
+    })?;
     let image = bench.a.option();
     let script =
         "cat /etc/marker 2>/dev/null; srun --label shifter sh -c 'hostname; cat /etc/marker'";
-    let options = ["-N2", "--ntasks-per-node=1", &image];
+    let options = ["-N4", "--ntasks-per-node=1", &image];
     let (job, info) = bench.cluster.run(Alice, &options, script)?;
     let output = job.output()?;
     info.expect("COMPLETED", "0:0")?;
     let mut lines: Vec<&str> = output.lines().collect();
     lines.sort_unstable();
-    ensure!(lines == ["0: a", "0: n1", "1: a", "1: n2"], "{output}");
+    let expected = (0..4).flat_map(|rank| [format!("{rank}: a"), format!("{rank}: n{}", rank + 1)]);
+    ensure!(lines.into_iter().eq(expected), "{output}");
     bench.ensure_clean()
 }
 

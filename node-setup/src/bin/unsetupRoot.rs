@@ -43,6 +43,8 @@ fn main() -> ExitCode {
 
 fn run(words: &[String]) -> Result<String> {
     let Call { config, uid, what } = Call::parse(words)?;
+    // One that broke while the job ran is no reason to fail.
+    let config = &Config::open_trusted(config).unwrap_or_default();
     let (job, root, start) = match what {
         What::Root(job, root) => (job, root, None),
         What::Start(job, start) => (job, JOB_ROOT, Some(start)),
@@ -57,9 +59,9 @@ fn run(words: &[String]) -> Result<String> {
     let manifest = manifest(&job);
     let mut phases = Phases::begin();
     let result = match start {
-        Some(start) => job::tear_down_start(&job, start, &mut phases),
-        None if root == JOB_ROOT => job::tear_down(&job, uid, &mut phases).map(|()| true),
-        None => job::tear_down_step(&job, root).map(|()| true),
+        Some(start) => job::tear_down_start(config, &job, start, &mut phases),
+        None if root == JOB_ROOT => job::tear_down(config, &job, uid, &mut phases).map(|()| true),
+        None => job::tear_down_step(config, &job, root).map(|()| true),
     };
     let is_left_alone = matches!(result, Ok(false));
     let result = result.map(drop);
@@ -73,13 +75,13 @@ fn run(words: &[String]) -> Result<String> {
 
 /// Tears down all jobs that are left, and tells of each; one that cannot be keeps nobody from the
 /// others.
-fn tear_down_abandoned(config: &Path) -> Result<String> {
+fn tear_down_abandoned(config: &Config) -> Result<String> {
     let mut failure = None;
     let mut shared = Vec::new();
     for job in abandoned::jobs()? {
         let (manifest, wrote) = (manifest(&job), abandoned::wrote_shared(&job));
         let mut phases = Phases::begin();
-        let result = match job::tear_down_abandoned(&job, &mut phases) {
+        let result = match job::tear_down_abandoned(config, &job, &mut phases) {
             Ok(false) => continue,
             Ok(true) => Ok(()),
             Err(error) => Err(error),
@@ -101,7 +103,7 @@ fn tear_down_abandoned(config: &Path) -> Result<String> {
 }
 
 /// Removes what this node wrote for the others of a job; what stays is swept when it is old.
-fn forget(config: &Path, manifest: JobManifest) {
+fn forget(config: &Config, manifest: JobManifest) {
     let Ok(cluster) = JobId::parse(&manifest.cluster) else {
         return;
     };
@@ -112,8 +114,7 @@ fn forget(config: &Path, manifest: JobManifest) {
         uid: manifest.user.uid,
         gid: manifest.user.gid,
     };
-    let forgotten = Config::open_trusted(config).map(|config| known::forget(&config, &key));
-    if let Ok(Err(error)) = forgotten {
+    if let Err(error) = known::forget(config, &key) {
         out::complain(NAME, &chain::line(&error));
     }
 }
@@ -176,13 +177,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Keeps what came of the teardown for those who look after the node; a configuration that broke
-/// while the job ran is no reason to fail.
-fn keep(record: &Record, config: &Path) {
+/// Keeps what came of the teardown for those who look after the node.
+fn keep(record: &Record, config: &Config) {
     record.log(NAME);
-    let config = Config::open_trusted(config).ok();
-    let dir = config.and_then(|config| config.metrics.textfile);
-    if let Some(Err(error)) = dir.map(|dir| metrics::count(&dir, record)) {
+    let dir = config.metrics.textfile.as_deref();
+    if let Some(Err(error)) = dir.map(|dir| metrics::count(dir, record)) {
         out::complain(NAME, &error.chain());
     }
 }

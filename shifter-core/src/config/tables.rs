@@ -146,8 +146,8 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
-    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
-    /// long as it takes.
+    /// Seconds that one answer of the image store, of what a user names or of a cache's storage is
+    /// waited for; 0: as long as it takes.
     pub answer_timeout_secs: u32,
     /// Where a job's root can be seen.
     pub visibility: Visibility,

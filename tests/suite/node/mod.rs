@@ -39,6 +39,7 @@ mod secure_signals;
 mod secure_strays;
 mod secure_trace;
 mod secure_volume;
+mod stalled_jobs;
 mod stalls;
 mod tools;
 mod writable;

@@ -113,6 +113,41 @@ fn privileged_a_failure_is_recorded_for_the_tasks_and_removed() -> Result<()> {
     site.clean.ensure_restored(None)
 }
 
+/// What were set up or removed in another namespace nobody would see in the host's.
+#[test]
+fn privileged_root_of_another_namespace_sets_up_and_removes_nothing() -> Result<()> {
+    let site = Site::prepare()?;
+    site.set_up(&manifest("1"))?.success()?;
+    let programs = ["sbin/setupRoot", "sbin/unsetupRoot"].map(|name| site.product.path(name));
+    let [set_up, remove] = &programs;
+    let set_up = [
+        &**set_up,
+        "--manifest=-",
+        "--expect-uid=2001",
+        "--expect-job=17",
+    ];
+    for (before, words) in [
+        (
+            &["unshare", "--mount"][..],
+            "not the host's mount namespace",
+        ),
+        (
+            &["unshare", "--user", "--map-root-user"],
+            "not root of the machine",
+        ),
+    ] {
+        for command in [&set_up[..], &[&**remove, "1"]] {
+            let call = Call::new([before, command].concat());
+            let output = call.input(manifest("17").to_string()).output()?;
+            ensure_refused(&output, 6, words)?;
+        }
+    }
+    ensure!(fs::exists("/run/shifter/jobs/1/roots/job/meta")?);
+    ensure!(!fs::exists("/run/shifter/jobs/17")?);
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
 /// A kernel that lacks a call that roots are built with is the node's failure, and told so.
 #[test]
 fn privileged_a_call_that_the_kernel_lacks_is_named() -> Result<()> {

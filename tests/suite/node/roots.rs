@@ -302,6 +302,50 @@ fn privileged_without_a_command_a_shell_starts() -> Result<()> {
     site.clean.ensure_restored(None)
 }
 
+#[test]
+fn privileged_the_program_says_what_it_is_and_does() -> Result<()> {
+    let site = Site::prepare()?;
+    for (word, first) in [
+        ("--help", "Usage: shifter [OPTIONS] "),
+        ("-h", "Usage: shifter [OPTIONS] "),
+        ("--version", "shifter "),
+    ] {
+        let output = site.shifter(&[word])?.success()?;
+        ensure!(
+            output.stdout.starts_with(first) && output.stderr.is_empty(),
+            "{output}"
+        );
+    }
+    for verbose in ["-v", "--verbose"] {
+        let output = site.shifter(&[verbose, "--image=tiny", "echo", "data"])?;
+        let told = "shifter: image docker:tiny:latest ready in ";
+        ensure!(
+            output.stdout == "data\n"
+                && output.stderr.starts_with(told)
+                && output.stderr.lines().count() == 1,
+            "{output}"
+        );
+    }
+    let silent = site.shifter(&["--image=tiny", "echo", "data"])?;
+    ensure!(silent.stderr.is_empty(), "{silent}");
+    // What the site lets in of the caller's variables.
+    site.product
+        .configure("[env]\npass = ['KEEP*', 'LESSOPEN']\ndrop = ['KEEP_OUT*']")?;
+    let script = "echo $KEEP_THIS,$KEEP_OUT_A,$OTHER,$LESSOPEN,$BASH_ENV,$COLOUR";
+    let mut call = site
+        .product
+        .shifter(["--image=tiny", "sh", "-c", script])
+        .by(Alice);
+    for name in ["KEEP_THIS", "KEEP_OUT_A", "OTHER", "LESSOPEN", "BASH_ENV"] {
+        call = call.env(name, "1");
+    }
+    let seen = call.ok()?;
+    ensure!(seen == "1,,,1,,green\n", "{seen}");
+    site.product.configure("")?;
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
 /// What shows who a process is and what it may do.
 pub const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
 
