@@ -75,10 +75,7 @@ fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
             return error;
         };
         let reason = match (kind, source.raw_os_error()) {
-            // A kernel without the file system, or that mounts it of devices alone, or not for us:
-            // the node's fault.
-            (_, Some(libc::ENODEV | libc::ENOSYS | libc::EPERM | libc::EACCES))
-            | (EROFS, Some(libc::ENOTBLK)) => return error,
+            (_, Some(number)) if is_the_nodes(kind, number) => return error,
             (EROFS, Some(libc::EOPNOTSUPP)) => {
                 "this node's kernel lacks the image's compression (zstd needs Linux 6.10)"
                     .to_owned()
@@ -91,6 +88,18 @@ fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
             reason,
         }
     })
+}
+
+/// Whether a mount that fails so is the node's fault, whatever the file has.
+fn is_the_nodes(kind: &str, number: i32) -> bool {
+    match number {
+        // A kernel without the file system, or that mounts it of devices alone, or not for us.
+        libc::ENODEV | libc::ENOSYS | libc::EPERM | libc::EACCES => true,
+        libc::ENOTBLK => kind == EROFS,
+        // One that has no more of something. An EIO may be either's: damaged blocks give it too.
+        libc::ENOMEM | libc::ENFILE | libc::EMFILE | libc::ENOSPC => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -111,5 +120,17 @@ mod tests {
             let judged = judge(format, no_erofs);
             assert_eq!(judged.is_ok(), is_good, "{format} {no_erofs:?}");
         }
+    }
+
+    #[test]
+    fn a_node_without_memory_is_no_bad_image() {
+        for number in [libc::ENODEV, libc::ENOMEM, libc::ENFILE, libc::EPERM] {
+            assert!(is_the_nodes(SQUASHFS, number), "{number}");
+        }
+        for number in [libc::EINVAL, libc::EIO, libc::ENOTBLK] {
+            assert!(!is_the_nodes(SQUASHFS, number), "{number}");
+        }
+        assert!(is_the_nodes(EROFS, libc::ENOTBLK));
+        assert!(!is_the_nodes(EROFS, libc::EOPNOTSUPP));
     }
 }
