@@ -7,6 +7,7 @@
 //! Everything else is the product's own and the site's own pdsh. A node's own work is thus part
 //! of the figures: on a real machine, it is the nodes that do it.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ struct Cost {
     took: Duration,
     /// Processor time of all processes, which a busy machine does not change.
     cpu: f64,
+    /// That of the hook and its worker alone, without the tool and what it starts.
+    own_cpu: f64,
     /// Bytes read by all processes, from wherever.
     read: u64,
     /// Processes and threads that were started.
@@ -54,7 +57,7 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
     prepare(site)?;
     report::line(&format!(
         "\nTorque's prologue, pdsh -R exec -f {WIDTH}; every {SAMPLE}th node with a real container\n\n\
-         {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>7} {:>10} {:>10}",
+         {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>7} {:>10} {:>10}",
         "nodes",
         "bare s",
         "prologue s",
@@ -63,12 +66,14 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         "per node",
         "bare cpu",
         "cpu above",
+        "own cpu",
         "memory",
         "files",
         "read/node",
         "processes"
     ));
     let (mut above, mut processor, mut tool) = (Vec::new(), Vec::new(), Vec::new());
+    let mut own: Vec<(usize, f64)> = Vec::new();
     for size in sizes {
         let mut figures = Vec::new();
         for round in 0..rounds.clamp(1, 3) {
@@ -87,13 +92,14 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         let nodes = *size as f64;
         let above_cpu = begin.cpu - bare.cpu;
         report::line(&format!(
-            "{size:>6} {:>10.2} {:>10.2} {cost:>10.2} {:>10.2} {:>7.2} ms {:>7.2} ms {:>7.2} ms {:>5} KiB {:>7} {:>6} B {:>11}",
+            "{size:>6} {:>10.2} {:>10.2} {cost:>10.2} {:>10.2} {:>7.2} ms {:>7.2} ms {:>7.2} ms {:>7.3} ms {:>5} KiB {:>7} {:>6} B {:>11}",
             bare.took.as_secs_f64(),
             begin.took.as_secs_f64(),
             end.took.as_secs_f64(),
             cost * 1e3 / nodes,
             bare.cpu * 1e3 / nodes,
             above_cpu * 1e3 / nodes,
+            begin.own_cpu * 1e3 / nodes,
             begin.memory,
             begin.files,
             begin.read.saturating_sub(bare.read) / *size as u64,
@@ -101,6 +107,7 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         ));
         above.push((*size, cost));
         processor.push((*size, above_cpu));
+        own.push((*size, begin.own_cpu));
         tool.push((*size, bare.cpu));
     }
     let heading = Heading {
@@ -117,16 +124,26 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         row(&format!("{size} nodes"), goal, vec![*cost])
     });
     let mut rows: Vec<Row> = goals.collect();
-    // Linear: a node of the largest job costs no more than half as much again.
+    // Linear: a node of the largest job costs no more than half as much again. What all processes
+    // take beside the tool is the difference of two large numbers, most of both the nodes' own work.
     let growths = [
         ("a node of", &above, Goal::Most(1.5)),
-        ("processor time for a node of", &processor, Goal::Most(1.5)),
+        (
+            "the hook's own processor time for a node of",
+            &own,
+            Goal::Most(1.5),
+        ),
+        (
+            "processor time of all for a node of",
+            &processor,
+            Goal::None,
+        ),
         ("the tool's own for a node of", &tool, Goal::None),
     ];
     for (what, costs, goal) in growths {
         if let (Some((small, little)), Some((large, much))) = (costs.first(), costs.last()) {
-            // Below 1 ms is noise.
-            let growth = (much / *large as f64) / (little / *small as f64).max(1e-3);
+            // What it takes with any job is spread over the few nodes of the small ones.
+            let growth = (much / *large as f64) / (little / *small as f64).max(1e-5);
             let name = format!("{what} {large} beside one of {small}: ×");
             rows.push(row(&name, goal, vec![growth]));
         }
@@ -229,6 +246,7 @@ fn observe(command: &mut Command, name: &str) -> Result<Cost> {
         .stderr(File::options().append(true).open(&log)?)
         .spawn()?;
     let mut cost = Cost::default();
+    let mut own = HashMap::new();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -236,8 +254,15 @@ fn observe(command: &mut Command, name: &str) -> Result<Cost> {
         // Itself, its worker, and the tool; not the thousands below.
         let mut level = vec![child.id()];
         let (mut memory, mut files) = (0, 0);
-        for _ in 0..3 {
+        for depth in 0..3 {
             for pid in &level {
+                // The tool below the worker is none of ours; nor is what a hook asks before.
+                if depth < 2 {
+                    own.insert(
+                        *pid,
+                        ran_secs(*pid).max(own.get(pid).copied().unwrap_or(0.0)),
+                    );
+                }
                 memory += resident_kib(*pid);
                 files += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
             }
@@ -246,8 +271,9 @@ fn observe(command: &mut Command, name: &str) -> Result<Cost> {
         }
         cost.memory = cost.memory.max(memory);
         cost.files = cost.files.max(files);
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(5));
     };
+    cost.own_cpu = own.values().sum();
     cost.took = began.elapsed();
     ensure!(
         status.success(),
@@ -282,6 +308,13 @@ fn processor_secs() -> Result<f64> {
 fn last_pid() -> Result<u64> {
     let text = fs::read_to_string("/proc/loadavg")?;
     Ok(text.split_whitespace().last().context("loadavg")?.parse()?)
+}
+
+/// Returns how long a process itself has run; what it has waited for is not in it.
+fn ran_secs(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    let ran = text.split_whitespace().next();
+    ran.and_then(|ran| ran.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
 }
 
 fn resident_kib(pid: u32) -> u64 {

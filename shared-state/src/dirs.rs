@@ -3,7 +3,7 @@
 //! Everything here runs as the owner and takes a name of one component, or of two of our own.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -16,6 +16,9 @@ use crate::error::{Context, Error, Result, Rule};
 
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 const PRIVATE_DIR: Mode = Mode::from_raw_mode(0o700);
+
+/// Bytes that are copied at once.
+const CHUNK: usize = 256 << 10;
 
 /// How the names begin of what is still being written.
 pub(crate) const NEW: &str = ".new-";
@@ -76,13 +79,8 @@ pub(crate) fn make(dir: impl AsFd, name: &str) -> Result<(), Errno> {
     rustix::fs::mkdirat(dir, name, PRIVATE_DIR)
 }
 
-/// Reads a file of at most `limit` bytes; nothing if there is none.
-pub(crate) fn read(
-    dir: impl AsFd,
-    name: &str,
-    owner: u32,
-    limit: usize,
-) -> Result<Option<Vec<u8>>> {
+/// Opens a file; nothing if there is none.
+pub(crate) fn open_file(dir: impl AsFd, name: &str, owner: u32) -> Result<Option<File>> {
     // O_NONBLOCK: a FIFO there must not hang the caller.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -96,9 +94,21 @@ pub(crate) fn read(
     };
     let stat = rustix::fs::fstat(&file).step("examine", name)?;
     judge(&stat, owner, FileType::RegularFile).map_err(|rule| Error::refused(name, rule))?;
+    Ok(Some(file.into()))
+}
+
+/// Reads a file of at most `limit` bytes; nothing if there is none.
+pub(crate) fn read(
+    dir: impl AsFd,
+    name: &str,
+    owner: u32,
+    limit: usize,
+) -> Result<Option<Vec<u8>>> {
+    let Some(file) = open_file(dir, name, owner)? else {
+        return Ok(None);
+    };
     let mut bytes = Vec::new();
-    File::from(file)
-        .take(limit as u64 + 1)
+    file.take(limit as u64 + 1)
         .read_to_end(&mut bytes)
         .step("read", name)?;
     if bytes.len() > limit {
@@ -109,20 +119,46 @@ pub(crate) fn read(
 
 /// Makes a file that was not there, with these parts in it.
 pub(crate) fn create(dir: impl AsFd, name: &str, parts: &[&[u8]]) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(dir, name, flags, PRIVATE)?);
-    // What does not fit is seen at the latest when the data leave the node: close(2) tells nobody
-    // here, sync does.
-    let write = || -> std::io::Result<()> {
-        let mut file = &file;
+    create_with(dir, name, |mut file| {
         parts.iter().try_for_each(|part| file.write_all(part))?;
         if parts.is_empty() {
             Ok(())
         } else {
             file.sync_data()
         }
-    };
-    write().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    })
+}
+
+/// The same with a line and then as many bytes of a source.
+pub(crate) fn create_from(
+    dir: impl AsFd,
+    name: &str,
+    line: &str,
+    source: &mut dyn Read,
+    length: u64,
+) -> Result<(), Errno> {
+    create_with(dir, name, |mut file| {
+        file.write_all(line.as_bytes())?;
+        let mut writer = BufWriter::with_capacity(CHUNK, file);
+        let copied = std::io::copy(&mut source.take(length), &mut writer)?;
+        writer.flush()?;
+        match copied == length {
+            true => file.sync_data(),
+            false => Err(ErrorKind::UnexpectedEof.into()),
+        }
+    })
+}
+
+fn create_with(
+    dir: impl AsFd,
+    name: &str,
+    write: impl FnOnce(&File) -> std::io::Result<()>,
+) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, name, flags, PRIVATE)?);
+    // What does not fit is seen at the latest when the data leave the node: close(2) tells nobody
+    // here, sync does.
+    write(&file).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// Judges an open file or directory: of this kind, and its owner's alone.

@@ -36,4 +36,4 @@ pub use self::contents::{Contents, GROUP, MANIFEST, PASSWD};
 pub use self::election::{Answer, Source};
 pub use self::error::{Error, Result, Rule};
 pub use self::stamp::Key;
-pub use self::state::SharedState;
+pub use self::state::{SharedState, Stream};

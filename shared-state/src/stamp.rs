@@ -66,6 +66,16 @@ impl Stamp {
     /// Reads the line at the beginning of the file `name`, refuses it if it is not for `key`, and
     /// returns it with what comes after it.
     pub fn split<'a>(bytes: &'a [u8], key: &Key, name: &str) -> Result<(Self, &'a [u8]), Rule> {
+        let (stamp, body) = Self::begin(bytes, key, name)?;
+        if stamp.length == body.len() {
+            Ok((stamp, body))
+        } else {
+            Err(Rule::Incomplete)
+        }
+    }
+
+    /// The same where only the beginning of the file was read: what comes after the line is not all.
+    pub fn begin<'a>(bytes: &'a [u8], key: &Key, name: &str) -> Result<(Self, &'a [u8]), Rule> {
         let line = bytes
             .iter()
             .take(LINE_LIMIT)
@@ -96,11 +106,7 @@ impl Stamp {
                 });
             }
         }
-        if stamp.length == body.len() {
-            Ok((stamp, body))
-        } else {
-            Err(Rule::Incomplete)
-        }
+        Ok((stamp, body))
     }
 }
 

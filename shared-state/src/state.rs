@@ -1,5 +1,7 @@
 //! The open shared state: reading, writing, removing, and sweeping what is old.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Take};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +35,16 @@ pub struct SharedState {
     max_age: Duration,
     pub(crate) wait: Duration,
     pub(crate) silence: Duration,
+}
+
+/// A file of a state that is too large for memory.
+pub struct Stream<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Bytes that it has.
+    pub length: usize,
+    /// Where they come from.
+    pub source: &'a mut dyn Read,
 }
 
 /// What came of an attempt to put a state in its place.
@@ -103,6 +115,18 @@ impl SharedState {
         })
     }
 
+    /// Opens one file of what the run `key` of a job has, of any size; nothing if it is not there. Who
+    /// reads it decides what is too much.
+    ///
+    /// # Errors
+    /// As [`SharedState::read`].
+    pub fn open_file(&self, key: &Key, name: &str) -> Result<Option<Take<File>>> {
+        self.as_owner(|| match self.run_dir(key)? {
+            Some(dir) => self.open_part(&dir, key, name),
+            None => Ok(None),
+        })
+    }
+
     /// True if the run `key` of a job has something; whether it is believed, only reading tells.
     pub fn has(&self, key: &Key) -> Result<bool> {
         self.as_owner(|| Ok(self.run_dir(key)?.is_some()))
@@ -110,7 +134,23 @@ impl SharedState {
 
     /// Writes what the run `key` of a job has, whatever was there before.
     pub fn write(&self, key: &Key, contents: &Contents) -> Result<()> {
-        self.as_owner(|| self.publish(key, contents, true).map(drop))
+        self.write_with(key, contents, &mut [])
+    }
+
+    /// The same with files that are too large for [`Contents`]. Such a state is read file by file,
+    /// and those by [`SharedState::open_file`].
+    pub fn write_with(
+        &self,
+        key: &Key,
+        contents: &Contents,
+        streams: &mut [Stream<'_>],
+    ) -> Result<()> {
+        let names = streams.iter().map(|stream| stream.name);
+        let mut strange = names.filter(|name| !is_file_name(name) || contents.get(name).is_some());
+        if let Some(name) = strange.next() {
+            return Err(Error::File(name.to_owned()));
+        }
+        self.as_owner(|| self.publish_with(key, contents, streams, true).map(drop))
     }
 
     /// Removes what the run `key` of a job has; it is fine if that is nothing.
@@ -248,12 +288,37 @@ impl SharedState {
             return Ok(None);
         };
         let (stamp, body) = Stamp::split(&bytes, key, file).map_err(refused)?;
-        let age_secs = now().abs_diff(stamp.time);
-        if age_secs > self.max_age.as_secs() {
-            return Err(refused(Rule::Age { age_secs }));
-        }
+        self.judge_age(&stamp).map_err(refused)?;
         let begin = bytes.len() - body.len();
         Ok(Some((stamp, bytes.split_off(begin))))
+    }
+
+    fn open_part(&self, dir: &OwnedFd, key: &Key, name: &str) -> Result<Option<Take<File>>> {
+        let refused = |rule| Error::refused(&format!("{}/{name}", key.dir()), rule);
+        let Some(mut file) = dirs::open_file(dir, name, self.owner)? else {
+            return Ok(None);
+        };
+        let mut begin = Vec::new();
+        let read = (&file).take(LINE_LIMIT as u64).read_to_end(&mut begin);
+        read.step("read", name)?;
+        let (stamp, rest) = Stamp::begin(&begin, key, name).map_err(refused)?;
+        self.judge_age(&stamp).map_err(refused)?;
+        let line = (begin.len() - rest.len()) as u64;
+        let length = stamp.length as u64;
+        let size = file.metadata().step("examine", name)?.len();
+        if Some(size) != line.checked_add(length) {
+            return Err(refused(Rule::Incomplete));
+        }
+        file.seek(SeekFrom::Start(line)).step("read", name)?;
+        Ok(Some(file.take(length)))
+    }
+
+    fn judge_age(&self, stamp: &Stamp) -> Result<(), Rule> {
+        let age_secs = now().abs_diff(stamp.time);
+        match age_secs > self.max_age.as_secs() {
+            true => Err(Rule::Age { age_secs }),
+            false => Ok(()),
+        }
     }
 
     /// Puts a state in its place, in one step. One that is there already and holds for this run
@@ -264,11 +329,21 @@ impl SharedState {
         contents: &Contents,
         replaces: bool,
     ) -> Result<Published> {
+        self.publish_with(key, contents, &mut [], replaces)
+    }
+
+    fn publish_with(
+        &self,
+        key: &Key,
+        contents: &Contents,
+        streams: &mut [Stream<'_>],
+        replaces: bool,
+    ) -> Result<Published> {
         let cluster = self.make_cluster(key)?;
         let fresh = format!("{}{}", dirs::NEW, dirs::random_word()?);
         dirs::make(&cluster, &fresh).step("create", &fresh)?;
         let result = self
-            .fill(&cluster, &fresh, key, contents)
+            .fill(&cluster, &fresh, key, contents, streams)
             .and_then(|()| self.place(&cluster, &fresh, key, replaces));
         if !matches!(result, Ok(Published::Ours)) {
             // What stays is swept; the first error is the one to tell.
@@ -277,19 +352,38 @@ impl SharedState {
         result
     }
 
-    fn fill(&self, cluster: &OwnedFd, fresh: &str, key: &Key, contents: &Contents) -> Result<()> {
+    fn fill(
+        &self,
+        cluster: &OwnedFd,
+        fresh: &str,
+        key: &Key,
+        contents: &Contents,
+        streams: &mut [Stream<'_>],
+    ) -> Result<()> {
         let dir = dirs::open(cluster, fresh, self.owner)?;
         let dir = dir.ok_or(Errno::NOENT).step("open", fresh)?;
         let files = contents.files();
-        let count = files.len();
-        for (name, bytes) in files {
+        let count = files.len() + streams.len();
+        let line = |name: &str, length| {
             let stamp = Stamp {
                 files: count,
                 time: now(),
-                length: bytes.len(),
+                length,
             };
-            let line = stamp.line(key, name);
+            stamp.line(key, name)
+        };
+        for (name, bytes) in files {
+            let line = line(name, bytes.len());
             dirs::create(&dir, name, &[line.as_bytes(), bytes]).step("write", name)?;
+        }
+        for Stream {
+            name,
+            length,
+            source,
+        } in streams
+        {
+            let line = line(name, *length);
+            dirs::create_from(&dir, name, &line, *source, *length as u64).step("write", &**name)?;
         }
         Ok(())
     }

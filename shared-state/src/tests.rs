@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::stamp::tests::key;
 use crate::state::Published;
-use crate::{Answer, Contents, Error, Key, Rule, SharedState, Source};
+use crate::{Answer, Contents, Error, Key, Rule, SharedState, Source, Stream};
 
 /// A directory as a site makes it; the process's user is the owner.
 pub(crate) struct Site {
@@ -531,4 +532,44 @@ fn only_what_is_old_is_swept_and_not_by_everybody() {
         .unwrap();
     state.sweep().unwrap();
     assert_eq!(site.names(), ["17.0", "17.1"]);
+}
+
+#[test]
+fn large_files_of_a_state_are_written_and_read_without_memory_for_them() {
+    let site = Site::new();
+    let (launch, node) = (site.node(), site.node());
+    let length = 5 << 20;
+    let write = |name: &str, length: usize, source: &mut dyn Read| {
+        let stream = Stream {
+            name,
+            length,
+            source,
+        };
+        launch.write_with(&key(), &contents("a"), &mut [stream])
+    };
+    write("cache", length, &mut std::io::repeat(7)).unwrap();
+    let mut bytes = Vec::new();
+    let mut found = node.open_file(&key(), "cache").unwrap().unwrap();
+    assert_eq!(found.limit(), length as u64);
+    found.read_to_end(&mut bytes).unwrap();
+    assert!(bytes.len() == length && bytes.iter().all(|byte| *byte == 7));
+    assert!(node.read_file(&key(), "passwd").unwrap().is_some());
+    assert!(node.open_file(&key(), "other").unwrap().is_none());
+    // Cut short; another run's; old.
+    let path = site.path("17.0/cache");
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(length as u64).unwrap();
+    assert!(node.open_file(&key(), "cache").unwrap_err().is_refusal());
+    write("cache", 3, &mut &b"abc"[..]).unwrap();
+    let other = Key { uid: 1, ..key() };
+    assert!(node.open_file(&other, "cache").unwrap_err().is_refusal());
+    // A source that ends early leaves what was there; so do names that are none.
+    assert!(write("cache", 4, &mut &b"abc"[..]).is_err());
+    assert!(write("../x", 1, &mut &b"a"[..]).is_err());
+    assert!(write("passwd", 1, &mut &b"a"[..]).is_err());
+    let mut text = String::new();
+    let mut found = node.open_file(&key(), "cache").unwrap().unwrap();
+    found.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "abc");
+    assert_eq!(site.names(), ["17.0"]);
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apstat;
+pub mod cache;
 pub mod call;
 pub mod clean;
 pub mod epilogue;

@@ -102,11 +102,11 @@ fn obey(order: &Order) -> Code {
 /// Starts the services; with nscd go the caches that the launch node shares, where it does.
 fn start_services(order: &Order, config: &Config) -> Result<()> {
     let wants_caches = order.manifest.is_none() && config.torque.services.contains(&Service::Nscd);
-    let caches = match wants_caches {
+    let mut caches = match wants_caches {
         true => shared::caches(config, order).unwrap_or_default(),
         false => Vec::new(),
     };
-    services::start(config, &order.job, order.start(), &caches).map_err(|error| match &error {
+    services::start(config, &order.job, order.start(), &mut caches).map_err(|error| match &error {
         ServiceError::Node(node) => Failure(node.exit_code(), node.chain()),
         _ => Failure::of(ExitCode::Internal, &error),
     })

@@ -1,5 +1,7 @@
 //! One line about all nodes of a job: `2047 of 2048 nodes ready; nid01234: squashfs module missing`.
 
+use std::collections::HashMap;
+
 use crate::fanout::gather::NodeState;
 
 /// Reasons that are told.
@@ -26,6 +28,8 @@ impl Report {
     pub fn new(names: &[String], states: &[NodeState], done: &str, words: Option<&str>) -> Self {
         let mut failed = Vec::new();
         let mut reasons: Vec<(&str, Vec<usize>)> = Vec::new();
+        // Where every node has a reason of its own, a search for each would be the square of them.
+        let mut known: HashMap<&str, usize> = HashMap::new();
         let mut is_users_mistake = false;
         for (index, state) in states.iter().enumerate() {
             let reason = match state {
@@ -38,7 +42,8 @@ impl Report {
                 NodeState::Silent(None) => words.unwrap_or("no answer"),
             };
             failed.push(index);
-            match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            let at = *known.entry(reason).or_insert(reasons.len());
+            match reasons.get_mut(at) {
                 Some((_, nodes)) => nodes.push(index),
                 None => reasons.push((reason, vec![index])),
             }

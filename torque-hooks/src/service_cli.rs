@@ -67,7 +67,7 @@ fn run(words: Vec<String>) -> Result<(), (ExitCode, String)> {
             let begun = manifest.as_ref().map(JobManifest::start);
             // Without a root nothing says here whose job it is: nscd starts with what it has.
             let caches = manifest.and_then(|manifest| shared::caches_of(&config, &manifest).ok());
-            services::start(&config, &job, begun, &caches.unwrap_or_default())
+            services::start(&config, &job, begun, &mut caches.unwrap_or_default())
                 .map_err(|error| internal(&error))
         }
         "stop" => services::stop(&job, None).map_err(|error| internal(&error)),

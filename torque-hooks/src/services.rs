@@ -11,9 +11,9 @@
 //!
 //! One that answers already is the node's own and is left alone.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,29 +21,29 @@ use std::time::{Duration, Instant};
 use node_setup::child::ChildError;
 use node_setup::error::{Context, Error};
 use node_setup::{kmod, lookup, state};
-use rustix::fs::{CWD, FlockOperation};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use shifter_core::chain;
 use shifter_core::config::{Config, Service};
 use shifter_core::ids::JobId;
 use shifter_core::manifest::Start;
 use shifter_core::trusted::{self, TrustError};
 use thiserror::Error;
 
+use crate::cache::{self, CACHES};
 use crate::outside;
 use crate::resolve::AS_USER;
 use crate::say::{self, Weight};
+use crate::shared::Cache;
 
 const DIR: &str = "/run/shifter-services";
 
 /// Seconds for a service to start, to answer, to end.
 const SECS: u32 = 10;
 
-/// Databases of nscd that are copied, under these names in the shared state.
-pub const CACHES: [(&str, &str); 2] = [
-    ("nscd-passwd", "/var/cache/nscd/passwd"),
-    ("nscd-group", "/var/cache/nscd/group"),
-];
+/// How long one that is busy is asked again.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// Says why a service does not run, or runs on.
 #[derive(Debug, Error)]
@@ -105,7 +105,7 @@ pub fn start(
     config: &Config,
     job: &JobId,
     start: Option<Start>,
-    caches: &[(String, Vec<u8>)],
+    caches: &mut [Cache],
 ) -> Result<(), ServiceError> {
     kmod::preload(&config.kernel)?;
     if config.torque.services.is_empty() {
@@ -165,12 +165,11 @@ fn open() -> Result<OwnedFd, Error> {
 }
 
 fn lock(dir: &OwnedFd) -> Result<OwnedFd, Error> {
-    use std::os::fd::AsFd;
     let lock = state::create_file(dir.as_fd(), "lock")?;
     let deadline = Instant::now() + Duration::from_secs((4 * SECS).into());
     loop {
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             result => return result.step("lock", DIR).map(|()| lock),
@@ -178,8 +177,24 @@ fn lock(dir: &OwnedFd) -> Result<OwnedFd, Error> {
     }
 }
 
+/// True if somebody listens. One that hangs and has as many callers waiting as it lets wait is asked
+/// again for a moment, and then taken for one that does not answer: connect(2) would wait for ever.
 fn answers(known: &Known) -> bool {
-    UnixStream::connect(known.socket).is_ok()
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        match is_connected(known.socket) {
+            Err(Errno::AGAIN) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result.is_ok(),
+        }
+    }
+}
+
+fn is_connected(path: &str) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 fn start_munge() -> Result<(), ServiceError> {
@@ -206,21 +221,21 @@ fn start_munge() -> Result<(), ServiceError> {
     run(&MUNGE, command)
 }
 
-fn start_nscd(config: &Config, caches: &[(String, Vec<u8>)]) -> Result<(), ServiceError> {
+fn start_nscd(config: &Config, caches: &mut [Cache]) -> Result<(), ServiceError> {
     let program = trusted::audit(Path::new(NSCD.program), &[0])?;
     for (name, path) in CACHES {
         let path = Path::new(path);
         let dir = path.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(dir).step("create directory", dir)?;
-        if let Some((_, bytes)) = caches.iter().find(|(known, _)| known == name) {
+        if let Some((_, copy)) = caches.iter_mut().find(|(known, _)| known == name) {
             let dir = trusted::audit(dir, &[0])?;
-            let flags = rustix::fs::OFlags::RDONLY
-                | rustix::fs::OFlags::DIRECTORY
-                | rustix::fs::OFlags::CLOEXEC;
-            let dir =
-                rustix::fs::open(&dir, flags, rustix::fs::Mode::empty()).step("open", &dir)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = rustix::fs::open(&dir, flags, Mode::empty()).step("open", &dir)?;
             let file = path.file_name().unwrap_or_default().to_string_lossy();
-            state::write_file(&dir, &file, bytes)?;
+            if let Err(error) = write(&dir, &file, copy) {
+                // It starts with what it has, and asks for the rest.
+                say::log(Weight::Warning, &error.chain());
+            }
         }
     }
     let runs = Path::new("/run/nscd");
@@ -230,6 +245,17 @@ fn start_nscd(config: &Config, caches: &[(String, Vec<u8>)]) -> Result<(), Servi
     let mut command = Command::new(program);
     command.arg("-f").arg(conf);
     run(&NSCD, command)
+}
+
+/// Writes a database from its copy: it is there at once or not.
+fn write(dir: &OwnedFd, name: &str, copy: &mut impl Read) -> Result<(), Error> {
+    let new = format!("{name}.new");
+    let file = File::from(state::create_file(dir.as_fd(), &new)?);
+    if let Err(error) = cache::unpack(&mut BufReader::new(copy), &file) {
+        state::remove_file(dir, &new)?;
+        return Err(error).step("write", name);
+    }
+    rustix::fs::renameat(dir, &*new, dir, name).step("write", name)
 }
 
 /// Runs a program that puts itself into the background, and waits until it answers.
@@ -248,9 +274,19 @@ fn run(known: &'static Known, command: Command) -> Result<(), ServiceError> {
     Ok(())
 }
 
+/// Reads a file of the service's: its user may have put anything in its place, and a pipe would be
+/// waited for.
+fn read_pid_file(path: &str) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Ends a service by its process, if it is the program.
-fn end(known: &'static Known) -> Result<(), ServiceError> {
-    let text = std::fs::read_to_string(known.pid_file).unwrap_or_default();
+fn end(known: &Known) -> Result<(), ServiceError> {
+    let text = read_pid_file(known.pid_file).unwrap_or_default();
     let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
         return Ok(());
     };
@@ -278,21 +314,57 @@ fn end(known: &'static Known) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Reads nscd's databases on the launch node; those that are not there are left out, and those that
-/// cannot be handed on with a word in the log: the nodes then look accounts up for themselves.
-pub fn own_caches() -> Vec<(&'static str, Vec<u8>)> {
-    let read = |(name, path): (&'static str, &str)| match trusted::read(
-        Path::new(path),
-        shifter_core::manifest::SIZE_LIMIT,
-    ) {
-        Ok(bytes) => Some((name, bytes)),
-        Err(TrustError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            None
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::FileType;
+
+    use super::*;
+
+    fn known(path: &Path) -> Known {
+        let path = path.to_str().unwrap().to_owned().leak();
+        Known {
+            socket: path,
+            pid_file: path,
+            ..MUNGE
         }
-        Err(error) => {
-            say::log(Weight::Warning, &chain::line(&error));
-            None
+    }
+
+    #[test]
+    fn a_service_that_hangs_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(!answers(&known(&path)), "nothing there");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(answers(&known(&path)));
+        // Nobody is let in, and nobody waits any more: the next connect(2) would.
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(socket) = connected(&path) {
+            waiting.push(socket);
+            assert!(waiting.len() < 9, "as many as may wait");
         }
-    };
-    CACHES.into_iter().filter_map(read).collect()
+        let began = Instant::now();
+        assert!(!answers(&known(&path)));
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+
+    fn connected(path: &Path) -> Result<OwnedFd, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    }
+
+    #[test]
+    fn what_is_no_pid_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        end(&known(&path)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/proc/self/stat", &path).unwrap();
+        end(&known(&path)).unwrap();
+    }
 }

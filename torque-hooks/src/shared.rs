@@ -2,19 +2,25 @@
 //!
 //! The launch node writes it once and removes it; nodes read it, and ask nobody.
 
-use shared_state::{Contents, Error, Key, MANIFEST, SharedState};
+use std::fs::File;
+use std::io::Take;
+
+use shared_state::{Contents, Error, Key, MANIFEST, SharedState, Stream};
 use shifter_core::config::{Config, Service};
 use shifter_core::identity::Identity;
 use shifter_core::ids::{IdError, JobId};
 use shifter_core::manifest::JobManifest;
 use thiserror::Error;
 
+use crate::cache::{self, CACHES, COPY_LIMIT, Database};
 use crate::fanout::gather::Gathering;
 use crate::fanout::template::Report;
 use crate::nodes::NODE_LIMIT;
-use crate::services::{self, CACHES};
 use crate::state::Record;
 use crate::words::Order;
+
+/// How often nscd's databases are copied where it is at work on them itself.
+const CACHE_TRIES: u32 = 3;
 
 /// Says why the nodes cannot be told of the job, or do not know of it.
 #[derive(Debug, Error)]
@@ -82,12 +88,22 @@ pub fn share(
     if let Some(manifest) = manifest {
         contents.set(MANIFEST, manifest)?;
     }
-    if config.torque.services.contains(&Service::Nscd) {
-        for (name, bytes) in services::own_caches() {
-            contents.set(name, bytes)?;
+    let key = key_of(record, job)?;
+    for attempt in 1..=CACHE_TRIES {
+        let mut caches = match config.torque.services.contains(&Service::Nscd) {
+            true => cache::own(),
+            false => Vec::new(),
+        };
+        let streams = caches.iter_mut().map(|cache| Stream {
+            name: cache.name,
+            length: cache.length(),
+            source: cache,
+        });
+        state.write_with(&key, &contents, &mut streams.collect::<Vec<_>>())?;
+        if attempt == CACHE_TRIES || !caches.iter().any(Database::is_torn) {
+            break;
         }
     }
-    state.write(&key_of(record, job)?, &contents)?;
     // What cannot be swept now is swept by the next.
     let _ = state.sweep();
     Ok(())
@@ -98,19 +114,20 @@ pub fn unshare(config: &Config, record: &Record, job: &JobId) -> Result<(), Shar
     Ok(open(config)?.remove(&key_of(record, job)?)?)
 }
 
-/// A database of nscd's, and its name in the shared state.
-pub type Cache = (String, Vec<u8>);
+/// The name of a database of nscd's in the shared state, and its copy.
+pub type Cache = (String, Take<File>);
 
 fn caches_in(state: &SharedState, key: &Key) -> Result<Vec<Cache>, ShareError> {
     let mut caches = Vec::new();
     for (name, _) in CACHES {
-        let bytes = state.read_file(key, name)?;
-        caches.extend(bytes.map(|bytes| (name.to_owned(), bytes)));
+        let copy = state.open_file(key, name)?;
+        let copy = copy.filter(|copy| copy.limit() <= COPY_LIMIT);
+        caches.extend(copy.map(|copy| (name.to_owned(), copy)));
     }
     Ok(caches)
 }
 
-/// Reads the databases of nscd that the launch node shares, on another node of the job.
+/// Opens the databases of nscd that the launch node shares, on another node of the job.
 pub fn caches(config: &Config, order: &Order) -> Result<Vec<Cache>, ShareError> {
     caches_in(&open(config)?, &key_of_order(config, order)?)
 }

@@ -5,6 +5,9 @@
 //!                          with Slurm: srun -n 4 -N 2 shifter cmd
 //!                          otherwise: shifter cmd
 //! ```
+//!
+//! It has no privilege, and finds the launcher as the user's own shell would, by PATH: sites have
+//! several, and modules choose among them.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

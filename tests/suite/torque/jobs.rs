@@ -236,8 +236,7 @@ fn privileged_torque_processes_left_on_any_node_end_with_the_job() -> Result<()>
     site.nodes.node("t2")?.shell(other).ok()?;
     site.end(&job)?.expect(0)?;
     for (node, dir) in strays {
-        let path = site.nodes.node(node)?.path(&dir);
-        ensure!(!fs::exists(&path)?, "{node}: {dir}");
+        ensure!(!site.runs(node, &dir)?, "{node}: {dir}");
     }
     let left = site.nodes.node("t2")?.shell("pgrep -xa sleep").ok()?;
     ensure!(left.contains(" 303") && left.contains(" 304"), "{left}");

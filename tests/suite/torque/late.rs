@@ -49,11 +49,11 @@ fn privileged_torque_node_that_hung_during_the_epilogue_is_cleaned_by_the_next()
     end_with_hung_node(&site, &job)?;
     let node = site.nodes.node("t2")?;
     ensure!(fs::exists(node.path(&pin))?, "{pin}");
-    ensure!(fs::exists(node.path(&stray))?, "{stray}");
+    ensure!(site.runs("t2", &stray)?, "ended too early");
     ensure!(left(&site)?.len() == 1, "{:?}", left(&site)?);
     node.freeze(false)?;
     site.end(&other)?.expect(0)?;
-    ensure!(!fs::exists(node.path(&stray))?, "{stray}");
+    ensure!(!site.runs("t2", &stray)?, "runs still");
     ensure!(left(&site)?.is_empty(), "{:?}", left(&site)?);
     site.ensure_clean()
 }
@@ -96,11 +96,11 @@ fn privileged_torque_node_that_hangs_on_harms_no_other_job_and_is_cleaned_by_han
                 .contains("the batch system has the job still"),
         "{refused}"
     );
-    ensure!(fs::exists(node.path(&stray))?, "{stray}");
+    ensure!(site.runs("t2", &stray)?, "ended too early");
     site.server.forgets(&job.id)?;
     let cleaned = clean()?;
     ensure!(cleaned.code == 0 && cleaned.stderr.is_empty(), "{cleaned}");
-    ensure!(!fs::exists(node.path(&stray))?, "{stray}");
+    ensure!(!site.runs("t2", &stray)?, "runs still");
     ensure!(left(&site)?.is_empty(), "{:?}", left(&site)?);
     site.ensure_clean()
 }

@@ -130,6 +130,13 @@ impl Site {
         })
     }
 
+    /// True if what [`Site::leave`] started still runs: it may be dead and not yet collected.
+    fn runs(&self, node: &str, dir: &str) -> Result<bool> {
+        let path = self.nodes.node(node)?.path(dir);
+        let status = fs::read_to_string(format!("{path}/status")).unwrap_or_default();
+        Ok(!status.is_empty() && !status.contains("\nState:\tZ"))
+    }
+
     /// Fails unless every node of a job has its container, or none has.
     fn ensure_ready(&self, job: &TorqueJob, is_ready: bool) -> Result<()> {
         for (name, _) in &job.nodes {

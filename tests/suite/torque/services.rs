@@ -52,6 +52,41 @@ fn privileged_torque_nscd_answers_from_the_launch_nodes_caches() -> Result<()> {
     site.ensure_clean()
 }
 
+#[test]
+fn privileged_torque_nscd_answers_from_a_database_of_several_megabytes() -> Result<()> {
+    let mut site = Site::start(2)?;
+    configure(
+        site.product,
+        &format!("fanout_command = {PDSH}\nservices = ['nscd']\n"),
+    )?;
+    let (first, second) = (site.nodes.node("t1")?, site.nodes.node("t2")?);
+    // Accounts that the launch node alone knows.
+    let accounts = "cp /etc/passwd /run/passwd
+        awk 'BEGIN { more = sprintf(\"%0400d\", 0); for (n = 0; n < 4000; n++)
+            printf \"crowd%d:x:%d:100:%s:/home/crowd:/bin/sh\\n\", n, 100000 + n, more }' >>/run/passwd
+        mount --bind /run/passwd /etc/passwd
+        mkdir -p /run/nscd /var/cache/nscd
+        nscd -f /opt/shifter/share/shifter/torque/nscd.conf";
+    first.shell(accounts).ok()?;
+    let all = "seq -f crowd%.0f 0 3999 | xargs -n 1000 getent passwd | wc -l";
+    ensure!(first.shell(all).ok()?.trim() == "4000");
+    let database = fs::metadata(first.path("/var/cache/nscd/passwd"))?;
+    ensure!(database.len() > 2 << 20, "{}", database.len());
+    site.clean = Snapshot::take_at(&site.nodes.places())?;
+    let job = TorqueJob::new("3.server", Alice, &["t1", "t2"]).variable("UDI", "tiny");
+    ensure!(second.call(["id", "crowd1"]).output()?.code != 0);
+    site.begin(&job)?.expect(0)?;
+    let found = second.shell("getent passwd crowd0 102000 crowd3999 | cut -d: -f3");
+    let found = found.output()?;
+    ensure!(found.stdout == "100000\n102000\n103999\n", "{found}");
+    site.end(&job)?.expect(0)?;
+    ensure!(
+        second.call(["id", "crowd1"]).output()?.code != 0,
+        "served after the job"
+    );
+    site.ensure_clean()
+}
+
 /// Makes what Debian's package has for its daemon on a node.
 pub(super) const MUNGE: &str = "install -d -o munge -g munge -m 0700 /var/lib/munge /var/log/munge";
 

@@ -97,11 +97,13 @@ pub fn run(
     starts.reverse();
     let mut processes = Processes::new();
     let mut complete_since = None;
+    let mut next_look = Instant::now();
     let cut = loop {
         while processes.len() <= plan.width as usize
             && let Some((words, of)) = starts.pop()
         {
-            if let Err(source) = processes.start(&words, of) {
+            let is_tool = of.is_none() || of != plan.own.map(|(own, _)| own);
+            if let Err(source) = processes.start(&words, of, is_tool) {
                 let program = words.first().cloned().unwrap_or_default();
                 let error = FanoutError::Run { program, source };
                 let Some(index) = of else {
@@ -120,8 +122,12 @@ pub fn run(
         if now >= plan.deadline {
             break Some(Cut::Deadline);
         }
-        if !is_wanted() {
-            break Some(Cut::Unwanted);
+        // Not for every line of every node.
+        if now >= next_look {
+            if !is_wanted() {
+                break Some(Cut::Unwanted);
+            }
+            next_look = now + LOOK;
         }
         let left = plan.deadline.saturating_duration_since(now).min(LOOK);
         for event in processes.wait(left) {
@@ -275,6 +281,30 @@ mod tests {
         assert_eq!(outcome.cut, Some(Cut::Deadline));
         assert_eq!(shown(&outcome), ["ready", "silent"]);
         assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_a_tool_started_in_a_session_of_its_own_ends_with_it() {
+        let below = "echo $$ >>\"$0\"; echo '@shifter 7f a ok'; sleep 100; :";
+        let script = "echo $$ >\"$0\"; setsid sh -c \"$1\" \"$0\"; :";
+        let words = ["/bin/sh", "-c", script, "{nodefile}", below, "{command}"];
+        let site = site(&words);
+        let outcome = run_on(&site, &["a"], None, 60_000);
+        assert_eq!(shown(&outcome), ["ready"]);
+        let pids = std::fs::read_to_string(site.dir.path().join("nodes")).unwrap();
+        let pids: Vec<&str> = pids.lines().collect();
+        assert_eq!(pids.len(), 2, "{pids:?}");
+        let lives = |pid: &&str| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+            let status = status.unwrap_or_default();
+            !status.is_empty() && !status.contains("State:\tZ")
+        };
+        // They were sent the signal; dying takes a moment on a busy machine.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while pids.iter().any(lives) {
+            assert!(Instant::now() < deadline, "{pids:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

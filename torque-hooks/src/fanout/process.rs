@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 /// Bytes of a line that are looked at.
 const LINE_LIMIT: usize = 8 << 10;
 
 /// How long a program that was killed is waited for.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Levels of processes below a tool that are ended with it, beside its own children.
+const DEPTH: u32 = 4;
 
 /// Something that happened.
 pub enum Event {
@@ -39,6 +42,7 @@ struct Process {
     output: Option<File>,
     line: Vec<u8>,
     of: Option<usize>,
+    is_tool: bool,
 }
 
 impl Processes {
@@ -52,8 +56,9 @@ impl Processes {
         self.0.len()
     }
 
-    /// Starts a program; `of` is the node it is for.
-    pub fn start(&mut self, words: &[String], of: Option<usize>) -> io::Result<()> {
+    /// Starts a program; `of` is the node it is for, and `is_tool` says that whatever it starts ends
+    /// with it: of this node's own part daemons stay.
+    pub fn start(&mut self, words: &[String], of: Option<usize>, is_tool: bool) -> io::Result<()> {
         let (program, arguments) = words
             .split_first()
             .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -89,6 +94,7 @@ impl Processes {
             output: Some(File::from(output)),
             line: Vec::new(),
             of,
+            is_tool,
         });
         Ok(())
     }
@@ -139,9 +145,16 @@ impl Processes {
         events
     }
 
-    /// Ends all that still run, with everything in their groups.
+    /// Ends all that still run, with everything in their groups, and what tools have started in groups
+    /// of its own: a connection that is left would give its order to a node that has hung, whenever
+    /// that goes on.
     pub fn end_all(mut self) {
         for process in &self.0 {
+            if process.is_tool {
+                // It starts nothing more meanwhile.
+                let _ = kill_process_group(process.pid, Signal::STOP);
+                end_below(process.pid, DEPTH);
+            }
             // Not yet waited for, so the number is still theirs.
             let _ = kill_process_group(process.pid, Signal::KILL);
         }
@@ -152,6 +165,35 @@ impl Processes {
             let _ = node_setup::child::wait(&mut process.child, left);
         }
     }
+}
+
+/// Ends what a process has started, and what that has, as deep as tools go. A kernel that does not
+/// tell children lets them be.
+fn end_below(parent: Pid, depth: u32) {
+    for pid in children(parent) {
+        // The descriptor names one process for good; whose child it is, is looked at after that.
+        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && children(parent).contains(&pid)
+        {
+            let _ = pidfd_send_signal(&pidfd, Signal::STOP);
+            if depth > 0 {
+                end_below(pid, depth - 1);
+            }
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    }
+}
+
+/// Returns the children of all of a process's threads.
+fn children(parent: Pid) -> Vec<Pid> {
+    let tasks = format!("/proc/{}/task", parent.as_raw_nonzero());
+    let mut found = Vec::new();
+    for task in std::fs::read_dir(tasks).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let pids = text.split_ascii_whitespace();
+        found.extend(pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)));
+    }
+    found
 }
 
 impl Process {
