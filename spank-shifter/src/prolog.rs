@@ -6,7 +6,6 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,11 +18,12 @@ use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{JOB_ROOT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::sanitize;
 use shifter_core::ssh::JobKeys;
-use shifter_core::{sanitize, trusted};
+use shifter_core::trusted::TrustError;
 use thiserror::Error;
 
-use crate::child::{ChildError, Finished, Terms};
+use crate::child::{self, ChildError, Finished, Terms};
 use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
@@ -154,6 +154,9 @@ pub enum NodeError {
     /// The site's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Others than root could have changed a program of the suite, or it is not there.
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
     /// The user cannot be looked up.
     #[error(transparent)]
     Account(#[from] node_setup::error::Error),
@@ -204,7 +207,7 @@ pub fn run(
     tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
-    let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
         "--spool-dir",
@@ -244,7 +247,7 @@ pub fn run(
         root: JOB_ROOT,
         manifest: &input,
     };
-    let command = (tools.ready)(fixed_environment(command));
+    let command = (tools.ready)(command);
     let ended = supervised::run(command, subject, terms, &config);
     if is_writer.get()
         && let Err(error) = abandoned::note_shared(&facts.job)
@@ -267,21 +270,6 @@ pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
     // Part of a path that root opens: nothing but a name.
     let node = node.filter(|name| hostlist::is_host_name(name));
     dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
-}
-
-/// Prepares to run a program as root: one that only root can have put where it is.
-pub fn privileged(program: &Path) -> Result<Command, ConfigError> {
-    Ok(Command::new(trusted::audit(program, &[0])?))
-}
-
-/// Gives a privileged program an environment in which nothing is anybody's but ours.
-pub fn fixed_environment(mut command: Command) -> Command {
-    command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C.UTF-8");
-    command.current_dir("/");
-    command
 }
 
 /// Looks the user up on this node and writes the manifest.
@@ -422,6 +410,7 @@ fn outcome(finished: &Finished) -> Result<Outcome, NodeError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
     use std::process::ExitStatus;
 
     use super::*;

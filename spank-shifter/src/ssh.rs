@@ -15,7 +15,7 @@ use shifter_core::{sanitize, trusted};
 
 use crate::child::{self, Finished, Terms};
 use crate::pins::{PinError, Pins};
-use crate::prolog::{Mistake, NodeError, Slurm, fixed_environment, privileged};
+use crate::prolog::{Mistake, NodeError, Slurm};
 use crate::settings::Settings;
 
 /// Number of the step in which Slurm keeps what belongs to a job and to none of its steps.
@@ -103,7 +103,7 @@ pub fn start(
         return Ok(None);
     }
     let config = Config::open_trusted(settings.config())?;
-    let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::StartSshd.path(&config.prefix))?;
     command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
@@ -111,7 +111,7 @@ pub fn start(
         own_group: true,
         shows_stderr: false,
     };
-    let finished: Finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    let finished: Finished = child::run(ready(command), b"", terms)?;
     if finished.status.success() {
         Ok(finished.messages(1).pop())
     } else {

@@ -66,7 +66,7 @@ pub fn set_up(
     let run = || -> Result<Result<child::Finished, Vec<String>>, NodeError> {
         let config = Config::open_trusted(settings.config())?;
         let node = facts.slurm.node.as_deref();
-        let mut command = prolog::privileged(&Program::SetupRoot.path(&config.prefix))?;
+        let mut command = child::privileged(&Program::SetupRoot.path(&config.prefix))?;
         command.args(settings.config_args());
         command.args([
             "--root",
@@ -85,7 +85,7 @@ pub fn set_up(
             own_group: true,
             shows_stderr: false,
         };
-        let command = ready(prolog::fixed_environment(command));
+        let command = ready(command);
         let subject = Subject {
             job: &facts.job,
             root: &name,
