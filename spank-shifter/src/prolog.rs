@@ -5,7 +5,6 @@
 //! prolog succeeds: its failure would take the node out of service. A node's failure does that.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use node_setup::abandoned;
 use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::config::{Config, ConfigError};
 use shifter_core::exit::ExitCode;
-use shifter_core::hostlist::{self, HostError, HostSlots};
+use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{JOB_ROOT, Program};
@@ -23,6 +22,7 @@ use shifter_core::ssh::JobKeys;
 use shifter_core::trusted::TrustError;
 use thiserror::Error;
 
+use crate::ccm;
 use crate::child::{self, ChildError, Finished, Terms};
 use crate::identity;
 use crate::pins::{PinError, Pins};
@@ -32,9 +32,6 @@ use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
-
-/// CPUs that the kernel can have (NR_CPUS).
-const MOST_CPUS: usize = 8192;
 
 /// What Slurm itself says about a job.
 #[derive(Debug)]
@@ -69,10 +66,14 @@ impl Slurm {
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
         // 22.05 sets only the first of the two in a prolog.
         let nodes = get("SLURM_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"));
+        let jobs = nodes.zip(get("SLURM_JOB_CPUS_PER_NODE"));
+        // A step that was started from outside of its job is told of its own nodes alone.
+        let steps = || get("SLURM_STEP_NODELIST").zip(get("SLURM_STEP_TASKS_PER_NODE"));
+        let (nodes, cpus) = jobs.or_else(steps).unwrap_or_default();
         Self {
             cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
-            nodes: nodes.unwrap_or_default(),
-            cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
+            nodes,
+            cpus,
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
             node: get("SLURMD_NODENAME"),
         }
@@ -326,7 +327,7 @@ fn manifest(
     }
     let hosts = hostlist::with_slots(nodes, cpus, HOST_LIMIT)?;
     if pins.modes.ccm {
-        check_ccm(config, &hosts, node.as_deref(), cores())?;
+        ccm::check(config, &hosts, node.as_deref())?;
     }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
@@ -351,39 +352,6 @@ fn manifest(
         ssh,
     };
     Ok(manifest.to_bytes()?)
-}
-
-/// Insists that the site gives out the host's own environment, and that the job has the node for itself.
-/// Slurm does not say that in a prolog; a job that has as many CPUs as there are cores has them all.
-fn check_ccm(
-    config: &Config,
-    hosts: &[HostSlots],
-    node: Option<&str>,
-    cores: usize,
-) -> Result<(), Mistake> {
-    if !config.slurm.ccm {
-        return Err(Mistake::Ccm("this site does not allow it"));
-    }
-    let own = hosts.iter().find(|host| Some(host.name.as_str()) == node);
-    match own {
-        Some(host) if host.slots as usize >= cores => Ok(()),
-        _ => Err(Mistake::Ccm("the job has not the whole node (--exclusive)")),
-    }
-}
-
-/// Counts this node's cores.
-fn cores() -> usize {
-    let read = |cpu: usize| {
-        let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
-        std::fs::read_to_string(file).ok()
-    };
-    let cores: BTreeSet<String> = (0..MOST_CPUS).map_while(read).collect();
-    // Machines that do not tell, or have lost their first CPU, are taken for larger ones.
-    if cores.is_empty() {
-        MOST_CPUS
-    } else {
-        cores.len()
-    }
 }
 
 /// Makes the job's group the primary one: `newgrp` before `sbatch` changes it for the job.
@@ -481,20 +449,6 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_environment_is_for_whole_nodes() {
-        let judge = |site: &str, node: &str, cores: usize| {
-            let config = Config::parse(site, Path::new("/x")).unwrap();
-            let hosts = hostlist::with_slots("n[1-2]", "8,2", HOST_LIMIT).unwrap();
-            check_ccm(&config, &hosts, Some(node), cores).is_ok()
-        };
-        let on = "[slurm]\nccm = true";
-        assert!(judge(on, "n1", 8) && judge(on, "n1", 4) && judge(on, "n2", 2));
-        assert!(!judge(on, "n1", 9) && !judge(on, "n2", 8) && !judge(on, "n3", 1));
-        assert!(!judge("", "n1", 8));
-        assert!(cores() > 0);
-    }
-
-    #[test]
     fn the_spool_directory_is_this_nodes() {
         let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
         assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
@@ -522,6 +476,11 @@ mod tests {
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
+        let steps = [
+            ("SLURM_STEP_NODELIST", "n[3-4]"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2)"),
+        ];
+        assert_eq!(facts(&steps).slurm.count(), 2);
     }
 
     #[test]
