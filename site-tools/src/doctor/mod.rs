@@ -86,7 +86,7 @@ fn examine() -> Vec<Finding> {
     findings.extend(judged);
     findings.extend(programs::check(&prefix, &config));
     findings.extend(state::check());
-    findings.extend(slurm::check(&prefix));
+    findings.extend(slurm::check(&prefix, &config));
     findings
 }
 
