@@ -215,6 +215,11 @@ impl Error {
             Error::Manifest(ManifestError::Malformed(_) | ManifestError::TooLarge) => {
                 ExitCode::Usage
             }
+            Error::Volumes(error) | Error::Manifest(ManifestError::Volume(error))
+                if error.is_malformed() =>
+            {
+                ExitCode::Usage
+            }
             // No user can help it, and it would meet every job on this node.
             Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
             Error::Manifest(_)

@@ -52,6 +52,11 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// True if a volume is not written as one is; false for what is against a rule or a limit.
+    pub fn is_malformed(&self) -> bool {
+        matches!(self, Self::Entry { fault, .. } if fault.is_malformed())
+    }
+
     /// Returns the way out, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -205,6 +210,22 @@ pub enum EntryFault {
 }
 
 impl EntryFault {
+    fn is_malformed(&self) -> bool {
+        let too_long = |fault: &PathFault| {
+            matches!(
+                fault,
+                PathFault::LongName { .. } | PathFault::TooLong { .. }
+            )
+        };
+        match self {
+            Self::TargetReserved { .. } | Self::TargetBelow { .. } | Self::FlagReserved { .. } => {
+                false
+            }
+            Self::Path { fault, .. } => !too_long(fault),
+            _ => true,
+        }
+    }
+
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoTarget { from } => {

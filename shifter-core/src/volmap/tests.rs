@@ -221,6 +221,26 @@ fn s33_s34_refused_maps() {
 }
 
 #[test]
+fn what_is_malformed_is_told_from_what_is_not_allowed() {
+    for (entry, is_malformed) in [
+        ("/a", true),
+        ("a:/b", true),
+        ("/a/../b:/c", true),
+        ("/a:/b:wat", true),
+        ("/a:/b:perNodeCache", true),
+        ("/a:/b:perNodeCache=size=x", true),
+        ("/a:/etc", false),
+        ("/a:/b:rec", false),
+        ("/a:/b;/c:/b", false),
+    ] {
+        let error = VolumeMap::parse(entry, USER).unwrap_err();
+        assert_eq!(error.is_malformed(), is_malformed, "{entry}");
+    }
+    let long = format!("/a:/{}", "x".repeat(300));
+    assert!(!VolumeMap::parse(&long, USER).unwrap_err().is_malformed());
+}
+
+#[test]
 fn s42_refused_caches() {
     let table = [
         ("", "perNodeCache needs a size"),

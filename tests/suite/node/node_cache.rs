@@ -264,11 +264,15 @@ fn privileged_s42_caches_against_the_rules_are_refused() -> Result<()> {
         ("/scratch/alice:/dev/shm:perNodeCache=size=1g", "/dev"),
     ];
     table.extend(others.map(|(volume, words)| (volume.to_owned(), words)));
+    // What is no value of a key, and what is against a rule.
+    let malformed = ["is zero", "whole number", "too large", "is not", "neither"];
     for (volume, words) in table {
+        let is_malformed = malformed.iter().any(|part| words.contains(part));
+        let code = if is_malformed { 2 } else { 3 };
         let output = site.set_up(&with_volumes("17", &[&volume]))?;
-        ensure_refused(&output, 3, words).map_err(|error| error.context(volume.clone()))?;
+        ensure_refused(&output, code, words).map_err(|error| error.context(volume.clone()))?;
         let output = site.shifter(&["--image=tiny", &format!("--volume={volume}"), "true"])?;
-        ensure_refused(&output, 3, words).map_err(|error| error.context(volume))?;
+        ensure_refused(&output, code, words).map_err(|error| error.context(volume))?;
     }
     let many: Vec<String> = (0..33)
         .map(|n| format!("/scratch/alice:/c{n}:perNodeCache=size=1m,fs=ext4"))
