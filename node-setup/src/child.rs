@@ -169,12 +169,12 @@ pub fn shared(file: &File) -> io::Result<Stdio> {
     file.try_clone().map(Stdio::from)
 }
 
-/// Makes a program's input of these bytes.
-pub fn filled(bytes: &[u8]) -> io::Result<Stdio> {
+/// Makes an input of these bytes.
+pub fn filled(bytes: &[u8]) -> io::Result<File> {
     let mut file = memory()?;
     file.write_all(bytes)?;
     file.rewind()?;
-    Ok(file.into())
+    Ok(file)
 }
 
 /// Returns what was written to a file in memory, at most 256 KiB.

@@ -4,6 +4,7 @@
 //! the teardown that leaves it empty. Locks are flock(2) on files that users cannot open, so
 //! nobody can hold one against us and the kernel drops them with their holder.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,10 +38,15 @@ const FILE_LIMIT: u64 = 2 << 20;
 /// The mounted /run/shifter. While a process holds it, nobody unmounts it.
 pub struct RunDir {
     dir: OwnedFd,
-    lock: OwnedFd,
+    lock: Cell<Option<OwnedFd>>,
 }
 
 impl RunDir {
+    fn new(dir: OwnedFd, lock: OwnedFd) -> Self {
+        let lock = Cell::new(Some(lock));
+        Self { dir, lock }
+    }
+
     /// Opens the tree and mounts it first where that is needed.
     ///
     /// # Errors
@@ -51,7 +57,7 @@ impl RunDir {
         loop {
             lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
             if let Some(dir) = mounted()? {
-                return Self { dir, lock }.checked();
+                return Self::new(dir, lock).checked();
             }
             // Not atomic: somebody else may mount in between, so look again.
             lock_base(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -87,7 +93,7 @@ impl RunDir {
         }
         let lock = create_file(CWD, BASE_LOCK)?;
         lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
-        Ok(mounted()?.map(|dir| Self { dir, lock }))
+        Ok(mounted()?.map(|dir| Self::new(dir, lock)))
     }
 
     /// Returns the inode of the mount namespace that the tree belongs to.
@@ -105,9 +111,17 @@ impl RunDir {
         make_dir(&self.dir, name)
     }
 
+    /// Lets go of the lock in a copy of the process: it is held as long as anybody has it open.
+    pub fn leave_lock(&self) {
+        drop(self.lock.take());
+    }
+
     /// Unmounts the tree if nothing is in it and nobody else uses it.
     pub fn release_if_idle(self) -> Result<()> {
-        match rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
+        let Some(lock) = self.lock.take() else {
+            return Ok(());
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(()),
             Err(error) => return Err(error).step("lock", BASE_LOCK),
@@ -145,7 +159,7 @@ pub struct JobDir {
     jobs: OwnedFd,
     dir: OwnedFd,
     job: JobId,
-    _lock: OwnedFd,
+    lock: Cell<Option<OwnedFd>>,
 }
 
 impl JobDir {
@@ -179,7 +193,7 @@ impl JobDir {
                     jobs,
                     dir,
                     job: job.clone(),
-                    _lock: lock,
+                    lock: Cell::new(Some(lock)),
                 });
             }
         }
@@ -208,8 +222,13 @@ impl JobDir {
             jobs,
             dir,
             job: job.clone(),
-            _lock: lock,
+            lock: Cell::new(Some(lock)),
         }))
+    }
+
+    /// Lets go of the lock in a copy of the process: it is held as long as anybody has it open.
+    pub fn leave_lock(&self) {
+        drop(self.lock.take());
     }
 
     /// True if any set-up of the job has left something.

@@ -94,18 +94,15 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
         }
         Context::Remote => {}
         Context::Slurmd => {
-            for arg in &settings.unknown {
-                log(
-                    Level::Error,
-                    &format!("shifter: ignoring '{arg}' in plugstack.conf"),
-                );
+            for line in settings.complaints() {
+                log(Level::Error, &line);
             }
             epilog::sweep_in_background(settings, TOOLS);
             return OK;
         }
         _ => return OK,
     }
-    if !spank.register_options() {
+    if !spank.register_options(settings.has_long_options) {
         log(Level::Error, "shifter: cannot register options with Slurm");
     }
     OK
@@ -176,7 +173,8 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     };
     let given = *locked(&GIVEN);
     let step = given_root(spank, settings, &job, uid);
-    let step = step.unwrap_or_else(Step::refused);
+    let mut step = step.unwrap_or_else(Step::refused);
+    let starts_by_entry = step.given_entrypoint(given.entrypoint);
     if step.pins.is_some() && spank.step() != Some(ssh::EXTERN_STEP) {
         *locked(&NOTICE) = ssh::complaint(&job);
     }
@@ -205,7 +203,7 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     if shifts.is_some() {
         let own = locked(&OWN_ROOT).clone();
         let root = own.map_or_else(|| layout::JOB_ROOT.to_owned(), |(_, name)| name);
-        match Shift::ready(&job, &root, uid, settings) {
+        match Shift::ready(&job, &root, uid, starts_by_entry, settings) {
             Ok(shift) => *locked(&SHIFT) = Some(shift),
             Err(lines) => *locked(&STEP) = Some(Step::refused(lines)),
         }
@@ -298,12 +296,20 @@ fn settle_task(spank: &Spank) -> i32 {
         return tell(&["shifter: Slurm does not say what the environment is".to_owned()]);
     };
     let is_batch = spank.step() == Some(BATCH_SCRIPT);
-    let script = spank.program().filter(|_| is_batch).map(Into::into);
-    let changes = match shift.settle(&given, script) {
-        Ok(changes) => changes,
+    let Some(command) = spank.command() else {
+        return tell(&["shifter: Slurm does not say what the task is".to_owned()]);
+    };
+    let settled = match shift.settle(&given, &command, is_batch) {
+        Ok(settled) => settled,
         Err(lines) => return tell(&lines),
     };
-    for (name, value) in changes {
+    if settled
+        .program
+        .is_some_and(|program| !spank.set_program(program))
+    {
+        return tell(&["shifter: Slurm does not let the entry point start the task".to_owned()]);
+    }
+    for (name, value) in settled.changes {
         if !spank.set_step_env(&name, value.as_deref()) && value.is_some() {
             return tell(&["shifter: Slurm does not take the container's environment".to_owned()]);
         }

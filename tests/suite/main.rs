@@ -11,6 +11,7 @@ mod bench;
 mod ccm;
 mod commands;
 mod containers;
+mod entrypoint;
 mod erofs;
 mod failures;
 mod faults;

@@ -12,13 +12,14 @@ use shifter_core::chain;
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, JOB_ROOT, is_step_root};
-use shifter_core::manifest::{JobManifest, SIZE_LIMIT};
+use shifter_core::manifest::{JobManifest, SIZE_LIMIT, Start};
 use shifter_core::trusted;
 
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
 Usage: unsetupRoot [--config=FILE] [--uid=UID] JOB
+       unsetupRoot [--config=FILE] --start=UID:RESTART:CREATED JOB
        unsetupRoot [--config=FILE] JOB STEPROOT
        unsetupRoot [--config=FILE] --abandoned [--background]
 
@@ -28,6 +29,9 @@ if there are none; calling it again is harmless.
 
   --uid=UID    the job's user: also ends what runs in containers that this user made
                in the job, where the batch system puts jobs into no cgroup
+  --start=UID:RESTART:CREATED
+               the start of the job that is over, as its manifest says: leaves alone
+               what was set up for a later one
   --abandoned  remove those of all Slurm jobs whose epilog never comes: the slurmd that
                had to run it and the job's extern step are dead, and nothing runs
   --background return at once
@@ -39,8 +43,11 @@ fn main() -> ExitCode {
 
 fn run(words: &[String]) -> Result<String> {
     let Call { config, uid, what } = Call::parse(words)?;
-    let (job, root) = match what {
-        What::Root(job, root) => (job, root),
+    // One that broke while the job ran is no reason to fail.
+    let config = &Config::open_trusted(config).unwrap_or_default();
+    let (job, root, start) = match what {
+        What::Root(job, root) => (job, root, None),
+        What::Start(job, start) => (job, JOB_ROOT, Some(start)),
         What::Abandoned { is_awaited } => {
             if !is_awaited && sys::fork().step("fork", "background")?.is_some() {
                 return Ok(String::new());
@@ -51,12 +58,14 @@ fn run(words: &[String]) -> Result<String> {
     let had_something = layout::job_dir(&job).exists();
     let manifest = manifest(&job);
     let mut phases = Phases::begin();
-    let result = if root == JOB_ROOT {
-        job::tear_down(&job, uid, &mut phases)
-    } else {
-        job::tear_down_step(&job, root)
+    let result = match start {
+        Some(start) => job::tear_down_start(config, &job, start, &mut phases),
+        None if root == JOB_ROOT => job::tear_down(config, &job, uid, &mut phases).map(|()| true),
+        None => job::tear_down_step(config, &job, root).map(|()| true),
     };
-    if had_something || result.is_err() {
+    let is_left_alone = matches!(result, Ok(false));
+    let result = result.map(drop);
+    if (had_something && !is_left_alone) || result.is_err() {
         let name = (job.as_str(), root);
         let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
         keep(&record, config);
@@ -66,13 +75,13 @@ fn run(words: &[String]) -> Result<String> {
 
 /// Tears down all jobs that are left, and tells of each; one that cannot be keeps nobody from the
 /// others.
-fn tear_down_abandoned(config: &Path) -> Result<String> {
+fn tear_down_abandoned(config: &Config) -> Result<String> {
     let mut failure = None;
     let mut shared = Vec::new();
     for job in abandoned::jobs()? {
         let (manifest, wrote) = (manifest(&job), abandoned::wrote_shared(&job));
         let mut phases = Phases::begin();
-        let result = match job::tear_down_abandoned(&job, &mut phases) {
+        let result = match job::tear_down_abandoned(config, &job, &mut phases) {
             Ok(false) => continue,
             Ok(true) => Ok(()),
             Err(error) => Err(error),
@@ -94,7 +103,7 @@ fn tear_down_abandoned(config: &Path) -> Result<String> {
 }
 
 /// Removes what this node wrote for the others of a job; what stays is swept when it is old.
-fn forget(config: &Path, manifest: JobManifest) {
+fn forget(config: &Config, manifest: JobManifest) {
     let Ok(cluster) = JobId::parse(&manifest.cluster) else {
         return;
     };
@@ -105,8 +114,7 @@ fn forget(config: &Path, manifest: JobManifest) {
         uid: manifest.user.uid,
         gid: manifest.user.gid,
     };
-    let forgotten = Config::open_trusted(config).map(|config| known::forget(&config, &key));
-    if let Ok(Err(error)) = forgotten {
+    if let Err(error) = known::forget(config, &key) {
         out::complain(NAME, &chain::line(&error));
     }
 }
@@ -127,6 +135,8 @@ struct Call<'a> {
 enum What<'a> {
     /// This root of the job, and with [`JOB_ROOT`] all of it.
     Root(JobId, &'a str),
+    /// All of this start of the job.
+    Start(JobId, Start),
     /// What is left of jobs whose epilog never comes.
     Abandoned { is_awaited: bool },
 }
@@ -134,44 +144,44 @@ enum What<'a> {
 impl<'a> Call<'a> {
     fn parse(mut words: &'a [String]) -> Result<Self> {
         let usage = || program::usage(NAME, "one job id is needed");
-        let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
+        let (mut config, mut uid, mut start) = (Path::new(DEFAULT_PATH), None, None);
         while let [first, rest @ ..] = words
             && let Some((option, value)) = first.split_once('=')
         {
             match option {
                 "--config" => config = Path::new(value),
                 "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
+                "--start" => start = Some(Start::parse(value).ok_or_else(usage)?),
                 _ => return Err(usage()),
             }
             words = rest;
         }
-        let (job, root) = match words {
-            [word, rest @ ..] if word == "--abandoned" && uid.is_none() => {
+        let job = |word: &str| JobId::parse(word).map_err(|error| Error::Usage(error.to_string()));
+        let what = match (words, start) {
+            ([word, rest @ ..], None) if word == "--abandoned" && uid.is_none() => {
                 let is_awaited = match rest {
                     [] => true,
                     [word] if word == "--background" => false,
                     _ => return Err(usage()),
                 };
-                let what = What::Abandoned { is_awaited };
-                return Ok(Self { config, uid, what });
+                What::Abandoned { is_awaited }
             }
-            [job] => (job, JOB_ROOT),
-            [job, root] if is_step_root(root) && uid.is_none() => (job, root.as_str()),
+            ([word], Some(start)) if uid.is_none() => What::Start(job(word)?, start),
+            ([word], None) => What::Root(job(word)?, JOB_ROOT),
+            ([word, root], None) if is_step_root(root) && uid.is_none() => {
+                What::Root(job(word)?, root)
+            }
             _ => return Err(usage()),
         };
-        let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
-        let what = What::Root(job, root);
         Ok(Self { config, uid, what })
     }
 }
 
-/// Keeps what came of the teardown for those who look after the node; a configuration that broke
-/// while the job ran is no reason to fail.
-fn keep(record: &Record, config: &Path) {
+/// Keeps what came of the teardown for those who look after the node.
+fn keep(record: &Record, config: &Config) {
     record.log(NAME);
-    let config = Config::open_trusted(config).ok();
-    let dir = config.and_then(|config| config.metrics.textfile);
-    if let Some(Err(error)) = dir.map(|dir| metrics::count(&dir, record)) {
+    let dir = config.metrics.textfile.as_deref();
+    if let Some(Err(error)) = dir.map(|dir| metrics::count(dir, record)) {
         out::complain(NAME, &error.chain());
     }
 }

@@ -52,9 +52,15 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
-    /// True if a volume is not written as one is; false for what is against a rule or a limit.
+    /// True if it cannot be understood; false if it is, and is not allowed.
     pub fn is_malformed(&self) -> bool {
-        matches!(self, Self::Entry { fault, .. } if fault.is_malformed())
+        match self {
+            Self::Entry { fault, .. } | Self::Target { fault, .. } => fault.is_malformed(),
+            Self::MapTooLong { .. }
+            | Self::TooManyEntries { .. }
+            | Self::TooManyCaches { .. }
+            | Self::TargetTwice { .. } => false,
+        }
     }
 
     /// Returns the way out, where one is known.
@@ -211,18 +217,20 @@ pub enum EntryFault {
 
 impl EntryFault {
     fn is_malformed(&self) -> bool {
-        let too_long = |fault: &PathFault| {
-            matches!(
-                fault,
-                PathFault::LongName { .. } | PathFault::TooLong { .. }
-            )
-        };
         match self {
             Self::TargetReserved { .. } | Self::TargetBelow { .. } | Self::FlagReserved { .. } => {
                 false
             }
-            Self::Path { fault, .. } => !too_long(fault),
-            _ => true,
+            Self::NoTarget { .. }
+            | Self::Path { .. }
+            | Self::UnknownFlag { .. }
+            | Self::FlagTwice { .. }
+            | Self::FlagValue { .. }
+            | Self::SlaveAndPrivate
+            | Self::CacheWithoutSize
+            | Self::CacheKey { .. }
+            | Self::CacheKeyTwice { .. }
+            | Self::CacheValue { .. } => true,
         }
     }
 
