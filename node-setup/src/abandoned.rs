@@ -47,13 +47,18 @@ pub fn note_daemon(job: &JobDir) -> Result<()> {
     }
 }
 
-/// Notes that the calling process, slurmstepd, has the extern step of a job; nothing if the job has
-/// no state here.
+/// Notes that slurmstepd, which the calling process is, has the extern step of a job; nothing if the
+/// job has no state here.
 pub fn note_extern(job: &JobId) -> Result<()> {
-    let Some(dir) = state::open_job(job)? else {
-        return Ok(());
-    };
-    state::write_file(&dir, EXTERN, process::own()?.as_bytes())
+    match (state::open_job(job)?, caller::slurmstepd()) {
+        (Some(dir), Some(daemon)) => state::write_file(&dir, EXTERN, daemon.as_bytes()),
+        _ => Ok(()),
+    }
+}
+
+/// True if a job with state here has, or had, an extern step on this node.
+pub fn had_extern(job: &JobId) -> bool {
+    layout::job_dir(job).join(EXTERN).exists()
 }
 
 /// True if there is a job whose slurmd and extern step are dead: a look at two files for each job on

@@ -145,6 +145,17 @@ pub fn slurmd() -> Option<String> {
     process::name_of(pid.try_into().ok()?)
 }
 
+/// Names the slurmstepd that the process is, or is a part of: newer ones call plugins in children of
+/// their own.
+pub fn slurmstepd() -> Option<String> {
+    let own = std::iter::once(std::process::id());
+    let daemons = own.chain(ancestors());
+    let pid = daemons
+        .take_while(|pid| is_roots_program(*pid, "slurmstepd"))
+        .last()?;
+    process::name_of(pid.try_into().ok()?)
+}
+
 /// Returns the processes that this one descends from, the nearest first, without the first of all.
 fn ancestors() -> impl Iterator<Item = u32> {
     let above = |pid: &u32| {

@@ -117,13 +117,15 @@ fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
     match prepare(&raw, is_step, settings) {
         Ok(pins) => {
+            // srun may start a step in a job that its environment does not name (--jobid), and cannot
+            // say here; where it starts a job, the step asks for what its job has.
+            let is_srun = context == Context::Local;
             let set = |(name, value): (&str, Option<String>)| {
-                value.is_none_or(|value| match is_step {
-                    true => {
+                value.is_none_or(|value| {
+                    if is_srun {
                         ffi::set_own_env(&pins::of_step(name), &value);
-                        true
                     }
-                    false => spank.set_job_env(name, &value),
+                    is_step || spank.set_job_env(name, &value)
                 })
             };
             if pins.to_env().into_iter().all(set) {
@@ -228,8 +230,14 @@ fn given_root(
     if !jobs.refusal.is_empty() {
         return Ok(jobs);
     }
+    if jobs.pins.as_ref().is_some_and(|pins| pins.is_same(&own)) {
+        return Ok(jobs);
+    }
     let config = Config::open_trusted(settings.config());
     let config = config.map_err(|error| report::lines(&error, None))?;
+    if let Some(error) = steps::misfit(jobs.pins.as_ref(), &own, &config) {
+        return Err(report::lines(&error, error.hint()));
+    }
     if jobs
         .pins
         .as_ref()

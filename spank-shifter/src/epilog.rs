@@ -14,7 +14,7 @@ use shifter_core::layout::Program;
 
 use crate::child::{self, Finished, Terms};
 use crate::identity;
-use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
+use crate::prolog::{Facts, NodeError, Tools};
 use crate::report;
 use crate::settings::Settings;
 
@@ -84,14 +84,14 @@ fn run_unsetup(
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<Finished, NodeError> {
-    let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
+    let mut command = child::privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
     command.args(settings.config_arg()).args(words);
     let terms = Terms {
         seconds,
         own_group: true,
         shows_stderr: false,
     };
-    Ok(child::run(ready(fixed_environment(command)), b"", terms)?)
+    Ok(child::run(ready(command), b"", terms)?)
 }
 
 /// A configuration that broke while the job ran must not keep its remains on the node.

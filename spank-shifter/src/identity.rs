@@ -16,7 +16,7 @@ use shifter_core::ssh::JobKeys;
 use shifter_core::trusted;
 
 use crate::child::{self, Terms};
-use crate::prolog::{Facts, NodeError, Slurm, Tools, fixed_environment, privileged};
+use crate::prolog::{Facts, NodeError, Slurm, Tools};
 use crate::report;
 use crate::settings::Settings;
 
@@ -146,7 +146,7 @@ fn command(
     settings: &Settings,
     (restart, words): (u32, &[&str]),
 ) -> Result<Command, NodeError> {
-    let mut command = privileged(&Program::Identity.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::Identity.path(&config.prefix))?;
     command.args(settings.config_arg());
     command.args([
         format!("--cluster={}", facts.slurm.cluster_or(config)),
@@ -156,7 +156,7 @@ fn command(
         format!("--gid={}", facts.gid),
     ]);
     command.args(words);
-    Ok(fixed_environment(command))
+    Ok(command)
 }
 
 #[cfg(test)]

@@ -109,6 +109,16 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// True if a job's root, with these pins, is word for word what a step's pins ask for.
+    pub fn is_same(&self, step: &Self) -> bool {
+        let has_modes = (self.modes.ccm || !step.modes.ccm)
+            && (self.modes.ssh == Some(true) || step.modes.ssh != Some(true));
+        has_modes
+            && self.id == step.id
+            && self.modules == step.modules
+            && self.volumes.signature() == step.volumes.signature()
+    }
+
     /// Pins the host's own environment: an id that no image has, and no module.
     pub fn of_host() -> Option<Self> {
         Some(Self {

@@ -1,8 +1,10 @@
 //! ssh between the nodes of a job: whose keys it gets, and when its servers start.
 
+use std::fs::File;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use node_setup::abandoned;
 use node_setup::error::Error;
 use node_setup::ssh::keys;
 use shifter_core::config::{Config, SshJobs};
@@ -15,7 +17,7 @@ use shifter_core::{sanitize, trusted};
 
 use crate::child::{self, Finished, Terms};
 use crate::pins::{PinError, Pins};
-use crate::prolog::{Mistake, NodeError, Slurm, fixed_environment, privileged};
+use crate::prolog::{Mistake, NodeError, Slurm};
 use crate::settings::Settings;
 
 /// Number of the step in which Slurm keeps what belongs to a job and to none of its steps.
@@ -28,6 +30,13 @@ const SECONDS: u32 = 10;
 /// often it looks.
 const PATIENCE: Duration = Duration::from_secs(2 + SECONDS as u64);
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long it waits for the extern step itself: Slurm starts no other step before that has begun.
+const HEADSTART: Duration = Duration::from_millis(500);
+
+/// What the user is told where Slurm makes none.
+const NO_EXTERN_STEP: &[u8] =
+    b"no ssh on this node: Slurm makes no extern step (PrologFlags=Contain)";
 
 /// Whether a job's nodes are to reach one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +124,7 @@ pub fn start(
         return Ok(None);
     }
     let config = Config::open_trusted(settings.config())?;
-    let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::StartSshd.path(&config.prefix))?;
     command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
@@ -123,7 +132,7 @@ pub fn start(
         own_group: true,
         shows_stderr: false,
     };
-    let finished: Finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    let finished: Finished = child::run(ready(command), b"", terms)?;
     if finished.status.success() {
         Ok(finished.messages(1).pop())
     } else {
@@ -140,18 +149,26 @@ pub fn complaint(job: &JobId) -> Option<String> {
     }
     let file = layout::ssh_file(job);
     let told = file.with_extension("told");
-    let deadline = Instant::now() + PATIENCE;
+    let start = Instant::now();
     let reason = loop {
+        let patience = match abandoned::had_extern(job) {
+            true => PATIENCE,
+            false => HEADSTART,
+        };
         match trusted::read(&file, FAILURE_LIMIT) {
             Ok(reason) => break reason,
             Err(_) if told.exists() => return None,
-            // The extern step begins before any other, and is not waited for by Slurm.
-            Err(_) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
+            Err(_) if start.elapsed() < patience => std::thread::sleep(INTERVAL),
+            Err(_) if patience == HEADSTART => break NO_EXTERN_STEP.to_vec(),
             Err(_) => break b"no ssh on this node: its server has not started".to_vec(),
         }
     };
-    // Whoever of several steps moves the file tells it.
-    let is_ours = !reason.is_empty() && (!file.exists() || std::fs::rename(&file, &told).is_ok());
+    // Whoever of several steps moves the file, or makes the one that is missing, tells it.
+    let is_first = || match file.exists() {
+        true => std::fs::rename(&file, &told).is_ok(),
+        false => File::create_new(&told).is_ok(),
+    };
+    let is_ours = !reason.is_empty() && is_first();
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy();
     is_ours.then(|| format!("shifter: {host}: {}", sanitize::bytes(&reason)))

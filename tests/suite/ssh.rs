@@ -489,6 +489,27 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
 }
 
 #[test]
+fn cluster_ssh_that_cannot_come_is_told_of_at_once() -> Result<()> {
+    let bench = Bench::start_with(|product, options| {
+        options.slurm_conf = "PrologFlags=Alloc".into();
+        product.configure("[ssh]\nenable = 'ask'")
+    })?;
+    let script = "shifter cat /etc/marker; srun shifter cat /etc/marker";
+    let options = ["-wn1", "-n1", "--sshd", &bench.a.option()];
+    let output = run(&bench.cluster, &options, script)?;
+    let told =
+        "shifter: n1: no ssh on this node: Slurm makes no extern step (PrologFlags=Contain)\n";
+    let first = output.split_inclusive('\n').next();
+    ensure!(
+        first.is_some_and(|first| first.ends_with(told))
+            && output.matches("no ssh").count() == 1
+            && output.ends_with("\na\na\n"),
+        "{output}"
+    );
+    bench.ensure_clean()
+}
+
+#[test]
 fn cluster_who_stops_the_making_of_keys_takes_no_node_away() -> Result<()> {
     let bench = Bench::start_with(|product, _| product.configure("[ssh]\nenable = 'always'"))?;
     // It runs as the job's user, who can do that from another job on the node.

@@ -55,6 +55,57 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
 }
 
 #[test]
+fn cluster_steps_from_outside_of_their_job_have_what_they_ask_for() -> Result<()> {
+    let bench = Bench::start()?;
+    let (a, b) = (bench.a.option(), bench.b.option());
+    let start = |options: &[&str]| -> Result<Job> {
+        let options = [&["-wn1", "-n1"], options].concat();
+        let job = bench
+            .cluster
+            .submit(Alice, &options, "echo up; sleep 300")?;
+        job.wait_for_output("up")?;
+        Ok(job)
+    };
+    let (with, without) = (start(&[&a])?, start(&[])?);
+    let marker = |job: &Job, words: &[&str]| {
+        let call = Call::new(["srun", "--overlap", "-n1", &format!("--jobid={}", job.id())]);
+        let call = call
+            .args(words.iter().copied())
+            .args(["cat", "/etc/marker"]);
+        call.by(Alice).output()
+    };
+    for (job, words, expected) in [
+        (&with, &["shifter"][..], "a\n"),
+        (&with, &[&a, "shifter"], "a\n"),
+        (&with, &[&b, "shifter"], "b\n"),
+        (&with, &[&b, "--autoshift"], "b\n"),
+        (&with, &[&a, "--autoshift"], "a\n"),
+        (&without, &[&b, "shifter"], "b\n"),
+    ] {
+        let output = marker(job, words)?;
+        ensure!(
+            output.code == 0 && output.stdout == expected,
+            "{words:?}: {output}"
+        );
+    }
+    // srun cannot tell which image the job has.
+    let output = marker(&with, &["--autoshift"])?;
+    ensure!(
+        output.code != 0 && output.stderr.contains("hint: add --image=REF"),
+        "{output}"
+    );
+    wait_for("the end of the steps' roots", 5, || {
+        let left = (
+            roots(&bench, "n1", with.id())?,
+            roots(&bench, "n1", without.id())?,
+        );
+        Ok((left == (vec!["job".to_owned()], vec![])).then_some(()))
+    })?;
+    without.cancel()?;
+    end(&bench, &with)
+}
+
+#[test]
 fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
     let bench = Bench::start()?;
     let b = bench.b.option();

@@ -278,9 +278,22 @@ pub struct Slurm {
     /// Whether jobs with whole nodes may have the host's own environment as their container
     /// (`--ccm`).
     pub ccm: bool,
+    /// What Slurm counts as the CPUs of a node, by which a job with a whole one is known.
+    pub cpus: CpuUnit,
     /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
     /// show it at the same place. `%n` is the node's name, `%h` the host's.
     pub spool_dir: PathBuf,
+}
+
+/// What Slurm counts as a CPU.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuUnit {
+    /// Each hardware thread.
+    #[default]
+    Threads,
+    /// Each core, however many threads it has.
+    Cores,
 }
 
 /// In which images a job may run without saying so in every command.
@@ -502,6 +515,7 @@ impl Default for Slurm {
             autoshift_images: AutoshiftImages::All,
             autoshift_list: Vec::new(),
             ccm: false,
+            cpus: CpuUnit::Threads,
             spool_dir: "/var/spool/slurmd".into(),
         }
     }

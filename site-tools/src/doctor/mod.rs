@@ -112,7 +112,7 @@ fn examine() {
     apart::found(kernel::check(&config));
     apart::found(programs::check(&prefix, &config));
     apart::found(state::check());
-    apart::found(slurm::check(&prefix));
+    apart::found(slurm::check(&prefix, &config));
     if let Some(config) = configured {
         apart::found(judge::named(path, &config));
     }
