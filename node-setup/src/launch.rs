@@ -239,14 +239,16 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
 
     let path = environment.iter().find(|(name, _)| name == b"PATH");
     let path = path.map_or(DEFAULT_PATH, |(_, value)| value.as_slice());
-    let mut denied = false;
+    let (mut denied, mut is_orphan) = (false, false);
     for candidate in candidates(command, path) {
         let Ok(file) = CString::new(candidate) else {
             return nul();
         };
         let error = sys::execve(&file, &args, &env);
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::ENOENT | libc::ENOTDIR) => {
+                is_orphan |= rustix::fs::access(&file, rustix::fs::Access::EXISTS).is_ok();
+            }
             Some(libc::EACCES) => denied = true,
             // A script without an interpreter line: POSIX has execvp run it by sh.
             Some(libc::ENOEXEC) => {
@@ -260,6 +262,9 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
     }
     if denied {
         not_run(command, "permission denied", ExitCode::NotExecutable)
+    } else if is_orphan {
+        let reason = "the interpreter or loader that it names is not in the container";
+        not_run(command, reason, ExitCode::NotExecutable)
     } else {
         not_run(command, "not found in the container", ExitCode::NotFound)
     }

@@ -67,22 +67,30 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     fn parse(mut words: &'a [String]) -> Result<Self> {
-        let usage = || program::usage(NAME, "one job id is needed");
+        let usage = |text: &str| program::usage(NAME, text);
         let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
         while let [first, rest @ ..] = words
-            && let Some((option, value)) = first.split_once('=')
+            && first.starts_with("--")
         {
+            let (option, value, rest) = match (first.split_once('='), rest) {
+                (Some((option, value)), _) => (option, value, rest),
+                (None, [value, rest @ ..]) => (first.as_str(), value.as_str(), rest),
+                (None, []) => return Err(usage(&format!("option '{first}' needs a value"))),
+            };
             match option {
                 "--config" => config = Path::new(value),
-                "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
-                _ => return Err(usage()),
+                "--uid" => {
+                    let number = value.parse();
+                    uid = Some(number.map_err(|_| usage(&format!("'{value}' is not a uid")))?);
+                }
+                _ => return Err(usage(&format!("unknown option '{option}'"))),
             }
             words = rest;
         }
         let (job, root) = match words {
             [job] => (job, JOB_ROOT),
             [job, root] if is_step_root(root) && uid.is_none() => (job, root.as_str()),
-            _ => return Err(usage()),
+            _ => return Err(usage("one job id is needed")),
         };
         let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
         Ok(Self {
