@@ -242,14 +242,16 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
         .filter_map(|string| CString::new(string).ok())
         .collect();
 
-    let mut denied = false;
+    let (mut denied, mut is_orphan) = (false, false);
     for candidate in candidates(command, search_path(environment)) {
         let Ok(file) = CString::new(candidate) else {
             return nul();
         };
         let error = sys::execve(&file, &args, &env);
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::ENOENT | libc::ENOTDIR) => {
+                is_orphan |= rustix::fs::access(&file, rustix::fs::Access::EXISTS).is_ok();
+            }
             Some(libc::EACCES) => denied = true,
             // A script without an interpreter line: POSIX has execvp run it by sh.
             Some(libc::ENOEXEC) => {
@@ -263,6 +265,9 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
     }
     if denied {
         not_run(command, "permission denied", ExitCode::NotExecutable)
+    } else if is_orphan {
+        let reason = "the interpreter or loader that it names is not in the container";
+        not_run(command, reason, ExitCode::NotExecutable)
     } else {
         not_run(command, "not found in the container", ExitCode::NotFound)
     }

@@ -17,6 +17,9 @@ use shifter_core::trusted;
 
 const NAME: &str = "unsetupRoot";
 
+/// Asks for all jobs that are left, instead of for one.
+const ABANDONED: &str = "--abandoned";
+
 const HELP: &str = "\
 Usage: unsetupRoot [--config=FILE] [--uid=UID] JOB
        unsetupRoot [--config=FILE] --start=UID:RESTART:CREATED JOB
@@ -143,26 +146,38 @@ enum What<'a> {
 
 impl<'a> Call<'a> {
     fn parse(mut words: &'a [String]) -> Result<Self> {
-        let usage = || program::usage(NAME, "one job id is needed");
+        let usage = |text: &str| program::usage(NAME, text);
         let (mut config, mut uid, mut start) = (Path::new(DEFAULT_PATH), None, None);
         while let [first, rest @ ..] = words
-            && let Some((option, value)) = first.split_once('=')
+            && first.starts_with("--")
+            && first != ABANDONED
         {
+            let (option, value, rest) = match (first.split_once('='), rest) {
+                (Some((option, value)), _) => (option, value, rest),
+                (None, [value, rest @ ..]) => (first.as_str(), value.as_str(), rest),
+                (None, []) => return Err(usage(&format!("option '{first}' needs a value"))),
+            };
             match option {
                 "--config" => config = Path::new(value),
-                "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
-                "--start" => start = Some(Start::parse(value).ok_or_else(usage)?),
-                _ => return Err(usage()),
+                "--uid" => {
+                    let number = value.parse();
+                    uid = Some(number.map_err(|_| usage(&format!("'{value}' is not a uid")))?);
+                }
+                "--start" => {
+                    let malformed = || usage(&format!("'{value}' is not a start of a job"));
+                    start = Some(Start::parse(value).ok_or_else(malformed)?);
+                }
+                _ => return Err(usage(&format!("unknown option '{option}'"))),
             }
             words = rest;
         }
         let job = |word: &str| JobId::parse(word).map_err(|error| Error::Usage(error.to_string()));
         let what = match (words, start) {
-            ([word, rest @ ..], None) if word == "--abandoned" && uid.is_none() => {
+            ([word, rest @ ..], None) if word == ABANDONED && uid.is_none() => {
                 let is_awaited = match rest {
                     [] => true,
                     [word] if word == "--background" => false,
-                    _ => return Err(usage()),
+                    _ => return Err(usage(&format!("'{ABANDONED}' takes '--background' alone"))),
                 };
                 What::Abandoned { is_awaited }
             }
@@ -171,7 +186,7 @@ impl<'a> Call<'a> {
             ([word, root], None) if is_step_root(root) && uid.is_none() => {
                 What::Root(job(word)?, root)
             }
-            _ => return Err(usage()),
+            _ => return Err(usage("one job id is needed")),
         };
         Ok(Self { config, uid, what })
     }

@@ -29,6 +29,18 @@ fn privileged_manifests_that_disagree_or_overreach_are_refused() -> Result<()> {
         let output = Call::new([&*program, &format!("{flag}=x")]).output()?;
         ensure_refused(&output, 2, &format!("option '{flag}' takes no value"))?;
     }
+    let unset = site.product.path("sbin/unsetupRoot");
+    for (words, said) in [
+        (&[&*program, "17"][..], "unexpected word '17'"),
+        (&[&unset], "one job id is needed"),
+        (&[&unset, "--uid=x", "17"], "'x' is not a uid"),
+        (&[&unset, "--uid", "x", "17"], "'x' is not a uid"),
+        (&[&unset, "--bogus=1", "17"], "unknown option '--bogus'"),
+        (&[&unset, "--uid"], "option '--uid' needs a value"),
+    ] {
+        let output = Call::new(words.iter().copied()).output()?;
+        ensure_refused(&output, 2, said)?;
+    }
     ensure_refused(&call("2001", "17", "{".into())?, 2, "manifest")?;
     ensure_refused(&call("2001", "17", " ".repeat(2 << 20))?, 2, "larger than")?;
     let table = [

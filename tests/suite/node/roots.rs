@@ -260,6 +260,11 @@ fn privileged_environment_directory_and_command() -> Result<()> {
         let output = site.shifter(&[&["--image=tiny"], command].concat())?;
         ensure!(output.code == code, "{output}");
     }
+    fs::write("/scratch/alice/orphan", "#!/no/such/interpreter\n")?;
+    Call::new(["chmod", "0755", "/scratch/alice/orphan"]).ok()?;
+    let orphan = site.shifter(&["--image=tiny", "/scratch/alice/orphan"])?;
+    fs::remove_file("/scratch/alice/orphan")?;
+    ensure_refused(&orphan, 126, "the interpreter or loader that it names")?;
     let elsewhere = site
         .product
         .shifter(["--image=tiny", "pwd"])
