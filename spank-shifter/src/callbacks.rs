@@ -167,13 +167,17 @@ fn job_pins() -> Result<Option<Pins>, SubmitError> {
 
 /// Never fails: an error here would drain the node and complete the job as if all were well.
 fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
+    // It has no task: nobody looks at its environment, and nothing of it can be refused.
+    if spank.step() == Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
     let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
         return OK;
     };
     let given = *locked(&GIVEN);
     let step = given_root(spank, settings, &job, uid);
     let step = step.unwrap_or_else(Step::refused);
-    if step.pins.is_some() && spank.step() != Some(ssh::EXTERN_STEP) {
+    if step.pins.is_some() {
         *locked(&NOTICE) = ssh::complaint(&job);
     }
     let forgotten = pins::NAMES.map(|name| (pins::of_step(name), None));
@@ -252,7 +256,7 @@ fn given_root(
         },
     };
     let number = spank.step().unwrap_or(u32::MAX);
-    let name = steps::set_up(facts, number, own.clone(), settings, ffi::isolated)?;
+    let name = steps::set_up(facts, number, own.clone(), settings)?;
     *locked(&OWN_ROOT) = Some((job.clone(), name));
     Ok(Step::of(own))
 }
@@ -320,7 +324,7 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
     if !layout::job_dir(&job).exists() {
         return OK;
     }
-    match ssh::start(&job, uid, settings, ffi::isolated) {
+    match ssh::start(&job, uid, settings) {
         Ok(None) => {}
         Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
         Err(error) => {
@@ -335,7 +339,7 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
 /// Never fails, for nothing could be done about it: the epilog comes after it.
 fn end_step(settings: &Settings) -> i32 {
     if let Some((job, name)) = locked(&OWN_ROOT).take()
-        && let Err(error) = steps::tear_down(&job, &name, settings, ffi::isolated)
+        && let Err(error) = steps::tear_down(&job, &name, settings)
     {
         for line in report::lines(&error, None) {
             log(Level::Error, &line);
@@ -393,7 +397,7 @@ fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     if !layout::job_dir(&job).exists() {
         return OK;
     }
-    match epilog::run(&job, settings, TOOLS) {
+    match epilog::run(&job, settings) {
         Ok(()) => OK,
         Err(error) => {
             log(

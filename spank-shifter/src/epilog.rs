@@ -5,7 +5,6 @@
 //! can be.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
@@ -31,17 +30,12 @@ pub fn forget(facts: &Facts, settings: &Settings, tools: Tools) {
 }
 
 /// Removes a job's state from the node.
-pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeError> {
-    unsetup(&[job.as_str()], SECONDS, settings, tools.ready)
+pub fn run(job: &JobId, settings: &Settings) -> Result<(), NodeError> {
+    unsetup(&[job.as_str()], SECONDS, settings)
 }
 
 /// Runs unsetupRoot with these words, for so many seconds.
-pub fn unsetup(
-    words: &[&str],
-    seconds: u32,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<(), NodeError> {
+pub fn unsetup(words: &[&str], seconds: u32, settings: &Settings) -> Result<(), NodeError> {
     let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
     command.args(settings.config_arg()).args(words);
     let terms = Terms {
@@ -49,7 +43,7 @@ pub fn unsetup(
         own_group: true,
         shows_stderr: false,
     };
-    let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    let finished = child::run(fixed_environment(command), b"", terms)?;
     if finished.status.success() {
         Ok(())
     } else {

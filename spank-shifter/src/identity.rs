@@ -108,7 +108,7 @@ fn run(
             own_group: true,
             shows_stderr: false,
         };
-        Ok(child::run((tools.ready)(command), b"", terms)?)
+        Ok(child::run(command, b"", terms)?)
     });
     match finished {
         Ok(finished) => {

@@ -183,7 +183,7 @@ impl NodeError {
 /// What the border to Slurm lends.
 #[derive(Clone, Copy, Debug)]
 pub struct Tools {
-    /// Lets a program inherit nothing of Slurm's.
+    /// Lets a program of the user's inherit nothing of Slurm's; those of root's see to it themselves.
     pub ready: fn(Command) -> Command,
     /// Tells the administrator of trouble that does not stop the job.
     pub complain: fn(&str),
@@ -232,7 +232,7 @@ pub fn run(
         root: JOB_ROOT,
         manifest: &input,
     };
-    let command = (tools.ready)(fixed_environment(command));
+    let command = fixed_environment(command);
     match supervised::run(command, subject, terms, &config) {
         Ok(finished) => outcome(&finished),
         Err(SetupError::Blamed(mistake)) => Ok(Outcome::UsersMistake(mistake)),
