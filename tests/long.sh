@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race security cache pulls state soak cancel crowd private torque kernel properties fuzz)
+slices=(race security cache pulls state soak cancel crowd private torque properties fuzz)
 
 run_slice() {
     case $1 in
@@ -32,8 +32,6 @@ run_slice() {
         tests/run.sh --long long_cluster_private ;;
     torque) # prologues killed with their session, every 3 ms of their lives
         tests/run.sh --long long_torque ;;
-    kernel) # a real Slurm with cgroup v2, in an emulated machine
-        tests/run.sh --long kernel_6_1_runs_slurm ;;
     properties) # every property test with many more cases
         PROPTEST_CASES=${PROPERTY_CASES:-20000} cargo test --locked -q \
             -p shifter-core -p squashfs-writer -p image-manager -p site-tools --lib ;;
