@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use shifter_core::chain;
 use shifter_core::config::ConfigError;
 use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
@@ -13,6 +14,8 @@ pub use shifter_core::sanitize::plain;
 use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
+
+use crate::sys;
 
 /// A failure: what was attempted, on which object, and why it failed.
 #[derive(Debug, Error)]
@@ -276,7 +279,11 @@ impl Error {
                 Some("all nodes of a site need the same version of shifter".to_owned())
             }
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
-                Some("Linux 5.14 or newer is needed".to_owned())
+                let needed = "Linux 5.14 or newer is needed";
+                Some(match sys::missing_call() {
+                    Some(call) => format!("this kernel has no {call}(2): {needed}"),
+                    None => needed.to_owned(),
+                })
             }
             Error::Step {
                 step: "open file system",
@@ -292,14 +299,7 @@ impl Error {
 
     /// Writes the message and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        plain(text)
+        chain::line(self)
     }
 }
 

@@ -14,14 +14,22 @@ use crate::mnt;
 
 /// The format that every image may have.
 pub const SQUASHFS: &str = "squashfs";
-/// The format that images of the site's store may have: users' own never meet the kernel's erofs.
+/// The format that images of the site's store may have where the site says so.
 pub const EROFS: &str = "erofs";
 
-/// Why an image of this format is not mounted; `is_site` says that no user has written it.
-pub fn judge(format: &str, is_site: bool) -> std::result::Result<(), &'static str> {
-    match (format, is_site) {
-        (SQUASHFS, _) | (EROFS, true) => Ok(()),
-        (EROFS, false) => Err("erofs images are mounted from the site's store alone"),
+/// Why a user's own images are no erofs: they never meet the kernel's.
+pub const NOT_OF_USERS: &str = "erofs images are mounted from the site's store alone";
+/// Why the site's are none either.
+pub const NOT_AT_SITE: &str = "this site mounts no erofs images (store.format, store.mount_erofs)";
+
+/// Why an image of this format is not mounted; `no_erofs` is the reason for one kind.
+pub fn judge(
+    format: &str,
+    no_erofs: Option<&'static str>,
+) -> std::result::Result<(), &'static str> {
+    match (format, no_erofs) {
+        (SQUASHFS, _) | (EROFS, None) => Ok(()),
+        (EROFS, Some(reason)) => Err(reason),
         _ => Err("only squashfs and erofs images are mounted"),
     }
 }
@@ -67,8 +75,10 @@ fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
             return error;
         };
         let reason = match (kind, source.raw_os_error()) {
-            // A kernel without the file system, or that mounts it of devices alone: the node's fault.
-            (_, Some(libc::ENODEV)) | (EROFS, Some(libc::ENOTBLK)) => return error,
+            // A kernel without the file system, or that mounts it of devices alone, or not for us:
+            // the node's fault.
+            (_, Some(libc::ENODEV | libc::ENOSYS | libc::EPERM | libc::EACCES))
+            | (EROFS, Some(libc::ENOTBLK)) => return error,
             (EROFS, Some(libc::EOPNOTSUPP)) => {
                 "this node's kernel lacks the image's compression (zstd needs Linux 6.10)"
                     .to_owned()
@@ -88,20 +98,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_files_are_never_erofs() {
-        for (format, is_site, is_good) in [
-            ("squashfs", true, true),
-            ("squashfs", false, true),
-            ("erofs", true, true),
-            ("erofs", false, false),
-            ("ext4", true, false),
-            ("", false, false),
+    fn erofs_is_the_sites_to_allow_and_never_a_users() {
+        for (format, no_erofs, is_good) in [
+            ("squashfs", None, true),
+            ("squashfs", Some(NOT_OF_USERS), true),
+            ("erofs", None, true),
+            ("erofs", Some(NOT_OF_USERS), false),
+            ("erofs", Some(NOT_AT_SITE), false),
+            ("ext4", None, false),
+            ("", Some(NOT_OF_USERS), false),
         ] {
-            assert_eq!(
-                judge(format, is_site).is_ok(),
-                is_good,
-                "{format} {is_site}"
-            );
+            let judged = judge(format, no_erofs);
+            assert_eq!(judged.is_ok(), is_good, "{format} {no_erofs:?}");
         }
     }
 }

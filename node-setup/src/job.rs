@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
-use shifter_core::manifest::JobManifest;
+use shifter_core::manifest::{JobManifest, Start};
 
 use crate::error::{Context, Error, Result};
 use crate::host_view::{self, HostView};
@@ -21,7 +21,9 @@ use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
 use crate::watch::{Awaited, Nobody, Watch};
-use crate::{host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process};
+use crate::{
+    abandoned, host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process,
+};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -97,6 +99,7 @@ fn make(
         // A job that was requeued without an epilogue, or a set-up that died: start anew.
         demolish(job, &job.roots()?, None)?;
         state::remove_file(job.dir(), FAILURE)?;
+        abandoned::note_daemon(job)?;
     } else {
         for gone in abandoned(job, plan.name)? {
             forget(job, &gone)?;
@@ -185,6 +188,7 @@ fn abandoned(job: &JobDir, name: &str) -> Result<Vec<String>> {
 pub fn record_failure(job: &JobId, message: &str) -> Result<()> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    abandoned::note_daemon(&dir)?;
     note_failure(&dir, message.to_owned())
 }
 
@@ -229,30 +233,78 @@ pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<(
         None if uid.is_some() => false,
         None => return Ok(()),
     };
-    let mut failures = Vec::new();
-    if let Some(run) = run.as_ref().filter(|_| had_root) {
+    let ended = Ended { job, uid };
+    let failures = if let Some(run) = run.as_ref().filter(|_| had_root) {
         let _tombstone = JobDir::bury(run, job)?;
-        let dir = JobDir::lock(run, job, LOCK_PATIENCE)?;
-        match dir
-            .roots()
-            .and_then(|roots| demolish(&dir, &roots, Some(Ended { job, uid })))
-        {
-            Ok(complaint) => {
-                failures.extend(complaint);
-                failures.extend(dir.remove().err().map(|error| error.chain()));
-            }
-            // The journal stays for the next attempt.
-            Err(error) => failures.push(error.chain()),
-        }
+        remove(JobDir::lock(run, job, LOCK_PATIENCE)?, ended)
     } else {
         // A job without an image may have had private containers.
-        match end_strays(&[], Some(Ended { job, uid })) {
-            Ok(complaint) => failures.extend(complaint),
-            Err(error) => failures.push(error.chain()),
-        }
-    }
+        let strays = end_strays(&[], Some(ended));
+        strays.map_or_else(|error| vec![error.chain()], Vec::from_iter)
+    };
     phases.end("strays_ms");
     finish(run, job, failures)
+}
+
+/// Removes what one start of a job has left, long after it; returns false, and touches nothing, where
+/// the job was set up again since, for whomever. A set-up that is at work is waited for, and not
+/// stopped: it may be of a later start.
+///
+/// # Errors
+/// As for [`tear_down`].
+pub fn tear_down_start(job: &JobId, start: Start, phases: &mut Phases) -> Result<bool> {
+    let run = RunDir::open()?;
+    let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    let manifest = state::read_file(dir.dir(), MANIFEST)?;
+    let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
+    if manifest.is_some_and(|manifest| manifest.start().is_after(&start)) {
+        return Ok(false);
+    }
+    let uid = Some(start.uid);
+    let failures = remove(dir, Ended { job, uid });
+    phases.end("strays_ms");
+    finish(Some(run), job, failures).map(|()| true)
+}
+
+/// Removes everything of a job of Slurm's whose epilog will never come; false if that is not sure, or
+/// somebody is at work on the job, who is not waited for.
+///
+/// # Errors
+/// As for [`tear_down`].
+pub fn tear_down_abandoned(job: &JobId, phases: &mut Phases) -> Result<bool> {
+    let Some(run) = RunDir::open_existing()? else {
+        return Ok(false);
+    };
+    let Some(dir) = JobDir::lock_existing(&run, job)? else {
+        return Ok(false);
+    };
+    let mut namespaces = Vec::new();
+    for name in dir.roots()? {
+        if let Some(pin) = prepared::open_pin(&dir.root(&name)?)? {
+            namespaces.push(rustix::fs::fstat(&pin).step("examine", "mnt")?.st_ino);
+        }
+    }
+    if !abandoned::is_over(&dir, &namespaces)? {
+        return Ok(false);
+    }
+    let failures = remove(dir, Ended { job, uid: None });
+    phases.end("strays_ms");
+    finish(Some(run), job, failures).map(|()| true)
+}
+
+/// Removes all roots of a job and then its directory; returns what failed.
+fn remove(dir: JobDir, ended: Ended<'_>) -> Vec<String> {
+    let demolished = dir
+        .roots()
+        .and_then(|roots| demolish(&dir, &roots, Some(ended)));
+    match demolished {
+        Ok(complaint) => {
+            let failure = dir.remove().err().map(|error| error.chain());
+            complaint.into_iter().chain(failure).collect()
+        }
+        // The journal stays for the next attempt.
+        Err(error) => vec![error.chain()],
+    }
 }
 
 /// Removes the root of one step of a job; it is no error if there is none.

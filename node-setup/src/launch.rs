@@ -41,6 +41,8 @@ pub struct Container<'a> {
     pub shell: &'a str,
     /// True of a job's container, which may have the job's keys.
     pub is_jobs: bool,
+    /// True if the image's entry point starts commands although no option says so.
+    pub starts_by_entry: bool,
 }
 
 /// Composes the container's environment from the caller's and all that changes it.
@@ -190,7 +192,8 @@ fn is_inside() -> bool {
 /// Decides what to run: entry point, command, or a shell.
 pub fn command(container: &Container<'_>, options: &RunOptions) -> Vec<Vec<u8>> {
     let typed = || options.command.iter().map(|word| word.as_bytes().to_vec());
-    match &options.entrypoint {
+    let entrypoint = options.entrypoint.as_ref();
+    match entrypoint.or(container.starts_by_entry.then_some(&None)) {
         Some(entrypoint) => {
             let mut words = match entrypoint {
                 Some(command) => vec![command.as_bytes().to_vec()],
@@ -237,10 +240,8 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
         .filter_map(|string| CString::new(string).ok())
         .collect();
 
-    let path = environment.iter().find(|(name, _)| name == b"PATH");
-    let path = path.map_or(DEFAULT_PATH, |(_, value)| value.as_slice());
     let mut denied = false;
-    for candidate in candidates(command, path) {
+    for candidate in candidates(command, search_path(environment)) {
         let Ok(file) = CString::new(candidate) else {
             return nul();
         };
@@ -263,6 +264,18 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
     } else {
         not_run(command, "not found in the container", ExitCode::NotFound)
     }
+}
+
+/// True if a command is found by the environment's PATH, or is a path itself, and may be executed.
+pub fn is_found(command: &[u8], environment: &[Pair]) -> bool {
+    candidates(command, search_path(environment))
+        .iter()
+        .any(|file| rustix::fs::access(file.as_slice(), rustix::fs::Access::EXEC_OK).is_ok())
+}
+
+fn search_path(environment: &[Pair]) -> &[u8] {
+    let path = environment.iter().find(|(name, _)| name == b"PATH");
+    path.map_or(DEFAULT_PATH, |(_, value)| value.as_slice())
 }
 
 /// Returns the files that a command may be, in the order they are tried.

@@ -2,10 +2,12 @@
 //!
 //! Everything here is single-threaded: identities are per thread in the kernel.
 
+pub mod abandoned;
 pub mod caller;
 pub mod child;
 pub mod deadline;
 pub mod drop;
+pub mod entry;
 pub mod error;
 pub mod etc;
 pub mod filesystem;

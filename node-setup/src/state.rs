@@ -185,6 +185,33 @@ impl JobDir {
         }
     }
 
+    /// Opens and locks a job's state as it is, now; nothing if there is none, or somebody has the lock.
+    pub fn lock_existing(run: &RunDir, job: &JobId) -> Result<Option<Self>> {
+        let Some(dir) = open_job(job)? else {
+            return Ok(None);
+        };
+        let flags = lock_flags() - OFlags::CREATE;
+        let lock = match rustix::fs::openat(&dir, "lock", flags, Mode::empty()) {
+            Ok(lock) => lock,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).step("open", "lock"),
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error).step("lock", job.as_str()),
+        }
+        // As for others who lock it: whoever had it may have removed the job.
+        let is_there = rustix::fs::fstat(&lock).step("examine", "lock")?.st_nlink > 0;
+        let jobs = run.subdir("jobs")?;
+        Ok(is_there.then(|| Self {
+            jobs,
+            dir,
+            job: job.clone(),
+            _lock: lock,
+        }))
+    }
+
     /// True if any set-up of the job has left something.
     pub fn exists(run: &RunDir, job: &JobId) -> Result<bool> {
         Ok(list(&run.subdir("jobs")?)?
@@ -219,6 +246,11 @@ impl JobDir {
             Err(Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(error).step("lock", "tombstone"),
         }
+    }
+
+    /// The job.
+    pub fn id(&self) -> &JobId {
+        &self.job
     }
 
     /// The job's directory.
@@ -277,11 +309,19 @@ impl JobDir {
 /// Opens the directory of a job's root for reading, if the job has one; takes no lock, because
 /// joining a root that is being removed merely fails.
 pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
-    let path = layout::job_dir(job).join("roots").join(name);
-    match rustix::fs::open(&path, dir_flags(), Mode::empty()) {
+    open_existing_dir(&layout::job_dir(job).join("roots").join(name))
+}
+
+/// Opens the directory of a job's state, if there is one; takes no lock.
+pub fn open_job(job: &JobId) -> Result<Option<OwnedFd>> {
+    open_existing_dir(&layout::job_dir(job))
+}
+
+fn open_existing_dir(path: &Path) -> Result<Option<OwnedFd>> {
+    match rustix::fs::open(path, dir_flags(), Mode::empty()) {
         Ok(dir) => Ok(Some(dir)),
         Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error).step("open", &path),
+        Err(error) => Err(error).step("open", path),
     }
 }
 

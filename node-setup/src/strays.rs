@@ -54,15 +54,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ends every process that is wanted, and returns those that would not die.
 ///
-/// First all are asked to end. Those that stay are stopped, until a scan finds none that is not,
-/// and only then killed: whoever kills processes one by one that make others never comes to an
-/// end.
+/// First each is asked to end, once: to many programs a second request means to stop at once. Those
+/// that stay are stopped, until a scan finds none that is not, and only then killed: whoever kills
+/// processes one by one that make others never comes to an end.
 pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
     let start = Instant::now();
     let mut empty_scans = 0;
-    let mut stopped = BTreeSet::new();
+    let (mut asked, mut stopped) = (BTreeSet::new(), BTreeSet::new());
     loop {
-        let found = scan(wanted)?;
+        let mut found = scan(wanted)?;
         // Twice: a process that forked while we read /proc may have hidden its child.
         empty_scans = if found.is_empty() { empty_scans + 1 } else { 0 };
         if empty_scans == 2 {
@@ -75,6 +75,7 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
             return Ok(found.into_iter().map(|(pid, _)| pid).collect());
         }
         if elapsed < GRACE {
+            found.retain(|(pid, _)| asked.insert(*pid));
             send(&found, Signal::TERM);
         } else if found.iter().all(|(pid, _)| stopped.contains(pid)) {
             send(&found, Signal::KILL);
@@ -84,7 +85,7 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
             // At once again: what they have just made is not stopped yet.
             continue;
         }
-        if !found.is_empty() {
+        if empty_scans == 0 {
             std::thread::sleep(Duration::from_millis(10));
         }
     }

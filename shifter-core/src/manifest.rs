@@ -4,6 +4,8 @@
 //! one JSON object of at most 1 MiB. What in it came from a user is judged again by the reader:
 //! deserialising proves form, never permission.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -81,6 +83,8 @@ pub struct Modes {
     pub ccm: bool,
     /// Whether the job's nodes are to reach one another by ssh; nothing leaves it to the site.
     pub ssh: Option<bool>,
+    /// Commands are started by the image's entry point.
+    pub entrypoint: bool,
 }
 
 /// What a job is, and what its root must contain.
@@ -117,7 +121,53 @@ pub struct JobManifest {
     pub ssh: Option<JobKeys>,
 }
 
+/// One start of a job. Batch systems start a job again under its id, and one that was set up anew
+/// gives ids out again. As text `UID:RESTART:CREATED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The job's owner.
+    pub uid: u32,
+    /// How often the job was started before.
+    pub restart: u32,
+    /// When it was prepared, in seconds since 1970.
+    pub created: u64,
+}
+
+impl Start {
+    /// Reads the text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let start = Self {
+            uid: parts.next()?.parse().ok()?,
+            restart: parts.next()?.parse().ok()?,
+            created: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(start)
+    }
+
+    /// True if this may be a later start than the other. Clocks of two launch nodes may differ,
+    /// and the count begins anew with another job: either of them is enough.
+    pub fn is_after(&self, other: &Self) -> bool {
+        self.created > other.created || (self.uid == other.uid && self.restart > other.restart)
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}:{}", self.uid, self.restart, self.created)
+    }
+}
+
 impl JobManifest {
+    /// Returns which start of the job this is about.
+    pub fn start(&self) -> Start {
+        Start {
+            uid: self.user.uid,
+            restart: self.restart,
+            created: self.created,
+        }
+    }
+
     /// Reads a manifest and checks its form.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() as u64 > SIZE_LIMIT {
@@ -232,6 +282,7 @@ mod tests {
                 autoshift: true,
                 ccm: false,
                 ssh: Some(true),
+                entrypoint: true,
             },
             ssh: Some(sample_keys()),
         }
@@ -243,6 +294,24 @@ mod tests {
         let read = JobManifest::parse(&manifest.to_bytes().unwrap()).unwrap();
         assert_eq!(read, manifest);
         assert_eq!(read.volume_map().unwrap().entries()[0].to, "/mnt");
+    }
+
+    #[test]
+    fn starts_of_a_job_have_an_order() {
+        let start = |text| Start::parse(text).unwrap();
+        let first = start("2001:1:100");
+        assert_eq!(first.to_string(), "2001:1:100");
+        // Again; at once; with a clock behind; another job, of the same user and of another's.
+        for later in ["2001:2:200", "2001:2:100", "2001:2:90", "2001:0:200"] {
+            assert!(start(later).is_after(&first), "{later}");
+        }
+        assert!(start("2002:0:200").is_after(&first));
+        for other in ["2001:1:100", "2001:0:90", "2002:2:90", "2002:2:100"] {
+            assert!(!start(other).is_after(&first), "{other}");
+        }
+        for text in ["", "1:1", "1:1:1:1", "a:1:1", "1:-1:1", "1:1:"] {
+            assert_eq!(Start::parse(text), None, "{text}");
+        }
     }
 
     #[test]

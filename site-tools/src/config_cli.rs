@@ -145,7 +145,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, UsageError>
 
 fn check(file: &Path, form: Form) -> ExitCode {
     let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let (findings, _) = judge::file(&path);
+    let findings = judge::file(&path);
     match output::data(&finding::render(&findings, form)) {
         ExitCode::Success => finding::exit_code(&findings),
         failed => failed,

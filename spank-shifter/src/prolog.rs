@@ -4,11 +4,13 @@
 //! written is judged again. A user's mistake is recorded for the job's tasks to report, and the
 //! prolog succeeds: its failure would take the node out of service. A node's failure does that.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use node_setup::abandoned;
 use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::config::{Config, ConfigError};
 use shifter_core::exit::ExitCode;
@@ -97,6 +99,11 @@ impl Slurm {
 }
 
 impl Slurm {
+    /// Returns how often the job was started before; 0 where Slurm says nothing, as it does then.
+    pub fn restart_count(&self) -> u32 {
+        self.restart.parse().unwrap_or(0)
+    }
+
     /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
     pub fn count(&self) -> usize {
         hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
@@ -210,7 +217,12 @@ pub fn run(
         facts.job.as_str(),
     ]);
     let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
-    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let is_writer = Cell::new(false);
+    let known = || {
+        let answer = identity::ask(&facts, &config, settings, tools, ssh.is_shared())?;
+        is_writer.set(answer.is_written_here());
+        Some(answer)
+    };
     let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
     let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
@@ -233,7 +245,13 @@ pub fn run(
         manifest: &input,
     };
     let command = fixed_environment(command);
-    match supervised::run(command, subject, terms, &config) {
+    let ended = supervised::run(command, subject, terms, &config);
+    if is_writer.get()
+        && let Err(error) = abandoned::note_shared(&facts.job)
+    {
+        (tools.complain)(&format!("shifter: {}", error.chain()));
+    }
+    match ended {
         Ok(finished) => outcome(&finished),
         Err(SetupError::Blamed(mistake)) => Ok(Outcome::UsersMistake(mistake)),
         Err(error) => Err(error.into()),
@@ -313,11 +331,7 @@ fn manifest(
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        nodes,
-        cpus,
-        restart,
-        node,
-        ..
+        nodes, cpus, node, ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
@@ -331,7 +345,7 @@ fn manifest(
         schema: SCHEMA,
         cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
-        restart: restart.parse().unwrap_or(0),
+        restart: facts.slurm.restart_count(),
         user,
         image: ResolvedImage {
             id: pins.id,

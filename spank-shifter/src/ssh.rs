@@ -9,7 +9,7 @@ use shifter_core::config::{Config, SshJobs};
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
-use shifter_core::manifest::{self, JobManifest};
+use shifter_core::manifest::{self, JobManifest, Modes};
 use shifter_core::ssh::JobKeys;
 use shifter_core::{sanitize, trusted};
 
@@ -47,14 +47,16 @@ pub enum Ssh {
 impl Ssh {
     /// Decides it.
     pub fn wanted(config: &Config, slurm: &Slurm, pins: &Result<Pins, PinError>) -> Self {
-        let asked = pins.as_ref().ok().and_then(|pins| pins.modes.ssh);
+        let modes = pins.as_ref().map(|pins| pins.modes).unwrap_or_default();
         let has_several = slurm.count() != 1;
-        match (config.ssh.enable, asked) {
-            (SshJobs::Off, Some(true)) => Self::Refused,
-            (_, Some(false)) | (SshJobs::Off | SshJobs::Ask, None) => Self::No,
-            (_, Some(true)) if has_several => Self::Demanded,
-            (SshJobs::Always, None) if has_several => Self::BetweenNodes,
-            _ => Self::OneNode,
+        match modes.ssh {
+            Some(true) if config.ssh.enable == SshJobs::Off => Self::Refused,
+            Some(true) if has_several => Self::Demanded,
+            Some(true) => Self::OneNode,
+            None if !comes_unasked(config, modes) => Self::No,
+            None if has_several => Self::BetweenNodes,
+            None => Self::OneNode,
+            Some(false) => Self::No,
         }
     }
 
@@ -78,6 +80,16 @@ impl Ssh {
             (Self::BetweenNodes | Self::Demanded, Some(keys)) => Ok(Some(keys)),
             (Self::Demanded, None) => Err(Mistake::NoSharedKeys),
         })
+    }
+}
+
+/// True of jobs that have ssh although they do not ask for it: a cluster of hosts has it, and so has
+/// what is taken for one.
+pub fn comes_unasked(config: &Config, modes: Modes) -> bool {
+    match config.ssh.enable {
+        SshJobs::Off => false,
+        SshJobs::Ask => modes.ccm,
+        SshJobs::Always => true,
     }
 }
 
@@ -167,7 +179,7 @@ mod tests {
 
     #[test]
     fn who_asks_is_not_left_without() {
-        let wanted = |enable: &str, asked, nodes: &str| {
+        let of = |enable: &str, asked, nodes: &str, ccm| {
             let text = format!("[ssh]\nenable = '{enable}'");
             let config = Config::parse(&text, Path::new("/x")).unwrap();
             let slurm = Slurm {
@@ -177,6 +189,7 @@ mod tests {
             };
             let mut pins = sample();
             pins.modes.ssh = asked;
+            pins.modes.ccm = ccm;
             let ssh = Ssh::wanted(&config, &slurm, &Ok(pins));
             let user = Identity::from_passwd_line("a:x:5:5::/:/bin/sh", 5).unwrap();
             let without = match ssh {
@@ -189,6 +202,7 @@ mod tests {
             };
             (ssh, without)
         };
+        let wanted = |enable: &str, asked, nodes: &str| of(enable, asked, nodes, false);
         let table = [
             ("off", None, "n1", Ssh::No, Some(true)),
             ("off", Some(false), "n1", Ssh::No, Some(true)),
@@ -205,6 +219,18 @@ mod tests {
         for (enable, asked, nodes, expected, starts) in table {
             let found = wanted(enable, asked, nodes);
             assert_eq!(found, (expected, starts), "{enable} {asked:?} {nodes}");
+        }
+        // What is taken for a cluster of hosts has it where the site has it at all.
+        let table = [
+            ("off", None, Ssh::No),
+            ("ask", None, Ssh::BetweenNodes),
+            ("ask", Some(true), Ssh::Demanded),
+            ("ask", Some(false), Ssh::No),
+            ("always", None, Ssh::BetweenNodes),
+        ];
+        for (enable, asked, expected) in table {
+            let (found, _) = of(enable, asked, "n[1-2]", true);
+            assert_eq!(found, expected, "{enable} {asked:?} with ccm");
         }
     }
 }

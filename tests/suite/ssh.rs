@@ -308,9 +308,16 @@ fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
     // The host's own environment is a container like any other.
     let script = "ssh n2 'hostname; findmnt -n -o SOURCE / | head -n1'; ssh n2 ssh n1 hostname
         srun -N1 -n1 -w n2 ssh n1 hostname";
-    let options = ["--exclusive", "-N2", "--sshd", "--ccm"];
+    let options = ["--exclusive", "-N2", "--ccm"];
     let output = run(&bench.cluster, &options, script)?;
     ensure!(output == "n2\nshifter\nn1\nn1\n", "{output}");
+    let without = ["--exclusive", "-wn1", "--ccm", "--sshd=no"];
+    let output = run(
+        &bench.cluster,
+        &without,
+        "ls -d /etc/ssh/shifter 2>&1; true",
+    )?;
+    ensure!(output.contains("No such file"), "{output}");
     ensure!(
         Call::shell(&format!("find {state} -name ssh"))
             .ok()?

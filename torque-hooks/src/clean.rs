@@ -2,14 +2,17 @@
 //!
 //! On a node nothing survives: its state is in memory. A launch node's notes do, and so do the
 //! roots of its jobs on other nodes. For every job that was noted during an earlier boot this does
-//! what the epilogue would have done; jobs of this boot are left alone.
+//! what the epilogue would have done; jobs of this boot are left alone. Nodes that did not answer
+//! an epilogue are tried again.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use shifter_core::config::Config;
 use shifter_core::exit::ExitCode;
 use shifter_core::ids::JobId;
 
+use crate::left::{self, Which};
 use crate::say::{self, Weight};
 use crate::site::{self, Site};
 use crate::state::{StateDir, boot_id};
@@ -19,7 +22,8 @@ const HELP: &str = "\
 Usage: shifter-node-clean [--config=FILE]
 
 Remove what the jobs of an earlier boot of this machine have left, here and on
-their other nodes. To be run at boot, before pbs_mom.
+their other nodes, and what is left on nodes that did not answer when their jobs
+ended. To be run at boot, before pbs_mom; at any other time it does no harm.
 ";
 
 /// How long a job that somebody works on is waited for.
@@ -49,8 +53,9 @@ pub fn main() -> std::process::ExitCode {
         say::tell(&error.chain());
         return error.exit_code().into();
     }
-    let failures = match StateDir::open(&epilogue::config(path.as_deref()).torque.state_dir) {
-        Ok(dir) => clean(&dir, path.as_deref()),
+    let config = epilogue::config(path.as_deref());
+    let failures = match StateDir::open(&config.torque.state_dir) {
+        Ok(dir) => clean(&dir, &config, path.as_deref()),
         Err(error) => vec![error.chain()],
     };
     for failure in &failures {
@@ -63,13 +68,16 @@ pub fn main() -> std::process::ExitCode {
     }
 }
 
-/// Does for every job of an earlier boot what its epilogue would have; returns what failed.
-fn clean(dir: &StateDir, path: Option<&Path>) -> Vec<String> {
-    let mut failures = Vec::new();
+/// Does for every job of an earlier boot what its epilogue would have, and tries nodes again that
+/// did not answer one; returns what failed.
+fn clean(dir: &StateDir, config: &Config, path: Option<&Path>) -> Vec<String> {
+    let time = Duration::from_secs(config.torque.deadline_secs.into());
+    // First, so that nodes which do not answer now are not waited for twice.
+    let mut failures = left::retry(dir, config, path, Which::All, Instant::now() + time);
     match dir.jobs() {
         Ok(jobs) => {
             for job in jobs {
-                if let Err(why) = clean_job(dir, path, &job) {
+                if let Err(why) = clean_job(dir, config, path, &job) {
                     failures.push(format!("job {job}: {why}"));
                 }
             }
@@ -79,8 +87,12 @@ fn clean(dir: &StateDir, path: Option<&Path>) -> Vec<String> {
     failures
 }
 
-fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), String> {
-    let config = epilogue::config(path);
+fn clean_job(
+    dir: &StateDir,
+    config: &Config,
+    path: Option<&Path>,
+    job: &JobId,
+) -> Result<(), String> {
     // Who holds the lock is of this boot.
     let Ok(locked) = dir.lock(job, PATIENCE) else {
         return Ok(());
@@ -93,9 +105,10 @@ fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), Str
         return Ok(());
     }
     let site = Site {
-        config: &config,
+        config,
         config_path: path,
         job,
+        dir,
     };
     let seconds = config.torque.deadline_secs;
     let deadline = Instant::now() + Duration::from_secs(seconds.into());
@@ -103,15 +116,18 @@ fn clean_job(dir: &StateDir, path: Option<&Path>, job: &JobId) -> Result<(), Str
         Some(record) => site::tear_down(&site, &locked, record, deadline).map(drop),
         None => Ok(()),
     };
-    let uid = record.as_ref().map(|record| record.uid);
     let own = epilogue::Here {
-        config: &config,
+        config,
         config_path: path,
         job,
-        uid,
+        uid: record.as_ref().map(|record| record.uid),
+        start: None,
+        is_late: false,
     };
     let own = own.tear_down(seconds);
-    locked.remove().map_err(|error| error.chain())?;
-    result?;
+    if result.as_ref().err().is_none_or(|remains| remains.is_noted) {
+        locked.remove().map_err(|error| error.chain())?;
+    }
+    result.map_err(|remains| remains.line)?;
     own.map_err(|error| shifter_core::chain::line(&error))
 }

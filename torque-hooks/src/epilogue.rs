@@ -11,10 +11,12 @@ use node_setup::child::{self, Terms};
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, Program};
+use shifter_core::manifest::{JobManifest, SIZE_LIMIT, Start};
 use shifter_core::trusted;
 use thiserror::Error;
 
 use crate::hook::{self, Work};
+use crate::left::{self, Which};
 use crate::outside::{OutsideError, fixed_environment};
 use crate::say::{self, Weight};
 use crate::services::{self, ServiceError};
@@ -30,8 +32,29 @@ const WORK_SHARE: u32 = 4;
 
 /// Does the work of an epilogue on a launch node and returns its exit code.
 pub fn run(work: &Work) -> u8 {
+    let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
+    let config = config(work.call.config.as_deref());
+    let code = report(work, &config, clean_up(work, &config, deadline));
+    retry_others(work, &config, deadline);
+    code
+}
+
+/// Tries nodes that did not answer the epilogues of other jobs. This job does not wait long for it,
+/// and what comes of it changes nothing for it.
+fn retry_others(work: &Work, config: &Config, deadline: Instant) {
+    let deadline = deadline.min(Instant::now() + left::ROUND);
+    let Ok(dir) = StateDir::open(&config.torque.state_dir) else {
+        return;
+    };
+    let path = work.call.config.as_deref();
+    for line in left::retry(&dir, config, path, Which::Due, deadline) {
+        say::log(Weight::Warning, &line);
+    }
+}
+
+fn report(work: &Work, config: &Config, result: Result<String, String>) -> u8 {
     let subject = work.call.subject();
-    match clean_up(work) {
+    match result {
         Ok(line) => {
             say::log(Weight::Info, &format!("{subject}: {line}"));
             0
@@ -40,7 +63,6 @@ pub fn run(work: &Work) -> u8 {
             let line = format!("{subject}: {line}");
             say::log(Weight::Error, &line);
             say::tell(&line);
-            let config = config(work.call.config.as_deref());
             let noted =
                 StateDir::open(&config.torque.state_dir).and_then(|dir| dir.note_failure(&line));
             if let Err(error) = noted {
@@ -63,17 +85,16 @@ pub fn config(path: Option<&Path>) -> Config {
     config.unwrap_or_default()
 }
 
-fn clean_up(work: &Work) -> Result<String, String> {
-    let time = Duration::from_secs(work.seconds.into());
-    let deadline = Instant::now() + time;
+fn clean_up(work: &Work, config: &Config, deadline: Instant) -> Result<String, String> {
+    let time = deadline.saturating_duration_since(Instant::now());
     let call = &work.call;
-    let config = config(call.config.as_deref());
+    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
     let site = Site {
-        config: &config,
+        config,
         config_path: call.config.as_deref(),
         job: &call.job,
+        dir: &dir,
     };
-    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
     let _tombstone = dir.bury(&call.job).map_err(|error| error.chain())?;
     let job = dir
         .lock(&call.job, time - time / WORK_SHARE)
@@ -84,16 +105,20 @@ fn clean_up(work: &Work) -> Result<String, String> {
         None => Ok("nothing was set up".into()),
     };
     // Also where the record knows nothing of it: this node's own.
-    let uid = record.as_ref().map(|record| record.uid);
     let own = Here {
-        config: &config,
+        config,
         config_path: call.config.as_deref(),
         job: &call.job,
-        uid,
+        uid: record.as_ref().map(|record| record.uid),
+        start: None,
+        is_late: false,
     };
     let own = own.tear_down(left_until(deadline));
-    let removed = job.remove().map_err(|error| error.chain());
-    let line = result?;
+    let removed = match &result {
+        Err(remains) if !remains.is_noted => Ok(()),
+        _ => job.remove().map_err(|error| error.chain()),
+    };
+    let line = result.map_err(|remains| remains.line)?;
     own.map_err(|error| shifter_core::chain::line(&error))?;
     removed.map(|()| line)
 }
@@ -112,6 +137,8 @@ pub fn run_parallel(work: &Work) -> u8 {
         config_path: work.call.config.as_deref(),
         job: &work.call.job,
         uid: None,
+        start: None,
+        is_late: false,
     };
     match here.tear_down(work.seconds) {
         Ok(()) => 0,
@@ -133,15 +160,32 @@ pub struct Here<'a> {
     pub job: &'a JobId,
     /// Its user, where that is known.
     pub uid: Option<u32>,
+    /// Which start of it is over, where that is known: what was prepared for a later one stays.
+    pub start: Option<Start>,
+    /// Whether it has been over for long, so that a set-up that is at work is not its.
+    pub is_late: bool,
 }
 
 impl Here<'_> {
     /// Removes it.
     pub fn tear_down(&self, seconds: u32) -> Result<(), HereError> {
+        // An order may have been on its way for as long as this node hung.
+        if self.is_superseded() {
+            return Ok(());
+        }
         // One that fails must not keep the other from its work.
-        let stopped = services::stop(self.job);
+        let stopped = services::stop(self.job, self.start);
         self.remove_root(seconds)?;
         Ok(stopped?)
+    }
+
+    fn is_superseded(&self) -> bool {
+        let manifest = trusted::read(&layout::manifest_file(self.job), SIZE_LIMIT).ok();
+        let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
+        match (manifest, self.start) {
+            (Some(manifest), Some(start)) => manifest.start().is_after(&start),
+            _ => false,
+        }
     }
 
     fn remove_root(&self, seconds: u32) -> Result<(), OutsideError> {
@@ -150,6 +194,8 @@ impl Here<'_> {
             config_path,
             job,
             uid,
+            start,
+            is_late,
         } = *self;
         // Without a root there may be containers for single commands, of a user who is known.
         if uid.is_none() && !layout::job_dir(job).exists() {
@@ -158,7 +204,10 @@ impl Here<'_> {
         let program = trusted::audit(&Program::UnsetupRoot.path(&config.prefix), &[0])?;
         let mut command = Command::new(program);
         command.args(config_path.map(|path| format!("--config={}", path.display())));
-        command.args(uid.map(|uid| format!("--uid={uid}")));
+        match start.filter(|_| is_late) {
+            Some(start) => command.arg(format!("--start={start}")),
+            None => command.args(uid.map(|uid| format!("--uid={uid}"))),
+        };
         command.arg(job.as_str());
         let terms = Terms {
             seconds,
@@ -171,6 +220,7 @@ impl Here<'_> {
         }
         Err(OutsideError::Failed {
             program: "unsetupRoot".into(),
+            code: finished.status.code(),
             ending: finished.ending(),
             words: finished.messages(2).join("; "),
         })

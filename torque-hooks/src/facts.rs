@@ -82,6 +82,7 @@ impl Facts {
             user: Some(self.user.clone()),
             exec_host: self.exec_host.clone(),
             start_count: self.run_count,
+            state: None,
         }
     }
 }

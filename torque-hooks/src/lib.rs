@@ -20,6 +20,7 @@ pub mod gres;
 pub mod guard;
 pub mod hook;
 pub mod host;
+pub mod left;
 pub mod node;
 pub mod nodes;
 pub mod outside;

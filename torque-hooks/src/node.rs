@@ -1,4 +1,4 @@
-//! What runs on a node for its launch node: `shifter-node setup|services|teardown`.
+//! What runs on a node for its launch node: `shifter-node setup|services|teardown|sweep`.
 //!
 //! One answer comes back, whatever happens: a marked line or a file. The programs that do the
 //! work are setupRoot and unsetupRoot, with a deadline; a set-up that is late is undone here.
@@ -62,14 +62,16 @@ fn obey(order: &Order) -> Code {
     let path = order.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     let config = Config::open_trusted(path);
     // Of a node that says no, nobody asks anything more.
-    let give_back = |Failure(code, why)| match services::stop(&order.job) {
+    let give_back = |Failure(code, why)| match services::stop(&order.job, order.start()) {
         Ok(()) => Err(Failure(code, why)),
         Err(error) => Err(Failure(code, format!("{why}; {}", chain::line(&error)))),
     };
     let result = match (order.verb, &config) {
         // A broken configuration keeps nothing on the node.
-        (Verb::Teardown, Err(_)) => tear_down(order, &epilogue::config(order.config.as_deref())),
-        (Verb::Teardown, Ok(config)) => tear_down(order, config),
+        (Verb::Teardown | Verb::Sweep, Err(_)) => {
+            tear_down(order, &epilogue::config(order.config.as_deref()))
+        }
+        (Verb::Teardown | Verb::Sweep, Ok(config)) => tear_down(order, config),
         (_, Err(error)) => Err(Failure::of(ExitCode::Internal, error)),
         (Verb::Services, Ok(config)) => start_services(order, config).or_else(give_back),
         (Verb::Setup, Ok(config)) => set_up(order, config).or_else(give_back),
@@ -104,7 +106,7 @@ fn start_services(order: &Order, config: &Config) -> Result<()> {
         true => shared::caches(config, order).unwrap_or_default(),
         false => Vec::new(),
     };
-    services::start(config, &order.job, &caches).map_err(|error| match &error {
+    services::start(config, &order.job, order.start(), &caches).map_err(|error| match &error {
         ServiceError::Node(node) => Failure(node.exit_code(), node.chain()),
         _ => Failure::of(ExitCode::Internal, &error),
     })
@@ -182,6 +184,8 @@ fn tear_down(order: &Order, config: &Config) -> Result<()> {
         config_path: order.config.as_deref(),
         job: &order.job,
         uid: Some(order.uid),
+        start: order.start(),
+        is_late: order.verb == Verb::Sweep,
     };
     here.tear_down(order.timeout_secs)
         .map_err(|error| Failure::of(ExitCode::Internal, &error))

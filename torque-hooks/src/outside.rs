@@ -27,7 +27,9 @@ pub enum OutsideError {
     Failed {
         /// Its name.
         program: String,
-        /// Its exit code or signal.
+        /// Its exit code, unless a signal ended it.
+        code: Option<i32>,
+        /// Its exit code or signal, in words.
         ending: String,
         /// What it wrote.
         words: String,
@@ -53,6 +55,7 @@ pub fn ask(program: &Path, arguments: &[&str], seconds: u32) -> Result<Vec<u8>, 
     let name = program.file_name().unwrap_or_default();
     Err(OutsideError::Failed {
         program: sanitize::bytes(name.as_encoded_bytes()),
+        code: finished.status.code(),
         ending: finished.ending(),
         words: finished.messages(2).join("; "),
     })

@@ -192,12 +192,13 @@ fn prepare(work: &Work, config: &Config) -> Result<Option<String>, Refusal> {
     let time = Duration::from_secs(work.seconds.into());
     let deadline = Instant::now() + time;
     let call = &work.call;
+    let dir = StateDir::open(&config.torque.state_dir).map_err(Refusal::State)?;
     let site = Site {
         config,
         config_path: call.config.as_deref(),
         job: &call.job,
+        dir: &dir,
     };
-    let dir = StateDir::open(&config.torque.state_dir).map_err(Refusal::State)?;
     let patience = LOCK_PATIENCE.min(time / 2);
     let job = dir.lock(&call.job, patience).map_err(Refusal::State)?;
     let is_wanted =
@@ -290,8 +291,9 @@ fn try_prepare(
         .and_then(|direct| direct.alps)
         .unwrap_or(config.torque.alps);
     let nodes = nodes(work, config, &listed, alps)?;
+    let created = state::now_secs();
     let manifest = request
-        .map(|request| manifest(work, config, &request, &listed, &user, &nodes))
+        .map(|request| manifest(work, config, &request, &listed, &user, &nodes, created))
         .transpose()?;
     let has_work = manifest.is_some() || site::has_services(config);
     let is_shared = nodes.hosts.len() > usize::from(nodes.own.is_some());
@@ -308,6 +310,8 @@ fn try_prepare(
         own: nodes.own.map(|own| nodes.hosts[own].name.clone()),
         has_root: manifest.is_some(),
         is_shared: is_shared && has_work,
+        created,
+        is_marked: manifest.is_some() || !config.torque.services.is_empty(),
         boot: state::boot_id(),
     };
     // Before anything is done: whoever comes later finds what to undo.
@@ -326,8 +330,20 @@ fn try_prepare(
         Some(bytes) => Some(job.write_manifest(bytes).map_err(Refusal::State)?),
         None => None,
     };
-    if record.is_shared {
-        site::share(config, &record, &call.job, &user, manifest.as_deref())?;
+    // Nodes that were never asked have nothing to remove.
+    let nothing_begun = || {
+        let hosts = Vec::new();
+        let none = Record {
+            hosts,
+            ..record.clone()
+        };
+        job.write_record(&none).map_err(Refusal::State)
+    };
+    if record.is_shared
+        && let Err(error) = site::share(config, &record, &call.job, &user, manifest.as_deref())
+    {
+        nothing_begun()?;
+        return Err(error.into());
     }
     let left = deadline.saturating_duration_since(Instant::now());
     let order = site::Order {
@@ -335,10 +351,17 @@ fn try_prepare(
         record: &record,
         own: nodes.own,
         own_manifest: own_manifest.as_deref(),
+        nodefile: &job.nodefile(),
         deadline: deadline - left / UNDO_SHARE,
     };
     let mut wanted = || is_wanted();
-    let outcome = site::run(site, job, &order, &mut wanted)?;
+    let outcome = match site::run(site, &order, &mut wanted) {
+        Err(error @ RunError::Fanout(_)) => {
+            nothing_begun()?;
+            return Err(error.into());
+        }
+        result => result?,
+    };
     let names = nodes.names();
     let report = Report::new(&names, &outcome.states, "ready", outcome.words.as_deref());
     if report.failed.is_empty() {
@@ -461,6 +484,7 @@ fn manifest(
     listed: &Listed,
     user: &Identity,
     nodes: &Nodes,
+    created: u64,
 ) -> Result<JobManifest, Refusal> {
     let call = &work.call;
     let image = match &request.image {
@@ -482,18 +506,19 @@ fn manifest(
         },
         modules: request.modules.clone(),
         hosts: nodes.hosts.clone(),
-        created: state::now_secs(),
+        created,
         modes: Modes::default(),
         ssh: None,
     })
 }
 
-/// Undoes on all nodes what a record says; what cannot be undone is noted and left to the nodes.
+/// Undoes on all nodes what a record says; what cannot be undone now is noted, for later.
 fn undo(site: &Site<'_>, job: &Job, record: &Record, time: Duration) {
     // Not longer, if a node does not answer: an epilogue may wait for it.
     let deadline = Instant::now() + time / UNDO_SHARE;
     let line = site::tear_down(site, job, record, deadline);
-    if let Err(line) = line {
+    if let Err(remains) = line {
+        let line = remains.line;
         say::log(Weight::Warning, &format!("job {}: {line}", site.job));
     }
 }

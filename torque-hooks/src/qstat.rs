@@ -47,6 +47,8 @@ pub struct Listed {
     pub exec_host: Option<String>,
     /// How often it was started.
     pub start_count: Option<u32>,
+    /// Its state, a letter.
+    pub state: Option<String>,
 }
 
 /// Reads Torque's answer.
@@ -88,6 +90,7 @@ pub fn parse_xml(bytes: &[u8], job: &JobId) -> Result<Listed, AnswerError> {
         user: child(found, "euser"),
         exec_host: child(found, "exec_host"),
         start_count: child(found, "start_count").and_then(|text| text.parse().ok()),
+        state: child(found, "job_state"),
     })
 }
 
@@ -123,6 +126,7 @@ pub fn parse_json(bytes: &[u8], job: &JobId) -> Result<Listed, AnswerError> {
         user: text("euser"),
         exec_host: text("exec_host"),
         start_count: text("run_count").and_then(|text| text.parse().ok()),
+        state: text("job_state"),
     })
 }
 
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn openpbss_answer() {
         let text = br#"{"timestamp":1,"pbs_version":"23.06.06","pbs_server":"s","Jobs":{"12.s":{
-            "Job_Name":"x","euser":"alice","Resource_List":{"gres":"shifter","ncpus":2},
+            "Job_Name":"x","euser":"alice","job_state":"R","Resource_List":{"gres":"shifter","ncpus":2},
             "exec_host":"n1/0*2+n2/1","run_count":2,
             "Variable_List":{"PBS_O_HOME":"/home/alice","UDI":"a,b","N":7}}}}"#;
         let listed = parse_json(text, &job("12.s")).unwrap();
@@ -264,6 +268,7 @@ mod tests {
         );
         assert_eq!(listed.gres.as_deref(), Some("shifter"));
         assert_eq!(listed.start_count, Some(2));
+        assert_eq!(listed.state.as_deref(), Some("R"));
         assert!(parse_json(text, &job("13.s")).is_err());
         assert!(parse_json(b"{}", &job("13.s")).is_err());
         assert!(parse_json(b"qstat: no", &job("13.s")).is_err());

@@ -64,12 +64,13 @@ fn run(words: Vec<String>) -> Result<(), (ExitCode, String)> {
             let config = Config::open_trusted(&path).map_err(|error| internal(&error))?;
             let manifest = trusted::read(&layout::manifest_file(&job), SIZE_LIMIT).ok();
             let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
+            let begun = manifest.as_ref().map(JobManifest::start);
             // Without a root nothing says here whose job it is: nscd starts with what it has.
             let caches = manifest.and_then(|manifest| shared::caches_of(&config, &manifest).ok());
-            services::start(&config, &job, &caches.unwrap_or_default())
+            services::start(&config, &job, begun, &caches.unwrap_or_default())
                 .map_err(|error| internal(&error))
         }
-        "stop" => services::stop(&job).map_err(|error| internal(&error)),
+        "stop" => services::stop(&job, None).map_err(|error| internal(&error)),
         _ => Err(usage("'start' or 'stop' and a job's id are needed")),
     }
 }

@@ -5,7 +5,8 @@
 //! /run/shifter-services/          0700, root's
 //!   lock                          held while something is started or stopped
 //!   <service>/ours                we have started it
-//!   <service>/jobs/<job>          a job that needs it; with the last one it is stopped
+//!   <service>/jobs/<job>          a job that needs it, and which start of it; with the last one it is
+//!                                 stopped
 //! ```
 //!
 //! One that answers already is the node's own and is left alone.
@@ -25,6 +26,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use shifter_core::chain;
 use shifter_core::config::{Config, Service};
 use shifter_core::ids::JobId;
+use shifter_core::manifest::Start;
 use shifter_core::trusted::{self, TrustError};
 use thiserror::Error;
 
@@ -102,6 +104,7 @@ fn known(service: Service) -> &'static Known {
 pub fn start(
     config: &Config,
     job: &JobId,
+    start: Option<Start>,
     caches: &[(String, Vec<u8>)],
 ) -> Result<(), ServiceError> {
     kmod::preload(&config.kernel)?;
@@ -114,7 +117,9 @@ pub fn start(
         let known = known(*service);
         let own = state::make_dir(&dir, known.name)?;
         // First: whoever dies after this leaves it to be stopped.
-        state::write_file(state::make_dir(&own, "jobs")?, job.as_str(), b"")?;
+        let text = start.map(|start| start.to_string()).unwrap_or_default();
+        let jobs = state::make_dir(&own, "jobs")?;
+        state::write_file(&jobs, job.as_str(), text.as_bytes())?;
         if answers(known) {
             continue;
         }
@@ -127,8 +132,9 @@ pub fn start(
     Ok(())
 }
 
-/// Stops what no job needs any more and we have started.
-pub fn stop(job: &JobId) -> Result<(), ServiceError> {
+/// Stops what no job needs any more and we have started. A later start of the job than this one
+/// keeps what it needs.
+pub fn stop(job: &JobId, start: Option<Start>) -> Result<(), ServiceError> {
     if !Path::new(DIR).exists() {
         return Ok(());
     }
@@ -137,6 +143,13 @@ pub fn stop(job: &JobId) -> Result<(), ServiceError> {
     for known in [&MUNGE, &NSCD] {
         let own = state::make_dir(&dir, known.name)?;
         let jobs = state::make_dir(&own, "jobs")?;
+        let noted = state::read_file(&jobs, job.as_str())?.unwrap_or_default();
+        let noted = Start::parse(&String::from_utf8_lossy(&noted));
+        if let (Some(noted), Some(start)) = (noted, start)
+            && noted.is_after(&start)
+        {
+            continue;
+        }
         state::remove_file(&jobs, job.as_str())?;
         let is_needed = !state::list(&jobs)?.is_empty();
         if !is_needed && state::open_file(&own, "ours")?.is_some() {

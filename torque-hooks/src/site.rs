@@ -11,9 +11,10 @@ use thiserror::Error;
 
 use crate::fanout::template::{Report as How, Template};
 use crate::fanout::{self, FanoutError, Outcome, Plan};
+use crate::left;
 use crate::report::Report;
 use crate::shared::{self, Reports};
-use crate::state::{Job, Record};
+use crate::state::{Job, Record, StateDir};
 use crate::words::{self, Verb};
 
 pub use crate::shared::ShareError;
@@ -33,6 +34,8 @@ pub struct Site<'a> {
     pub config_path: Option<&'a Path>,
     /// The job.
     pub job: &'a JobId,
+    /// What this launch node knows.
+    pub dir: &'a StateDir,
 }
 
 /// Says why the nodes could not be asked.
@@ -56,6 +59,8 @@ pub struct Order<'a> {
     pub own: Option<usize>,
     /// Its manifest.
     pub own_manifest: Option<&'a Path>,
+    /// A file for the names of those that the tool is to reach.
+    pub nodefile: &'a Path,
     /// When it must be over.
     pub deadline: Instant,
 }
@@ -73,7 +78,6 @@ pub fn has_tool(config: &Config) -> bool {
 /// Has all nodes of a record do something.
 pub fn run(
     site: &Site<'_>,
-    job: &Job,
     order: &Order<'_>,
     is_wanted: &mut dyn FnMut() -> bool,
 ) -> Result<Outcome, RunError> {
@@ -94,6 +98,7 @@ pub fn run(
         restart: record.restart,
         uid: record.uid,
         gid: record.gid,
+        created: (record.created > 0).then_some(record.created),
         timeout_secs: u32::try_from(seconds).unwrap_or(u32::MAX),
         report: how,
         nonce: nonce.clone(),
@@ -126,7 +131,7 @@ pub fn run(
         command: &command,
         own: order.own.map(|index| (index, &own_command[..])),
         nonce: &nonce,
-        nodefile: &job.nodefile(),
+        nodefile: order.nodefile,
         width: config.torque.fanout_width,
         deadline: order.deadline,
     };
@@ -147,16 +152,16 @@ pub fn run(
 pub use crate::shared::share;
 
 /// Removes on all nodes of a record what there is of the job, and what they shared. Nodes that
-/// answer too late or not at all are on their own.
+/// answer too late or not at all are noted, and tried again later ([`crate::left`]).
 ///
 /// # Errors
-/// A line for the log, of what was not removed.
+/// [`Remains`] says what was not removed.
 pub fn tear_down(
     site: &Site<'_>,
     job: &Job,
     record: &Record,
     deadline: Instant,
-) -> Result<String, String> {
+) -> Result<String, Remains> {
     let mut failures = Vec::new();
     // First: whoever has not begun yet finds nothing to begin with.
     if record.is_shared
@@ -164,37 +169,78 @@ pub fn tear_down(
     {
         failures.push(shifter_core::chain::line(&error));
     }
-    if record.hosts.is_empty() {
-        return Ok("nothing to remove".into());
-    }
-    let mut names = record.hosts.iter().map(|host| &host.name);
-    let own = names.position(|name| Some(name) == record.own.as_ref());
-    let order = Order {
-        verb: Verb::Teardown,
-        record,
-        own,
-        own_manifest: None,
-        deadline: deadline.max(Instant::now() + Duration::from_secs(NODE_SECS)),
+    let deadline = deadline.max(Instant::now() + Duration::from_secs(NODE_SECS));
+    let nodefile = job.nodefile();
+    let removal = match record.hosts.is_empty() {
+        true => Removal {
+            line: "nothing to remove".into(),
+            left: None,
+        },
+        false => remove(site, record, Verb::Teardown, &nodefile, deadline),
     };
+    let mut is_noted = true;
+    if let Some(left) = removal.left {
+        failures.push(removal.line.clone());
+        if let Err(error) = left::note(site.dir, site.job, left) {
+            failures.push(error.chain());
+            is_noted = false;
+        }
+    }
+    if failures.is_empty() {
+        return Ok(removal.line);
+    }
+    let line = sanitize::text(&failures.join("; "));
+    Err(Remains { line, is_noted })
+}
+
+/// What was not removed.
+pub struct Remains {
+    /// A line for the log.
+    pub line: String,
+    /// Whether its nodes are noted; if not, the job's record is needed still.
+    pub is_noted: bool,
+}
+
+/// What came of a removal.
+pub struct Removal {
+    /// In a line.
+    pub line: String,
+    /// The record, of the nodes on which something may be left, if there are any.
+    pub left: Option<Record>,
+}
+
+/// Removes what there is of the job on the nodes of a record.
+pub fn remove(
+    site: &Site<'_>,
+    record: &Record,
+    verb: Verb,
+    nodefile: &Path,
+    deadline: Instant,
+) -> Removal {
     let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
-    let line = match run(site, job, &order, &mut || true) {
+    let order = Order {
+        verb,
+        record,
+        own: names
+            .iter()
+            .position(|name| Some(name) == record.own.as_ref()),
+        own_manifest: None,
+        nodefile,
+        deadline,
+    };
+    let (line, left) = match run(site, &order, &mut || true) {
         Ok(Outcome { states, words, .. }) => {
             let report = Report::new(&names, &states, "clean", words.as_deref());
-            if !report.failed.is_empty() {
-                failures.push(report.line.clone());
-            }
-            report.line
+            let hosts = report.failed.iter().map(|at| record.hosts[*at].clone());
+            (report.line, hosts.collect())
         }
-        Err(error) => {
-            failures.push(shifter_core::chain::line(&error));
-            String::new()
-        }
+        Err(error) => (shifter_core::chain::line(&error), record.hosts.clone()),
     };
-    if failures.is_empty() {
-        Ok(line)
-    } else {
-        Err(sanitize::text(&failures.join("; ")))
-    }
+    let left = (!left.is_empty()).then(|| Record {
+        hosts: left,
+        ..record.clone()
+    });
+    Removal { line, left }
 }
 
 /// Returns what tells this fan-out from all others.

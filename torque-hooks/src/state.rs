@@ -9,6 +9,7 @@
 //!   jobs/<job>/nodes          names for the fan-out tool
 //!   retries/<job>             how often the job was put back, in decimal
 //!   ended/<job>               when the job's last epilogue began: boot id and nanoseconds since boot
+//!   left/                     nodes on which something is left of jobs that are over
 //!   failed                    what went wrong where nobody could be told, a line each
 //! ```
 //!
@@ -27,7 +28,7 @@ use node_setup::state::{self, JobDir};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use shifter_core::hostlist::HostSlots;
+use shifter_core::hostlist::{self, HostSlots};
 use shifter_core::ids::JobId;
 use shifter_core::trusted;
 
@@ -51,7 +52,8 @@ pub struct Record {
     pub cluster: String,
     /// How often the job was started before.
     pub restart: u32,
-    /// The nodes.
+    /// The nodes; runs of names are written as ranges.
+    #[serde(with = "hostlist::packed")]
     pub hosts: Vec<HostSlots>,
     /// Which of them this machine is, whatever it is called.
     pub own: Option<String>,
@@ -59,6 +61,12 @@ pub struct Record {
     pub has_root: bool,
     /// Whether the job's files are in the shared state.
     pub is_shared: bool,
+    /// When it was written, in seconds since 1970; 0 if an earlier version did.
+    #[serde(default)]
+    pub created: u64,
+    /// Whether nodes that prepared something can tell for which start of the job it was.
+    #[serde(default)]
+    pub is_marked: bool,
     /// The machine's boot during which this was written.
     pub boot: String,
 }
@@ -236,8 +244,14 @@ impl StateDir {
         Ok(())
     }
 
-    fn sub(&self, name: &str) -> Result<OwnedFd> {
+    /// Opens a directory in it, and makes it first where it is missing.
+    pub fn sub(&self, name: &str) -> Result<OwnedFd> {
         state::make_dir(&self.dir, name)
+    }
+
+    /// Returns the path of a file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 
@@ -318,6 +332,8 @@ mod tests {
             own: None,
             has_root: true,
             is_shared: false,
+            created: 1,
+            is_marked: true,
             boot: boot_id(),
         }
     }

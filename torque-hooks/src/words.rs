@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use shifter_core::ids::JobId;
+use shifter_core::manifest::Start;
 use thiserror::Error;
 
 use crate::fanout::template::Report;
@@ -19,12 +20,15 @@ pub enum Verb {
     Services,
     /// Remove whatever there is of the job.
     Teardown,
+    /// Remove what is left of a start of the job that is long over.
+    Sweep,
 }
 
-const VERBS: [(Verb, &str); 3] = [
+const VERBS: [(Verb, &str); 4] = [
     (Verb::Setup, "setup"),
     (Verb::Services, "services"),
     (Verb::Teardown, "teardown"),
+    (Verb::Sweep, "sweep"),
 ];
 
 /// An order to a node.
@@ -40,6 +44,8 @@ pub struct Order {
     pub uid: u32,
     /// The group it runs with.
     pub gid: u32,
+    /// When this start of the job was prepared, in seconds since 1970, if that was noted.
+    pub created: Option<u64>,
     /// Seconds that it may take.
     pub timeout_secs: u32,
     /// How to answer.
@@ -56,7 +62,7 @@ pub struct Order {
 #[derive(Debug, Error)]
 pub enum OrderError {
     /// The first word.
-    #[error("the first word is 'setup', 'services' or 'teardown'")]
+    #[error("the first word is 'setup', 'services', 'teardown' or 'sweep'")]
     Verb,
     /// An option is unknown, or has a value that cannot be meant.
     #[error("cannot understand '{}'", shifter_core::sanitize::text(.0))]
@@ -67,6 +73,16 @@ pub enum OrderError {
 }
 
 impl Order {
+    /// Returns which start of the job this is about, if that is known.
+    pub fn start(&self) -> Option<Start> {
+        let (uid, restart) = (self.uid, self.restart);
+        self.created.map(|created| Start {
+            uid,
+            restart,
+            created,
+        })
+    }
+
     /// Writes the order as words, the program's name excluded.
     pub fn words(&self) -> Vec<String> {
         let verb = VERBS.iter().find(|(verb, _)| *verb == self.verb);
@@ -83,6 +99,7 @@ impl Order {
             format!("--timeout={}", self.timeout_secs),
             format!("--report={how}:{}", self.nonce),
         ];
+        words.extend(self.created.map(|created| format!("--created={created}")));
         let paths = [("--manifest", &self.manifest), ("--config", &self.config)];
         for (name, path) in paths {
             words.extend(path.iter().map(|path| format!("{name}={}", path.display())));
@@ -96,7 +113,7 @@ impl Order {
         let verb = VERBS.iter().find(|(_, word)| word == first);
         let (verb, _) = verb.ok_or(OrderError::Verb)?;
         let (mut job, mut restart, mut uid, mut gid, mut timeout) = (None, None, None, None, None);
-        let (mut report, mut manifest, mut config) = (None, None, None);
+        let (mut report, mut manifest, mut config, mut created) = (None, None, None, None);
         for option in options {
             let refused = || OrderError::Option(option.clone());
             let (name, value) = option.split_once('=').ok_or_else(refused)?;
@@ -108,6 +125,7 @@ impl Order {
                 "--gid" => gid = Some(number()?),
                 "--timeout" => timeout = Some(number()?),
                 "--report" => report = Some(report_of(value).ok_or_else(refused)?),
+                "--created" => created = Some(value.parse().map_err(|_| refused())?),
                 "--manifest" => manifest = Some(PathBuf::from(value)),
                 "--config" => config = Some(PathBuf::from(value)),
                 _ => return Err(refused()),
@@ -120,6 +138,7 @@ impl Order {
             restart: restart.ok_or(OrderError::Missing("--restart"))?,
             uid: uid.ok_or(OrderError::Missing("--uid"))?,
             gid: gid.ok_or(OrderError::Missing("--gid"))?,
+            created,
             timeout_secs: timeout.ok_or(OrderError::Missing("--timeout"))?,
             report,
             nonce,
@@ -162,6 +181,7 @@ mod tests {
             restart: 3,
             uid: 2001,
             gid: 2100,
+            created: Some(1_700_000_000),
             timeout_secs: 100,
             report: Report::Files,
             nonce: "0123456789abcdef".into(),
@@ -172,8 +192,17 @@ mod tests {
 
     #[test]
     fn an_order_is_read_as_written_and_no_shell_changes_it() {
-        for verb in [Verb::Setup, Verb::Services, Verb::Teardown] {
-            let order = Order { verb, ..order() };
+        for (verb, created) in [
+            (Verb::Setup, Some(1)),
+            (Verb::Services, None),
+            (Verb::Teardown, Some(u64::MAX)),
+            (Verb::Sweep, Some(0)),
+        ] {
+            let order = Order {
+                verb,
+                created,
+                ..order()
+            };
             let words = order.words();
             assert!(words.iter().all(|word| is_plain(word)), "{words:?}");
             assert_eq!(Order::parse(&words).unwrap(), order);
@@ -198,6 +227,7 @@ mod tests {
             (6, "--report=lines"),
             (6, "--report=lines:a b"),
             (6, "--report=mail:1"),
+            (7, "--created=soon"),
             (7, "--what=1"),
             (7, "x"),
         ] {

@@ -4,27 +4,37 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use node_setup::error::{Error, Result};
+use node_setup::error::{Context, Error, Result};
 use node_setup::record::{Event, Phases, Record};
-use node_setup::{job, metrics, out, program};
+use node_setup::{abandoned, job, known, metrics, out, program, sys};
+use shared_state::Key;
+use shifter_core::chain;
 use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, JOB_ROOT, is_step_root};
-use shifter_core::manifest::{JobManifest, SIZE_LIMIT};
+use shifter_core::manifest::{JobManifest, SIZE_LIMIT, Start};
 use shifter_core::trusted;
 
 const NAME: &str = "unsetupRoot";
 
 const HELP: &str = "\
 Usage: unsetupRoot [--config=FILE] [--uid=UID] JOB
+       unsetupRoot [--config=FILE] --start=UID:RESTART:CREATED JOB
        unsetupRoot [--config=FILE] JOB STEPROOT
+       unsetupRoot [--config=FILE] --abandoned [--background]
 
 Remove the container roots of a job from this node and end the processes that are
 still in them; STEPROOT, 'step-NUMBER', removes that of a step alone. It is no error
 if there are none; calling it again is harmless.
 
-  --uid=UID  the job's user: also ends what runs in containers that this user made
-             in the job, where the batch system puts jobs into no cgroup
+  --uid=UID    the job's user: also ends what runs in containers that this user made
+               in the job, where the batch system puts jobs into no cgroup
+  --start=UID:RESTART:CREATED
+               the start of the job that is over, as its manifest says: leaves alone
+               what was set up for a later one
+  --abandoned  remove those of all Slurm jobs whose epilog never comes: the slurmd that
+               had to run it and the job's extern step are dead, and nothing runs
+  --background return at once
 ";
 
 fn main() -> ExitCode {
@@ -32,22 +42,28 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[String]) -> Result<String> {
-    let Call {
-        config,
-        uid,
-        job,
-        root,
-    } = Call::parse(words)?;
-    let had_something = layout::job_dir(&job).exists();
-    let manifest = trusted::read(&layout::manifest_file(&job), SIZE_LIMIT).ok();
-    let manifest = manifest.and_then(|bytes| JobManifest::parse(&bytes).ok());
-    let mut phases = Phases::begin();
-    let result = if root == JOB_ROOT {
-        job::tear_down(&job, uid, &mut phases)
-    } else {
-        job::tear_down_step(&job, root)
+    let Call { config, uid, what } = Call::parse(words)?;
+    let (job, root, start) = match what {
+        What::Root(job, root) => (job, root, None),
+        What::Start(job, start) => (job, JOB_ROOT, Some(start)),
+        What::Abandoned { is_awaited } => {
+            if !is_awaited && sys::fork().step("fork", "background")?.is_some() {
+                return Ok(String::new());
+            }
+            return tear_down_abandoned(config);
+        }
     };
-    if had_something || result.is_err() {
+    let had_something = layout::job_dir(&job).exists();
+    let manifest = manifest(&job);
+    let mut phases = Phases::begin();
+    let result = match start {
+        Some(start) => job::tear_down_start(&job, start, &mut phases),
+        None if root == JOB_ROOT => job::tear_down(&job, uid, &mut phases).map(|()| true),
+        None => job::tear_down_step(&job, root).map(|()| true),
+    };
+    let is_left_alone = matches!(result, Ok(false));
+    let result = result.map(drop);
+    if (had_something && !is_left_alone) || result.is_err() {
         let name = (job.as_str(), root);
         let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
         keep(&record, config);
@@ -55,40 +71,108 @@ fn run(words: &[String]) -> Result<String> {
     result.map(|()| String::new())
 }
 
+/// Tears down all jobs that are left, and tells of each; one that cannot be keeps nobody from the
+/// others.
+fn tear_down_abandoned(config: &Path) -> Result<String> {
+    let mut failure = None;
+    let mut shared = Vec::new();
+    for job in abandoned::jobs()? {
+        let (manifest, wrote) = (manifest(&job), abandoned::wrote_shared(&job));
+        let mut phases = Phases::begin();
+        let result = match job::tear_down_abandoned(&job, &mut phases) {
+            Ok(false) => continue,
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let name = (job.as_str(), JOB_ROOT);
+        let record = Record::new(Event::Teardown, name, manifest.as_ref(), &phases, &result);
+        keep(&record, config);
+        match result {
+            Ok(()) => out::complain(NAME, &format!("job {job} was over without an epilog")),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+        shared.extend(manifest.filter(|_| wrote));
+    }
+    // Last: it may be on storage that does not answer.
+    for manifest in shared {
+        forget(config, manifest);
+    }
+    failure.map_or(Ok(String::new()), Err)
+}
+
+/// Removes what this node wrote for the others of a job; what stays is swept when it is old.
+fn forget(config: &Path, manifest: JobManifest) {
+    let Ok(cluster) = JobId::parse(&manifest.cluster) else {
+        return;
+    };
+    let key = Key {
+        cluster,
+        job: manifest.job,
+        restart: manifest.restart,
+        uid: manifest.user.uid,
+        gid: manifest.user.gid,
+    };
+    let forgotten = Config::open_trusted(config).map(|config| known::forget(&config, &key));
+    if let Ok(Err(error)) = forgotten {
+        out::complain(NAME, &chain::line(&error));
+    }
+}
+
+fn manifest(job: &JobId) -> Option<JobManifest> {
+    let bytes = trusted::read(&layout::manifest_file(job), SIZE_LIMIT).ok()?;
+    JobManifest::parse(&bytes).ok()
+}
+
 /// What is asked for.
 struct Call<'a> {
     config: &'a Path,
     uid: Option<u32>,
-    job: JobId,
-    root: &'a str,
+    what: What<'a>,
+}
+
+/// What is to be removed.
+enum What<'a> {
+    /// This root of the job, and with [`JOB_ROOT`] all of it.
+    Root(JobId, &'a str),
+    /// All of this start of the job.
+    Start(JobId, Start),
+    /// What is left of jobs whose epilog never comes.
+    Abandoned { is_awaited: bool },
 }
 
 impl<'a> Call<'a> {
     fn parse(mut words: &'a [String]) -> Result<Self> {
         let usage = || program::usage(NAME, "one job id is needed");
-        let (mut config, mut uid) = (Path::new(DEFAULT_PATH), None);
+        let (mut config, mut uid, mut start) = (Path::new(DEFAULT_PATH), None, None);
         while let [first, rest @ ..] = words
             && let Some((option, value)) = first.split_once('=')
         {
             match option {
                 "--config" => config = Path::new(value),
                 "--uid" => uid = Some(value.parse().map_err(|_| usage())?),
+                "--start" => start = Some(Start::parse(value).ok_or_else(usage)?),
                 _ => return Err(usage()),
             }
             words = rest;
         }
-        let (job, root) = match words {
-            [job] => (job, JOB_ROOT),
-            [job, root] if is_step_root(root) && uid.is_none() => (job, root.as_str()),
+        let job = |word: &str| JobId::parse(word).map_err(|error| Error::Usage(error.to_string()));
+        let what = match (words, start) {
+            ([word, rest @ ..], None) if word == "--abandoned" && uid.is_none() => {
+                let is_awaited = match rest {
+                    [] => true,
+                    [word] if word == "--background" => false,
+                    _ => return Err(usage()),
+                };
+                What::Abandoned { is_awaited }
+            }
+            ([word], Some(start)) if uid.is_none() => What::Start(job(word)?, start),
+            ([word], None) => What::Root(job(word)?, JOB_ROOT),
+            ([word, root], None) if is_step_root(root) && uid.is_none() => {
+                What::Root(job(word)?, root)
+            }
             _ => return Err(usage()),
         };
-        let job = JobId::parse(job).map_err(|error| Error::Usage(error.to_string()))?;
-        Ok(Self {
-            config,
-            uid,
-            job,
-            root,
-        })
+        Ok(Self { config, uid, what })
     }
 }
 

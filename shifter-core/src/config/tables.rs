@@ -73,6 +73,8 @@ pub struct Store {
     pub user_images: UserImages,
     /// File system of new images in the site store.
     pub format: ImageFormat,
+    /// Whether erofs images are mounted although `format` is another: those of before.
+    pub mount_erofs: bool,
     /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
     pub compression: String,
     /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
@@ -374,6 +376,7 @@ impl Default for Store {
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
             format: ImageFormat::default(),
+            mount_erofs: false,
             compression: "zstd:1".into(),
             block_size: "64k".into(),
             local_dirs: Vec::new(),
@@ -383,6 +386,11 @@ impl Default for Store {
 }
 
 impl Store {
+    /// True if the kernel mounts erofs images of the site store.
+    pub fn mounts_erofs(&self) -> bool {
+        self.mount_erofs || self.format == ImageFormat::Erofs
+    }
+
     /// Returns how many bytes of layers the site store keeps; [`Config::parse`] has checked the
     /// text.
     ///

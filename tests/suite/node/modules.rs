@@ -9,6 +9,7 @@ use serde_json::json;
 use shifter_tests::call::{Call, wait_for};
 use shifter_tests::world::User::Alice;
 
+use super::join::Step;
 use super::{Site, ensure_refused, manifest};
 
 /// A directory that only root can write.
@@ -330,6 +331,17 @@ fn privileged_hooks_run_in_order_and_mount_where_the_host_does_not_see_it() -> R
     job["modules"] = json!(["a"]);
     site.set_up(&job)?.success()?;
     ensure!(fs::read_to_string("/run/order")?.lines().count() == 7);
+    site.tear_down("17")?.success()?;
+    job["modules"] = json!(["b"]);
+    site.set_up(&job)?.success()?;
+    let step = Step::of(Alice, "17")?;
+    for _ in 0..2 {
+        fs::remove_file("/tmp/user-hook")?;
+        let output = step.run(Alice, "shifter cat /tmp/user-hook")?.success()?;
+        ensure!(output.stdout == "module\n/tmp\n", "{output}");
+    }
+    ensure!(fs::read_to_string("/run/order")?.lines().count() == 10);
+    drop(step);
     site.tear_down("17")?.success()?;
     ensure_clean(&site)
 }

@@ -113,6 +113,35 @@ fn privileged_a_failure_is_recorded_for_the_tasks_and_removed() -> Result<()> {
     site.clean.ensure_restored(None)
 }
 
+/// A kernel that lacks a call that roots are built with is the node's failure, and told so.
+#[test]
+fn privileged_a_call_that_the_kernel_lacks_is_named() -> Result<()> {
+    let site = Site::prepare()?;
+    let program = site.product.path("sbin/setupRoot");
+    for call in [
+        "open_tree",
+        "move_mount",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "mount_setattr",
+        "openat2",
+    ] {
+        let without = format!("--inject={call}:error=ENOSYS");
+        let strace = ["strace", "-qq", "-o", "/dev/null", &*without, &*program];
+        let args = ["--manifest=-", "--expect-uid=2001", "--expect-job=17"];
+        let output = Call::new([&strace[..], &args].concat())
+            .input(manifest("17").to_string())
+            .output()?;
+        ensure_refused(&output, 5, "Function not implemented")?;
+        let hint = format!("\nhint: this kernel has no {call}(2): Linux 5.14 or newer is needed\n");
+        ensure!(output.stderr.ends_with(&hint), "{output}");
+        site.tear_down("17")?.success()?;
+        site.clean.ensure_restored(None)?;
+    }
+    Ok(())
+}
+
 /// S35-S38: where volumes come from and where they may go.
 #[test]
 fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
@@ -137,6 +166,10 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         "/scratch/bob/proj",
     ])
     .ok()?;
+    Call::shell(
+        "install -d -m 0700 /scratch/bob/roots; install -d -g bob -m 0750 /scratch/bob/group",
+    )
+    .ok()?;
     symlink("/scratch/bob/private", "/scratch/alice/to-bob")?;
     Call::new(["install", "-o", "alice", "/dev/null", "/scratch/alice/f"]).ok()?;
     symlink("/etc", "/scratch/alice/to-etc")?;
@@ -156,6 +189,8 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         ("/scratch/alice/to-etc:/x", 3, "not within a site mount"),
         ("/scratch/alice/to-proc:/x", 3, ""),
         ("/scratch/bob/private:/x", 3, "Permission denied"),
+        ("/scratch/bob/roots:/x", 3, "Permission denied"),
+        ("/scratch/bob/group:/x", 3, "Permission denied"),
         ("/scratch/nosuch:/x", 3, "No such file"),
         ("/scratch/alice:/data", 3, "leads to '/etc'"),
         (
@@ -183,6 +218,12 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
     for (volume, code, words) in table {
         let output = site.shifter(&["--image=tiny", &format!("--volume={volume}"), "ls", "/x"])?;
         ensure_refused(&output, code, words).map_err(|error| error.context(volume))?;
+        let way_out = "\nhint: volumes can be taken from /scratch, /home, /tmp, /var/tmp\n";
+        let is_outside = output.stderr.contains("not within a site mount");
+        ensure!(
+            !is_outside || output.stderr.contains(way_out),
+            "{volume}: {output}"
+        );
     }
     for volume in [
         "/scratch/bob/proj:/x",

@@ -57,6 +57,8 @@ fn privileged_s34_targets_of_the_site_are_refused_however_they_are_written() -> 
         "/etcetera",
         "/variable",
         "/data/",
+        "/plain/",
+        "//un//tidy//",
         "/mnt/etc",
     ] {
         fs::write("/scratch/alice/here", "")?;

@@ -304,3 +304,39 @@ fn privileged_what_the_kernel_does_not_let_go_of_is_told_all_the_same() -> Resul
     ensure!(ended.signal() == Some(9), "{ended}");
     guard.finish()
 }
+
+/// Whoever asks whether a node is fit hears of it, health checks included, and does not wait for ever.
+#[test]
+fn privileged_doctor_names_a_store_that_does_not_answer() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    guard.site.product.configure("answer_timeout_secs = 1")?;
+    let low = guard.put_aside()?;
+    let store = Stalling::mount(low, STORE)?;
+    store.stop()?;
+    let ask = |form: &[&str]| {
+        let doctor = guard.site.product.shifter([&["doctor"], form].concat());
+        doctor.timeout(20).output()
+    };
+    let (report, nhc) = (ask(&[]), ask(&["--nhc"]));
+    drop(store);
+    guard.put_back(low)?;
+    let said = format!("doctor: no answer from '{STORE}' in 1 s");
+    let report = report?;
+    ensure!(
+        report.code == 1 && report.stdout.contains(&format!("error    {said}\nhint: ")),
+        "{report}"
+    );
+    // What is on the node's own disks was looked at before.
+    ensure!(
+        report.stdout.contains("ok       program.setupRoot: "),
+        "{report}"
+    );
+    let nhc = nhc?;
+    ensure!(
+        nhc.code == 1
+            && nhc.stdout.starts_with("ERROR shifter: ")
+            && nhc.stdout.ends_with(&format!("{said}\n")),
+        "{nhc}"
+    );
+    guard.finish()
+}

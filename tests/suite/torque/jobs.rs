@@ -224,16 +224,10 @@ fn privileged_torque_processes_left_on_any_node_end_with_the_job() -> Result<()>
     let site = Site::start(2)?;
     let job = TorqueJob::new("3.server", Alice, &["t1", "t2"]).variable("UDI", "tiny");
     site.begin(&job)?.expect(0)?;
-    let pin = format!("--mount=/run/shifter/jobs/{}/roots/job/mnt", job.id);
-    let deaf = "trap '' TERM; while :; do sleep 1; done";
+    let deaf = "/bin/sh -c \"trap '' TERM; while :; do sleep 1; done\"";
     let mut strays = Vec::new();
-    for (node, user) in [("t1", "2001"), ("t2", "2001")] {
-        // What an ssh session left: in the container, but no child of the batch system's.
-        let script = format!(
-            "setsid nsenter {pin} setpriv --reuid {user} --regid {user} --clear-groups \
-             --no-new-privs /bin/sh -c \"{deaf}\" >/dev/null 2>&1 </dev/null & echo $!"
-        );
-        strays.push((node, site.nodes.node(node)?.shell(&script).ok()?));
+    for node in ["t1", "t2"] {
+        strays.push((node, site.leave(node, &site.within(&job, deaf))?));
     }
     // Processes of the same name and user outside of any container, and of another user.
     let other = "setpriv --reuid 2002 --regid 2002 --clear-groups setsid sleep 303 >/dev/null 2>&1 & \
@@ -241,12 +235,9 @@ fn privileged_torque_processes_left_on_any_node_end_with_the_job() -> Result<()>
                  echo";
     site.nodes.node("t2")?.shell(other).ok()?;
     site.end(&job)?.expect(0)?;
-    for (node, pid) in strays {
-        let dir = site
-            .nodes
-            .node(node)?
-            .path(&format!("/proc/{}", pid.trim()));
-        ensure!(!fs::exists(&dir)?, "{node}: {dir}");
+    for (node, dir) in strays {
+        let path = site.nodes.node(node)?.path(&dir);
+        ensure!(!fs::exists(&path)?, "{node}: {dir}");
     }
     let left = site.nodes.node("t2")?.shell("pgrep -xa sleep").ok()?;
     ensure!(left.contains(" 303") && left.contains(" 304"), "{left}");

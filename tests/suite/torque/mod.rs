@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::MutexGuard;
 
 use anyhow::{Result, ensure};
-use shifter_tests::call::Call;
+use shifter_tests::call::{Call, wait_for};
 use shifter_tests::image::Recipe;
 use shifter_tests::mom::{self, Hook, HookEnd, Manner};
 use shifter_tests::product::Product;
@@ -23,6 +23,7 @@ mod failures;
 mod filter;
 mod hygiene;
 mod jobs;
+mod late;
 mod ldap;
 mod openpbs;
 mod secure;
@@ -106,6 +107,29 @@ impl Site {
         self.nodes.node(node)?.call(argv).ok()
     }
 
+    /// Returns the command that runs another one in a job's container, as alice: what an ssh session
+    /// leaves, no child of the batch system's.
+    fn within(&self, job: &TorqueJob, command: &str) -> String {
+        let pin = format!("/run/shifter/jobs/{}/roots/job/mnt", job.id);
+        format!("nsenter --mount={pin} --setgid 2001 --setuid 2001 {command}")
+    }
+
+    /// Starts a command in the background of a node, waits until it is alice's and in a container,
+    /// and returns its directory in /proc.
+    fn leave(&self, node: &str, command: &str) -> Result<String> {
+        let node = self.nodes.node(node)?;
+        let script = format!("setsid {command} >/dev/null 2>&1 </dev/null & echo $!");
+        let dir = format!("/proc/{}", node.shell(&script).ok()?.trim());
+        let own = fs::read_link(node.path("/proc/1/ns/mnt"))?;
+        wait_for(&format!("'{command}' in its container"), 20, || {
+            let path = node.path(&dir);
+            let namespace = fs::read_link(format!("{path}/ns/mnt"))?;
+            let status = fs::read_to_string(format!("{path}/status"))?;
+            let is_there = namespace != own && status.contains("\nUid:\t2001\t2001\t");
+            Ok(is_there.then(|| dir.clone()))
+        })
+    }
+
     /// Fails unless every node of a job has its container, or none has.
     fn ensure_ready(&self, job: &TorqueJob, is_ready: bool) -> Result<()> {
         for (name, _) in &job.nodes {
@@ -123,9 +147,11 @@ impl Site {
         let mut places = vec![format!("{SHARED}/testbed")];
         for node in self.nodes.nodes() {
             places.push(node.path(&format!("{STATE}/jobs")));
+            places.push(node.path(&format!("{STATE}/left")));
         }
         for place in places {
             let found = Call::new(["find", &*place, "-mindepth", "1"])
+                .args(["!", "-path", "*/left/lock", "!", "-path", "*/left/nodes"])
                 .output()?
                 .stdout;
             ensure!(found.is_empty(), "left behind:\n{found}");
