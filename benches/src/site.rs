@@ -172,7 +172,7 @@ fn dress(tree: &str, floor: &str) -> Result<()> {
     Call::shell(&script).ok().map(drop)
 }
 
-/// Puts a tree into the store as an image of this name: zstd, as `shifterimg` writes it.
+/// Puts a tree into the store as an image of this name: zstd in blocks of 64 KiB, as `shifterimg` writes it.
 pub fn store(tree: &str, name: &str) -> Result<Stored> {
     // Other worlds on this machine have loop devices too: an id that only this one has.
     let mut id = String::new();
@@ -186,7 +186,8 @@ pub fn store(tree: &str, name: &str) -> Result<Stored> {
                        "pulled": 1, "size": 1});
     let script = format!(
         "set -e; mkdir -p {STORE}/index/docker
-        mksquashfs {tree} {file} -noappend -no-progress -quiet -comp zstd -Xcompression-level 3
+        mksquashfs {tree} {file} -noappend -no-progress -quiet -b 64K \
+            -comp zstd -Xcompression-level 3
         printf 'FORMAT: squashfs\\nENV: PATH=/usr/bin:/bin\\n' >{STORE}/{id}.meta
         cat >{STORE}/index/docker/{name}%3Alatest
         chmod 0644 {STORE}/{id}.*; chown -R shifter {STORE}"

@@ -56,10 +56,12 @@ impl<'a> Case<'a> {
 pub struct Row {
     name: String,
     goal: Goal,
-    /// In order of size.
+    /// In the order of the rounds, and of size once the row is shown.
     figures: Vec<f64>,
     /// Median and minimum of the case that the goal names.
     other: Option<(f64, f64)>,
+    /// By how much it is more than that case, round by round, in order of size.
+    differences: Vec<f64>,
     /// The title of the table it is in.
     title: String,
 }
@@ -78,12 +80,11 @@ pub struct Heading<'a> {
 /// Measures all cases in turns, prints them, and returns those that have goals.
 pub fn compare(heading: Heading<'_>, mut cases: Vec<Case<'_>>, rounds: usize) -> Result<Vec<Row>> {
     let mut figures = vec![Vec::new(); cases.len()];
+    let mut chance = Chance::default();
     for round in 0..rounds + WARM_UP {
         let mut turns: Vec<_> = cases.iter_mut().zip(&mut figures).collect();
-        // Forth and back, so that no case always comes after the same other one.
-        if round % 2 == 1 {
-            turns.reverse();
-        }
+        // So that no case always comes after the same other one.
+        chance.shuffle(&mut turns);
         for (case, figures) in turns {
             let figure = (case.measure)().with_context(|| case.name.clone())?;
             if round >= WARM_UP {
@@ -111,6 +112,7 @@ pub fn row(name: &str, goal: Goal, figures: Vec<f64>) -> Row {
         goal,
         figures,
         other: None,
+        differences: Vec::new(),
         title: String::new(),
     }
 }
@@ -151,6 +153,16 @@ pub fn finish(heading: Heading<'_>, mut rows: Vec<Row>) -> Vec<Row> {
 
 /// Puts the figures of each row in order and beside it what its goal names.
 fn relate(rows: &mut [Row]) {
+    for at in 0..rows.len() {
+        if let Goal::More(_, name) | Goal::Within(_, name) = rows[at].goal
+            && let Some(other) = rows.iter().find(|row| row.name == name)
+        {
+            let pairs = rows[at].figures.iter().zip(&other.figures);
+            let mut differences: Vec<f64> = pairs.map(|(own, other)| own - other).collect();
+            differences.sort_by(f64::total_cmp);
+            rows[at].differences = differences;
+        }
+    }
     for row in &mut *rows {
         row.figures.sort_by(f64::total_cmp);
     }
@@ -158,6 +170,27 @@ fn relate(rows: &mut [Row]) {
         if let Goal::Times(_, name) | Goal::More(_, name) | Goal::Within(_, name) = rows[at].goal {
             let other = rows.iter().find(|row| row.name == name);
             rows[at].other = other.map(|row| (row.median(), row.at(0.0)));
+        }
+    }
+}
+
+/// Orders that nothing the machine does keeps step with, the same in every run.
+struct Chance(u64);
+
+impl Default for Chance {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Chance {
+    fn shuffle<T>(&mut self, turns: &mut [T]) {
+        for end in (2..=turns.len()).rev() {
+            // Marsaglia's xorshift.
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            turns.swap(end - 1, (self.0 % end as u64) as usize);
         }
     }
 }
@@ -189,8 +222,23 @@ impl Row {
     }
 
     fn at(&self, part: f64) -> f64 {
-        let at = (self.figures.len() as f64 * part) as usize;
-        self.figures.get(at).copied().unwrap_or(f64::NAN)
+        at(&self.figures, part)
+    }
+
+    /// The median of what it is more than the other case in the same round. What the machine does
+    /// meanwhile lasts longer than a round, so it is in both; the medians of each differ by it.
+    fn difference(&self) -> f64 {
+        at(&self.differences, 0.5)
+    }
+
+    /// Between which two of the differences their true median lies in 19 of 20 runs, whatever their
+    /// distribution (the sign test's interval).
+    fn interval(&self) -> (f64, f64) {
+        // As if there were one: then it is NaN.
+        let count = self.differences.len().max(1) as f64;
+        let reach = 0.98 / count.sqrt();
+        let part = |part: f64| at(&self.differences, part.clamp(0.0, 1.0 - 1.0 / count));
+        (part(0.5 - reach), part(0.5 + reach))
     }
 
     /// A goal whose other case could not be measured is not met.
@@ -199,8 +247,8 @@ impl Row {
         match (self.goal, self.other) {
             (Goal::None, _) => true,
             (Goal::Times(most, _), Some((other, _))) => median <= most * other,
-            (Goal::More(most, _), Some((other, _))) => median - other <= most,
-            (Goal::Within(most, _), Some((other, _))) => (median - other).abs() <= most,
+            (Goal::More(most, _), Some(_)) => self.difference() <= most,
+            (Goal::Within(most, _), Some(_)) => self.difference().abs() <= most,
             (Goal::Most(most), _) => median <= most,
             (Goal::Times(..) | Goal::More(..) | Goal::Within(..), None) => false,
         }
@@ -223,7 +271,12 @@ impl Row {
             }
             (Goal::More(..) | Goal::Within(..), Some((other, least))) => {
                 let best = self.at(0.0) - least;
-                format!("{:+.2}, minima {best:+.2}", median - other)
+                let (low, high) = self.interval();
+                let pairs = self.difference();
+                format!(
+                    "{pairs:+.2} in pairs ({low:+.2} to {high:+.2}), medians {:+.2}, minima {best:+.2}",
+                    median - other
+                )
             }
             (Goal::Times(..) | Goal::More(..) | Goal::Within(..), None) => {
                 "nothing to compare with".into()
@@ -252,13 +305,19 @@ impl Row {
     }
 }
 
+/// Returns the figure below which this part of them lies.
+fn at(figures: &[f64], part: f64) -> f64 {
+    let at = (figures.len() as f64 * part) as usize;
+    figures.get(at).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn judged(goal: Goal, other: Option<f64>, figures: &[f64]) -> bool {
         let mut rows = vec![row("x", goal, figures.to_vec())];
-        rows.extend(other.map(|other| row("y", Goal::None, vec![other])));
+        rows.extend(other.map(|other| row("y", Goal::None, vec![other; figures.len()])));
         relate(&mut rows);
         rows[0].is_met()
     }
@@ -298,6 +357,50 @@ mod tests {
         let rows = compare(heading, vec![case, Case::figure("y", || Ok(1.0))], 1).unwrap();
         let met: Vec<bool> = rows.iter().map(Row::is_met).collect();
         assert_eq!(met, [false, true]);
+    }
+
+    #[test]
+    fn more_is_judged_in_pairs() {
+        // A machine that gets slower: each pair differs by 1, the medians of either order by more.
+        let base: Vec<f64> = (0..40).map(f64::from).collect();
+        let figures = base.iter().map(|figure| figure + 1.0).collect();
+        let mut rows = vec![row("x", Goal::More(1.0, "y"), figures)];
+        rows.push(row("y", Goal::None, base));
+        relate(&mut rows);
+        assert!(rows[0].is_met());
+        assert_eq!(
+            (rows[0].difference(), rows[0].interval()),
+            (1.0, (1.0, 1.0))
+        );
+    }
+
+    #[test]
+    fn intervals_hold_the_median_and_widen_with_the_spread() {
+        let of = |figures: &[f64]| {
+            let mut rows = vec![row("x", Goal::More(1.0, "y"), figures.to_vec())];
+            rows.push(row("y", Goal::None, vec![0.0; figures.len()]));
+            relate(&mut rows);
+            rows[0].interval()
+        };
+        let figures: Vec<f64> = (0..100).map(f64::from).collect();
+        assert_eq!(of(&figures), (40.0, 59.0));
+        assert_eq!(of(&[3.0]), (3.0, 3.0));
+        assert_eq!(of(&[5.0, 1.0, 3.0]), (1.0, 5.0));
+    }
+
+    #[test]
+    fn every_case_has_each_turn_at_times() {
+        let mut chance = Chance::default();
+        let mut seen = [[0; 3]; 3];
+        for _ in 0..300 {
+            let mut turns = [0, 1, 2];
+            chance.shuffle(&mut turns);
+            turns
+                .iter()
+                .enumerate()
+                .for_each(|(at, case)| seen[*case][at] += 1);
+        }
+        assert!(seen.iter().flatten().all(|count| *count > 60), "{seen:?}");
     }
 
     #[test]

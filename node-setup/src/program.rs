@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use crate::error::{Error, Result};
-use crate::out;
+use crate::error::{Context, Error, Result};
 use crate::process::{self, CallersProcess};
+use crate::{out, sys};
 
 /// Runs a program of root's: `work` gets the words after the program's name, as text, and returns
 /// what is printed.
@@ -30,6 +30,8 @@ pub fn main(
 fn take_over() -> Result<CallersProcess> {
     process::fill_standard_descriptors()?;
     process::check_is_root()?;
+    // Whoever starts us need not do it between fork and exec, for which it would have to copy itself.
+    sys::close_all_but_standard().step("close", "the caller's descriptors")?;
     process::take_over()
 }
 

@@ -202,6 +202,11 @@ pub fn close_all_but_standard_and(kept: impl AsFd) -> io::Result<()> {
     close_range(kept + 1, u32::MAX)
 }
 
+/// Closes every descriptor but 0, 1 and 2: what a program was started with, before it has any of its own.
+pub fn close_all_but_standard() -> io::Result<()> {
+    close_range(3, u32::MAX)
+}
+
 /// The same, with no exception.
 pub fn close_all() -> io::Result<()> {
     close_range(0, u32::MAX)
@@ -209,7 +214,7 @@ pub fn close_all() -> io::Result<()> {
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: plain integers. What values own is closed under them, but no owner uses or drops it
-    // any more, as the two callers' own callers see to.
+    // any more, or there is none yet, as the callers' own callers see to.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
 }
 

@@ -168,6 +168,10 @@ fn job_pins() -> Result<Option<Pins>, SubmitError> {
 
 /// Never fails: an error here would drain the node and complete the job as if all were well.
 fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
+    // It has no task: nobody looks at its environment, and nothing of it can be refused.
+    if spank.step() == Some(ssh::EXTERN_STEP) {
+        return OK;
+    }
     let (Some(job), Some(uid)) = (job_id(spank), spank.uid()) else {
         return OK;
     };
@@ -175,7 +179,7 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     let step = given_root(spank, settings, &job, uid);
     let mut step = step.unwrap_or_else(Step::refused);
     let starts_by_entry = step.given_entrypoint(given.entrypoint);
-    if step.pins.is_some() && spank.step() != Some(ssh::EXTERN_STEP) {
+    if step.pins.is_some() {
         *locked(&NOTICE) = ssh::complaint(&job);
     }
     let forgotten = pins::NAMES.map(|name| (pins::of_step(name), None));
@@ -260,7 +264,7 @@ fn given_root(
         },
     };
     let number = spank.step().unwrap_or(u32::MAX);
-    let name = steps::set_up(facts, number, own.clone(), settings, ffi::isolated)?;
+    let name = steps::set_up(facts, number, own.clone(), settings)?;
     *locked(&OWN_ROOT) = Some((job.clone(), name));
     Ok(Step::of(own))
 }
@@ -339,7 +343,7 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
     if let Err(error) = abandoned::note_extern(&job) {
         log(Level::Error, &format!("shifter: {}", error.chain()));
     }
-    match ssh::start(&job, uid, settings, ffi::isolated) {
+    match ssh::start(&job, uid, settings) {
         Ok(None) => {}
         Ok(Some(message)) => log(Level::Info, &format!("shifter: {message}")),
         Err(error) => {
@@ -354,7 +358,7 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
 /// Never fails, for nothing could be done about it: the epilog comes after it.
 fn end_step(settings: &Settings) -> i32 {
     if let Some((job, name)) = locked(&OWN_ROOT).take()
-        && let Err(error) = steps::tear_down(&job, &name, settings, ffi::isolated)
+        && let Err(error) = steps::tear_down(&job, &name, settings)
     {
         for line in report::lines(&error, None) {
             log(Level::Error, &line);
@@ -421,7 +425,7 @@ fn clean_up(job: &JobId, spank: &Spank, settings: &Settings) -> i32 {
     if !is_here {
         return OK;
     }
-    match epilog::run(job, settings, TOOLS) {
+    match epilog::run(job, settings) {
         Ok(()) => OK,
         Err(error) => {
             log(

@@ -5,7 +5,6 @@
 //! can be.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use node_setup::abandoned;
 use shifter_core::config::Config;
@@ -36,8 +35,8 @@ pub fn forget(facts: &Facts, settings: &Settings, tools: Tools) {
 }
 
 /// Removes a job's state from the node.
-pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeError> {
-    unsetup(&[job.as_str()], SECONDS, settings, tools.ready)
+pub fn run(job: &JobId, settings: &Settings) -> Result<(), NodeError> {
+    unsetup(&[job.as_str()], SECONDS, settings)
 }
 
 /// Removes what jobs have left on the node whose epilog never comes. Nobody depends on it, so
@@ -55,7 +54,7 @@ fn sweep_with(words: &[&str], settings: &Settings, tools: Tools) {
     if !abandoned::is_any() {
         return;
     }
-    match run_unsetup(words, SWEEP_SECONDS, settings, tools.ready) {
+    match run_unsetup(words, SWEEP_SECONDS, settings) {
         Ok(finished) => finished.messages(8).iter().for_each(|line| {
             (tools.complain)(&format!("shifter: {line}"));
         }),
@@ -64,13 +63,8 @@ fn sweep_with(words: &[&str], settings: &Settings, tools: Tools) {
 }
 
 /// Runs unsetupRoot with these words, for so many seconds.
-pub fn unsetup(
-    words: &[&str],
-    seconds: u32,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<(), NodeError> {
-    let finished = run_unsetup(words, seconds, settings, ready)?;
+pub fn unsetup(words: &[&str], seconds: u32, settings: &Settings) -> Result<(), NodeError> {
+    let finished = run_unsetup(words, seconds, settings)?;
     if finished.status.success() {
         Ok(())
     } else {
@@ -78,12 +72,7 @@ pub fn unsetup(
     }
 }
 
-fn run_unsetup(
-    words: &[&str],
-    seconds: u32,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<Finished, NodeError> {
+fn run_unsetup(words: &[&str], seconds: u32, settings: &Settings) -> Result<Finished, NodeError> {
     let mut command = child::privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
     command.args(settings.config_arg()).args(words);
     let terms = Terms {
@@ -91,7 +80,7 @@ fn run_unsetup(
         own_group: true,
         shows_stderr: false,
     };
-    Ok(child::run(ready(command), b"", terms)?)
+    Ok(child::run(command, b"", terms)?)
 }
 
 /// A configuration that broke while the job ran must not keep its remains on the node.

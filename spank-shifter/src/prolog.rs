@@ -194,7 +194,7 @@ impl NodeError {
 /// What the border to Slurm lends.
 #[derive(Clone, Copy, Debug)]
 pub struct Tools {
-    /// Lets a program inherit nothing of Slurm's.
+    /// Lets a program of the user's inherit nothing of Slurm's; those of root's see to it themselves.
     pub ready: fn(Command) -> Command,
     /// Tells the administrator of trouble that does not stop the job.
     pub complain: fn(&str),
@@ -248,7 +248,6 @@ pub fn run(
         root: JOB_ROOT,
         manifest: &input,
     };
-    let command = (tools.ready)(command);
     let ended = supervised::run(command, subject, terms, &config);
     if is_writer.get()
         && let Err(error) = abandoned::note_shared(&facts.job)

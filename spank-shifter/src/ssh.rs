@@ -114,12 +114,7 @@ fn own(made: Result<JobKeys, Error>) -> Result<Result<Option<JobKeys>, Mistake>,
 
 /// Starts the server of a job whose manifest has keys, from its extern step; returns what the
 /// program says of it.
-pub fn start(
-    job: &JobId,
-    uid: u32,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<Option<String>, NodeError> {
+pub fn start(job: &JobId, uid: u32, settings: &Settings) -> Result<Option<String>, NodeError> {
     if manifest_with_keys(job).is_none() {
         return Ok(None);
     }
@@ -132,7 +127,7 @@ pub fn start(
         own_group: true,
         shows_stderr: false,
     };
-    let finished: Finished = child::run(ready(command), b"", terms)?;
+    let finished: Finished = child::run(command, b"", terms)?;
     if finished.status.success() {
         Ok(finished.messages(1).pop())
     } else {

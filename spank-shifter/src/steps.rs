@@ -5,8 +5,6 @@
 //! step with an image of its own finds that it is dead and removes the root, and its epilog at the
 //! latest. Nothing here fails a callback: what goes wrong refuses the tasks.
 
-use std::process::Command;
-
 use node_setup::supervised::{self, Subject};
 use shifter_core::config::{Config, SshJobs};
 use shifter_core::ids::JobId;
@@ -61,7 +59,6 @@ pub fn set_up(
     step: u32,
     mut pins: Pins,
     settings: &Settings,
-    ready: fn(Command) -> Command,
 ) -> Result<String, Vec<String>> {
     // That is for whole jobs, and their nodes have been looked at.
     pins.modes.ccm = false;
@@ -101,7 +98,6 @@ pub fn set_up(
             own_group: true,
             shows_stderr: false,
         };
-        let command = ready(command);
         let subject = Subject {
             job: &facts.job,
             root: &name,
@@ -159,13 +155,8 @@ fn describe(
 ///
 /// # Errors
 /// What it leaves is found by the job's epilog.
-pub fn tear_down(
-    job: &JobId,
-    name: &str,
-    settings: &Settings,
-    ready: fn(Command) -> Command,
-) -> Result<(), NodeError> {
-    epilog::unsetup(&[job.as_str(), name], SECONDS, settings, ready)
+pub fn tear_down(job: &JobId, name: &str, settings: &Settings) -> Result<(), NodeError> {
+    epilog::unsetup(&[job.as_str(), name], SECONDS, settings)
 }
 
 #[cfg(test)]

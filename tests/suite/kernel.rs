@@ -79,7 +79,6 @@ fn kernel_6_1_builds_roots_on_a_node_that_runs_from_its_initramfs() -> Result<()
 }
 
 #[test]
-#[ignore = "takes minutes where the machine is busy: make test-long"]
 fn kernel_6_1_runs_slurm_with_cgroup_v2() -> Result<()> {
     run("kernel_6_1_runs_slurm_with_cgroup_v2", "slurm")
 }

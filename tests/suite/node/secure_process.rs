@@ -191,6 +191,18 @@ print(ours.recv(100)); sys.exit(status)"
     drop(step);
     guard.site.tear_down("17")?.success()?;
     ensure!(joined == bare, "{joined}");
+    // A program of root's, which waits for a manifest that never comes, has none of its caller's.
+    let waiting = "mkfifo /tmp/never
+        /opt/shifter/sbin/setupRoot --manifest=- --expect-uid=2001 --expect-job=17 \\
+            <>/tmp/never >/dev/null 2>&1 9</etc/passwd &
+        for i in $(seq 200); do
+            readlink /proc/$!/exe | grep -q setupRoot &&
+                ! readlink /proc/$!/fd/* | grep -q ^/etc/passwd && break
+            sleep 0.05
+        done
+        readlink /proc/$!/fd/0 /proc/$!/fd/9; kill -9 $!; rm /tmp/never";
+    let open = Call::shell(waiting).ok()?;
+    ensure!(open == "/tmp/never\n", "{open}");
     guard.finish()
 }
 
