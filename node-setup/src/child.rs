@@ -17,8 +17,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group,
 use shifter_core::sanitize;
 use thiserror::Error;
 
-/// Bytes of a child's output that are looked at.
-const OUTPUT_LIMIT: u64 = 256 << 10;
+/// Bytes of a child's output that are looked at: qstat says of a job its whole environment, and each
+/// of its nodes.
+const OUTPUT_LIMIT: u64 = 16 << 20;
 
 /// How long a child that is told to end is waited for.
 const GRACE: Duration = Duration::from_secs(2);
@@ -63,7 +64,7 @@ pub struct Terms {
 pub struct Finished {
     /// Exit code or signal.
     pub status: ExitStatus,
-    /// What it printed to stdout, at most 256 KiB.
+    /// What it printed to stdout, at most 16 MiB.
     pub stdout: Vec<u8>,
     /// What it printed to stderr, unless that was ours.
     pub stderr: Vec<u8>,
@@ -158,7 +159,7 @@ pub fn filled(bytes: &[u8]) -> io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// Returns what was written to a file in memory, at most 256 KiB.
+/// Returns what was written to a file in memory, at most 16 MiB.
 pub fn written(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind()?;
@@ -250,6 +251,13 @@ mod tests {
             (killed.status.code(), killed.ending()),
             (None, "signal 9".into())
         );
+    }
+
+    #[test]
+    fn a_large_output_is_there_to_its_end() {
+        let finished = run(shell("head -c 3000000 /dev/zero; echo end"), b"", QUICK).unwrap();
+        assert_eq!(finished.stdout.len(), 3_000_004);
+        assert!(finished.stdout.ends_with(b"end\n"));
     }
 
     #[test]
