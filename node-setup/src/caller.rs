@@ -6,7 +6,7 @@ use rustix::process::{getgid, getuid};
 use shifter_core::ids::JobId;
 
 use crate::error::{Context, Error, Result};
-use crate::process::read_record;
+use crate::process::{self, read_record};
 use crate::sys;
 
 /// The user who started the setuid program.
@@ -107,16 +107,21 @@ fn step_in_cgroups(text: &str, job: &JobId) -> Option<u32> {
 /// node's where several daemons share a machine. Both hierarchies belong to root from the top,
 /// so a user cannot make a directory of such a name; only the exact place counts.
 pub fn job_in_cgroups(text: &str, uid: u32) -> Option<JobId> {
-    text.lines().find_map(|line| {
+    let user = format!("uid_{uid}");
+    jobs_in_cgroups(text, |found| found == user).next()
+}
+
+/// True if the text of /proc/PID/cgroup is that of a process of Slurm's job, whoever's it is.
+pub fn names_job(text: &str, job: &JobId) -> bool {
+    jobs_in_cgroups(text, |found| found.starts_with("uid_")).any(|found| found == *job)
+}
+
+fn jobs_in_cgroups(text: &str, is_user: impl Fn(&str) -> bool) -> impl Iterator<Item = JobId> {
+    text.lines().filter_map(move |line| {
         let path = line.splitn(3, ':').nth(2)?;
         let parts: Vec<&str> = path.split('/').collect();
         let job = match parts[..] {
-            ["", top, user, job, ..]
-                if top.starts_with("slurm")
-                    && user.strip_prefix("uid_") == Some(&uid.to_string()) =>
-            {
-                job
-            }
+            ["", top, user, job, ..] if top.starts_with("slurm") && is_user(user) => job,
             ["", "system.slice", scope, job, ..] if scope.ends_with("slurmstepd.scope") => job,
             _ => return None,
         };
@@ -131,27 +136,47 @@ pub fn job_in_cgroups(text: &str, uid: u32) -> Option<JobId> {
 
 /// Without cgroups: the job of the root-owned slurmstepd that the process descends from.
 fn job_of_ancestor() -> Option<JobId> {
-    let mut pid = std::process::id();
-    // Deep enough for any shell script; a cycle is impossible but costs nothing to exclude.
-    for _ in 0..256 {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        pid = parent(&stat)?;
-        if pid <= 1 {
-            return None;
-        }
-        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        if let Some(job) = job_in_title(&cmdline)
-            && is_roots_program(pid)
-        {
-            return Some(job);
-        }
-    }
-    None
+    ancestors().find_map(job_of_slurmstepd)
 }
 
-/// True if root runs the program, and it is slurmstepd: a user can fake the title of a setuid
-/// program, but neither its owner nor its file.
-fn is_roots_program(pid: u32) -> bool {
+/// Names the slurmd that the process descends from, as [`process::name_of`] does.
+pub fn slurmd() -> Option<String> {
+    let pid = ancestors().find(|pid| is_roots_program(*pid, "slurmd"))?;
+    process::name_of(pid.try_into().ok()?)
+}
+
+/// Names the slurmstepd that the process is, or is a part of: newer ones call plugins in children of
+/// their own.
+pub fn slurmstepd() -> Option<String> {
+    let own = std::iter::once(std::process::id());
+    let daemons = own.chain(ancestors());
+    let pid = daemons
+        .take_while(|pid| is_roots_program(*pid, "slurmstepd"))
+        .last()?;
+    process::name_of(pid.try_into().ok()?)
+}
+
+/// Returns the processes that this one descends from, the nearest first, without the first of all.
+fn ancestors() -> impl Iterator<Item = u32> {
+    let above = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        parent(&stat).filter(|pid| *pid > 1)
+    };
+    // Deep enough for any shell script; a cycle is impossible but costs nothing to exclude.
+    std::iter::successors(Some(std::process::id()), above)
+        .skip(1)
+        .take(256)
+}
+
+/// Returns the job of a process that is slurmstepd.
+pub fn job_of_slurmstepd(pid: u32) -> Option<JobId> {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    job_in_title(&cmdline).filter(|_| is_roots_program(pid, "slurmstepd"))
+}
+
+/// True if root runs the program of Slurm's: a user can fake the title of a setuid program, but
+/// neither its owner nor its file.
+fn is_roots_program(pid: u32, name: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let uids = status
         .lines()
@@ -159,7 +184,15 @@ fn is_roots_program(pid: u32) -> bool {
         .unwrap_or_default();
     let uids: Vec<&str> = uids.split_ascii_whitespace().collect();
     let file = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    uids == ["0"; 4] && file.file_name() == Some("slurmstepd".as_ref())
+    let file = file.file_name().unwrap_or_default().to_string_lossy();
+    uids == ["0"; 4] && is_program(&file, name)
+}
+
+/// True if the file of a running program, as the kernel names it, is this one of Slurm's: Debian
+/// calls slurmd slurmd-wlm, and a package that is updated replaces it under the running one.
+fn is_program(file: &str, name: &str) -> bool {
+    let file = file.strip_suffix(" (deleted)").unwrap_or(file);
+    file.strip_suffix("-wlm").unwrap_or(file) == name
 }
 
 /// Finds the parent in the text of /proc/PID/stat, whose second field may hold anything.
@@ -214,6 +247,40 @@ mod tests {
         ] {
             assert_eq!(job(forged), None, "{forged}");
         }
+    }
+
+    #[test]
+    fn a_job_is_found_whoever_it_belongs_to() {
+        let job = JobId::parse("17").unwrap();
+        for (text, expected) in [
+            ("4:freezer:/slurm/uid_2001/job_17/step_0/task_1\n", true),
+            (
+                "5:cpu:/\n4:freezer:/slurm_n1/uid_5/job_17/step_extern",
+                true,
+            ),
+            ("0::/system.slice/slurmstepd.scope/job_17/step_0/user", true),
+            ("4:freezer:/slurm/uid_2001/job_177/step_0", false),
+            ("4:freezer:/slurm/uid_2001/job_1", false),
+            ("0::/user.slice/job_17/x", false),
+        ] {
+            assert_eq!(names_job(text, &job), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn slurms_programs_are_known_by_their_files() {
+        for (file, expected) in [
+            ("slurmd", true),
+            ("slurmd-wlm", true),
+            ("slurmd-wlm (deleted)", true),
+            ("slurmd (deleted)", true),
+            ("slurmstepd", false),
+            ("slurmd-wlm2", false),
+            ("", false),
+        ] {
+            assert_eq!(is_program(file, "slurmd"), expected, "{file}");
+        }
+        assert!(is_program("slurmstepd-wlm", "slurmstepd"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use shifter_core::sanitize;
+use shifter_core::trusted::{self, TrustError};
 use thiserror::Error;
 
 /// Bytes of a child's output that are looked at: qstat says of a job its whole environment, and each
@@ -89,6 +91,23 @@ impl Finished {
     }
 }
 
+/// Prepares to run a program as root: one that only root can have put where it is, in an environment
+/// in which nothing is anybody's but ours.
+pub fn privileged(program: &Path) -> Result<Command, TrustError> {
+    let mut command = Command::new(trusted::audit(program, &[0])?);
+    fix_environment(&mut command);
+    Ok(command)
+}
+
+/// Gives a program that environment.
+pub fn fix_environment(command: &mut Command) {
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C.UTF-8")
+        .current_dir("/");
+}
+
 /// Runs the program to its end, or ends it when its time is over.
 pub fn run(mut command: Command, input: &[u8], terms: Terms) -> Result<Finished, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -151,12 +170,12 @@ pub fn shared(file: &File) -> io::Result<Stdio> {
     file.try_clone().map(Stdio::from)
 }
 
-/// Makes a program's input of these bytes.
-pub fn filled(bytes: &[u8]) -> io::Result<Stdio> {
+/// Makes an input of these bytes.
+pub fn filled(bytes: &[u8]) -> io::Result<File> {
     let mut file = memory()?;
     file.write_all(bytes)?;
     file.rewind()?;
-    Ok(file.into())
+    Ok(file)
 }
 
 /// Returns what was written to a file in memory, at most 16 MiB.

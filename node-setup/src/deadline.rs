@@ -8,8 +8,7 @@
 //! - One stands by from then on, and is told what is waited for, through a pipe that closes when the
 //!   process ends or becomes the command. If the process does not get on, it says so and kills it.
 //!
-//! Slow is not stopped: what counts is the time of one single wait. A process that was woken up
-//! since has got an answer, and as many slow answers as there are may follow.
+//! What tells a stopped file system from a slow one is in [`crate::stillness`].
 
 use std::cell::RefCell;
 use std::io;
@@ -29,12 +28,9 @@ use crate::caller::Caller;
 use crate::drop::become_caller;
 use crate::error::{Context, Error, Result};
 use crate::fsuser::as_user;
-use crate::process::read_record;
+use crate::stillness::{Stillness, interval};
 use crate::watch::{Awaited, Watch};
 use crate::{out, patience, sys};
-
-/// How often is looked within the time that a wait may take.
-const LOOKS: u32 = 4;
 
 /// What saying it may take: the caller may have stopped reading.
 const MOMENT: Timespec = Timespec {
@@ -99,7 +95,7 @@ impl<'a> Deadline<'a> {
         let mut stillness = Stillness::default();
         let answered = loop {
             let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-            match poll(&mut fds, Some(&look(self.seconds))) {
+            match poll(&mut fds, Some(&interval(self.seconds))) {
                 Ok(0) if stillness.is_long(scout) => break false,
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => break true,
@@ -145,35 +141,6 @@ impl Watch for Deadline<'_> {
     }
 }
 
-/// How often is looked within the time that a wait may take.
-fn look(seconds: u32) -> Timespec {
-    Timespec {
-        tv_sec: i64::from(seconds / LOOKS),
-        tv_nsec: i64::from(seconds % LOOKS) * (1_000_000_000 / i64::from(LOOKS)),
-    }
-}
-
-/// For how many looks a process has been in the same wait.
-#[derive(Default)]
-struct Stillness {
-    seen: Option<u64>,
-    looks: u32,
-}
-
-impl Stillness {
-    /// Looks at the process and tells whether it has waited long enough.
-    fn is_long(&mut self, process: Pid) -> bool {
-        let now = waits(process);
-        if now != self.seen {
-            self.seen = now;
-            self.looks = 0;
-            return false;
-        }
-        self.looks += 1;
-        self.looks == LOOKS
-    }
-}
-
 /// The copy that stands by, as the process sees it.
 struct Sentry {
     child: Pid,
@@ -214,7 +181,7 @@ fn stand(orders: &OwnedFd, watched: Pid, program: &str, seconds: u32) {
     let mut stillness = Stillness::default();
     loop {
         let mut fds = [PollFd::new(orders, PollFlags::IN)];
-        match poll(&mut fds, (!what.is_empty()).then_some(&look(seconds))) {
+        match poll(&mut fds, (!what.is_empty()).then_some(&interval(seconds))) {
             Ok(0) => {}
             Ok(_) => {
                 let mut text = [0; 2 * MESSAGE_LIMIT];
@@ -243,16 +210,6 @@ fn last_line(text: &[u8]) -> String {
     String::from_utf8_lossy(last.unwrap_or_default()).into_owned()
 }
 
-/// How often a process has waited for something: it is in the same wait as long as that stays.
-fn waits(process: Pid) -> Option<u64> {
-    let path = format!("/proc/{}/status", process.as_raw_nonzero());
-    let status = read_record(path).ok()?;
-    let status = String::from_utf8_lossy(&status);
-    let mut lines = status.lines();
-    let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-    count.trim().parse().ok()
-}
-
 fn end(watched: Pid, program: &str, message: &str) {
     let Ok(pidfd) = pidfd_open(watched, PidfdFlags::empty()) else {
         return;
@@ -276,14 +233,5 @@ mod tests {
         assert_eq!(last_line(b"a\n"), "a");
         assert_eq!(last_line(b"a\n\n"), "");
         assert_eq!(last_line(b"\n"), "");
-    }
-
-    #[test]
-    fn a_process_that_gets_on_is_seen_to() {
-        let before = waits(getpid()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        // Of its first thread, which is not this one, so it may also stay.
-        assert!(waits(getpid()).unwrap() >= before);
-        assert_eq!(waits(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use shifter_core::chain;
 use shifter_core::config::ConfigError;
 use shifter_core::env::EnvError;
 use shifter_core::exit::ExitCode;
@@ -13,6 +14,8 @@ pub use shifter_core::sanitize::plain;
 use shifter_core::trusted::TrustError;
 use shifter_core::volmap::VolumeError;
 use thiserror::Error;
+
+use crate::sys;
 
 /// A failure: what was attempted, on which object, and why it failed.
 #[derive(Debug, Error)]
@@ -189,6 +192,16 @@ pub enum Error {
         /// How long one answer was waited for.
         seconds: u32,
     },
+    /// What a copy of the process has failed with, in its own words.
+    #[error("{message}")]
+    Reported {
+        /// The message and its causes.
+        message: String,
+        /// The way out.
+        hint: Option<String>,
+        /// Whose fault it is.
+        code: ExitCode,
+    },
     /// The command does not exist in the container.
     #[error("cannot run '{}': {reason}", sanitize::bytes(.command))]
     Command {
@@ -217,6 +230,7 @@ impl Error {
             }
             // No user can help it, and it would meet every job on this node.
             Error::Manifest(ManifestError::Newer(_)) => ExitCode::Internal,
+            Error::Volumes(error) if error.is_malformed() => ExitCode::Usage,
             Error::Manifest(_)
             | Error::Volumes(_)
             | Error::Volume { .. }
@@ -238,7 +252,7 @@ impl Error {
             | Error::Removed(_)
             | Error::Ssh(_)
             | Error::Leftover { .. } => ExitCode::Internal,
-            Error::Command { code, .. } => *code,
+            Error::Command { code, .. } | Error::Reported { code, .. } => *code,
         }
     }
 
@@ -261,7 +275,7 @@ impl Error {
                 Some("a volume is given with -V or --volume; -v is --verbose".to_owned())
             }
             Error::NotSetuid => Some("with --rootless it does without them".to_owned()),
-            Error::Volume { hint, .. } => hint.clone(),
+            Error::Volume { hint, .. } | Error::Reported { hint, .. } => hint.clone(),
             Error::NoModule { known, .. } if known.is_empty() => {
                 Some("this site has no modules".to_owned())
             }
@@ -276,7 +290,11 @@ impl Error {
                 Some("all nodes of a site need the same version of shifter".to_owned())
             }
             Error::Step { source, .. } if source.raw_os_error() == Some(libc::ENOSYS) => {
-                Some("Linux 5.14 or newer is needed".to_owned())
+                let needed = "Linux 5.14 or newer is needed";
+                Some(match sys::missing_call() {
+                    Some(call) => format!("this kernel has no {call}(2): {needed}"),
+                    None => needed.to_owned(),
+                })
             }
             Error::Step {
                 step: "open file system",
@@ -292,14 +310,7 @@ impl Error {
 
     /// Writes the message and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        plain(text)
+        chain::line(self)
     }
 }
 

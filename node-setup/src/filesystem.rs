@@ -14,14 +14,22 @@ use crate::mnt;
 
 /// The format that every image may have.
 pub const SQUASHFS: &str = "squashfs";
-/// The format that images of the site's store may have: users' own never meet the kernel's erofs.
+/// The format that images of the site's store may have where the site says so.
 pub const EROFS: &str = "erofs";
 
-/// Why an image of this format is not mounted; `is_site` says that no user has written it.
-pub fn judge(format: &str, is_site: bool) -> std::result::Result<(), &'static str> {
-    match (format, is_site) {
-        (SQUASHFS, _) | (EROFS, true) => Ok(()),
-        (EROFS, false) => Err("erofs images are mounted from the site's store alone"),
+/// Why a user's own images are no erofs: they never meet the kernel's.
+pub const NOT_OF_USERS: &str = "erofs images are mounted from the site's store alone";
+/// Why the site's are none either.
+pub const NOT_AT_SITE: &str = "this site mounts no erofs images (store.format, store.mount_erofs)";
+
+/// Why an image of this format is not mounted; `no_erofs` is the reason for one kind.
+pub fn judge(
+    format: &str,
+    no_erofs: Option<&'static str>,
+) -> std::result::Result<(), &'static str> {
+    match (format, no_erofs) {
+        (SQUASHFS, _) | (EROFS, None) => Ok(()),
+        (EROFS, Some(reason)) => Err(reason),
         _ => Err("only squashfs and erofs images are mounted"),
     }
 }
@@ -67,8 +75,7 @@ fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
             return error;
         };
         let reason = match (kind, source.raw_os_error()) {
-            // A kernel without the file system, or that mounts it of devices alone: the node's fault.
-            (_, Some(libc::ENODEV)) | (EROFS, Some(libc::ENOTBLK)) => return error,
+            (_, Some(number)) if is_the_nodes(kind, number) => return error,
             (EROFS, Some(libc::EOPNOTSUPP)) => {
                 "this node's kernel lacks the image's compression (zstd needs Linux 6.10)"
                     .to_owned()
@@ -83,25 +90,47 @@ fn make(kind: &'static str, source: &str, image: &str) -> Result<OwnedFd> {
     })
 }
 
+/// Whether a mount that fails so is the node's fault, whatever the file has.
+fn is_the_nodes(kind: &str, number: i32) -> bool {
+    match number {
+        // A kernel without the file system, or that mounts it of devices alone, or not for us.
+        libc::ENODEV | libc::ENOSYS | libc::EPERM | libc::EACCES => true,
+        libc::ENOTBLK => kind == EROFS,
+        // One that has no more of something. An EIO may be either's: damaged blocks give it too.
+        libc::ENOMEM | libc::ENFILE | libc::EMFILE | libc::ENOSPC => true,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn users_files_are_never_erofs() {
-        for (format, is_site, is_good) in [
-            ("squashfs", true, true),
-            ("squashfs", false, true),
-            ("erofs", true, true),
-            ("erofs", false, false),
-            ("ext4", true, false),
-            ("", false, false),
+    fn erofs_is_the_sites_to_allow_and_never_a_users() {
+        for (format, no_erofs, is_good) in [
+            ("squashfs", None, true),
+            ("squashfs", Some(NOT_OF_USERS), true),
+            ("erofs", None, true),
+            ("erofs", Some(NOT_OF_USERS), false),
+            ("erofs", Some(NOT_AT_SITE), false),
+            ("ext4", None, false),
+            ("", Some(NOT_OF_USERS), false),
         ] {
-            assert_eq!(
-                judge(format, is_site).is_ok(),
-                is_good,
-                "{format} {is_site}"
-            );
+            let judged = judge(format, no_erofs);
+            assert_eq!(judged.is_ok(), is_good, "{format} {no_erofs:?}");
         }
+    }
+
+    #[test]
+    fn a_node_without_memory_is_no_bad_image() {
+        for number in [libc::ENODEV, libc::ENOMEM, libc::ENFILE, libc::EPERM] {
+            assert!(is_the_nodes(SQUASHFS, number), "{number}");
+        }
+        for number in [libc::EINVAL, libc::EIO, libc::ENOTBLK] {
+            assert!(!is_the_nodes(SQUASHFS, number), "{number}");
+        }
+        assert!(is_the_nodes(EROFS, libc::ENOTBLK));
+        assert!(!is_the_nodes(EROFS, libc::EOPNOTSUPP));
     }
 }

@@ -31,14 +31,9 @@ pub struct HostView {
 }
 
 impl HostView {
-    /// Copies the root that the process is in, if the site wants it visible. `place` is found
-    /// before the process leaves the host's namespace.
-    pub fn copy(place: Option<PathBuf>) -> Result<Option<Self>> {
-        let Some(place) = place else {
-            return Ok(None);
-        };
-        let tree = mnt::clone_path("/", true)?;
-        Ok(Some(Self { tree, place }))
+    /// Takes what [`copy`] made.
+    pub fn new(tree: OwnedFd, place: PathBuf) -> Self {
+        Self { tree, place }
     }
 
     /// Returns where the root is to be.
@@ -59,6 +54,11 @@ impl HostView {
         }
         mnt::attach(&self.tree, &place)
     }
+}
+
+/// Copies the root that the process is in; the copy is attached nowhere yet.
+pub fn copy() -> Result<OwnedFd> {
+    mnt::clone_path("/", true)
 }
 
 /// Returns the place where the site wants jobs' roots to be seen, if it does.

@@ -46,6 +46,8 @@ pub struct Store {
     owners: Vec<u32>,
     /// The user as whom it is read; the site's is read as root.
     reader: Option<Caller>,
+    /// Why its erofs images are not mounted; none if they are.
+    no_erofs: Option<&'static str>,
 }
 
 /// An image, opened and verified.
@@ -105,6 +107,7 @@ impl Store {
             dir,
             owners,
             reader: None,
+            no_erofs: (!config.store.mounts_erofs()).then_some(filesystem::NOT_AT_SITE),
         })
     }
 
@@ -130,6 +133,7 @@ impl Store {
             dir,
             owners: vec![caller.uid],
             reader: Some(caller.clone()),
+            no_erofs: Some(filesystem::NOT_OF_USERS),
         })))
     }
 
@@ -151,7 +155,7 @@ impl Store {
         if !meta.permits(uid, gids, None) {
             return Err(missing());
         }
-        filesystem::judge(&meta.format, self.reader.is_none()).map_err(bad)?;
+        filesystem::judge(&meta.format, self.no_erofs).map_err(bad)?;
         let (file, _) = self
             .regular(&store::image_file(id, &meta.format), name)?
             .ok_or_else(missing)?;

@@ -21,7 +21,7 @@ use shifter_core::volmap::{Origin, VolumeMap};
 use crate::error::{Context, Error, Result};
 use crate::modules::place::UDI_IMAGE;
 use crate::options::{self, Action, RunOptions};
-use crate::{launch, out, process};
+use crate::{entry, launch, out, process};
 
 const NAME: &str = "shifter";
 
@@ -47,6 +47,11 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
 
 fn run(words: Vec<OsString>) -> Result<ExitCode> {
     process::fill_standard_descriptors()?;
+    let mut environment = launch::own_environment();
+    if let Some(mut command) = entry::told(&mut environment) {
+        command.extend(words.into_iter().map(OsString::into_vec));
+        return Err(launch::execute(&command, &environment));
+    }
     match options::parse(words)? {
         Action::Help => Ok(out::answer(options::HELP)),
         Action::Version => Ok(out::answer(concat!(

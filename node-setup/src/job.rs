@@ -1,10 +1,12 @@
 //! The life of a job's root: set up, pinned, removed. How it is joined is in [`crate::prepared`].
 
 use std::cell::Cell;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 use shifter_core::config::Config;
@@ -12,16 +14,19 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, JOB_ROOT};
 use shifter_core::manifest::{JobManifest, Start};
 
+use crate::deputy::{self, Delivery, Wait};
 use crate::error::{Context, Error, Result};
 use crate::host_view::{self, HostView};
-use crate::namespace::Home;
+use crate::image::{self, Image};
 use crate::prepared::{MANIFEST, TICKET};
 use crate::record::Phases;
 use crate::root::{self, RootRequest};
 use crate::state::{self, JobDir, RunDir};
 use crate::strays::{self, Marks, Wanted};
-use crate::watch::{Awaited, Nobody, Watch};
-use crate::{host_image, image, kmod, loopdev, mnt, modules, namespace, prepared, process};
+use crate::watch::Awaited;
+use crate::{
+    abandoned, child, host_image, kmod, loopdev, mnt, modules, namespace, prepared, process,
+};
 
 /// How long set-up and teardown of one job wait for each other.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -31,6 +36,20 @@ const FAILURE: &str = "failure";
 
 /// In the root of a step: the process that removes it.
 const HOLDER: &str = "holder";
+
+/// The node's state, and how many seconds one answer of a file system is waited for, 0: for ever.
+#[derive(Clone, Copy)]
+struct Node<'a> {
+    run: &'a RunDir,
+    seconds: u32,
+}
+
+impl<'a> Node<'a> {
+    fn new(run: &'a RunDir, config: &Config) -> Self {
+        let seconds = config.root.answer_timeout_secs;
+        Self { run, seconds }
+    }
+}
 
 /// What a root acquired, written before the pin makes it outlive the process.
 #[derive(Serialize, Deserialize)]
@@ -68,17 +87,14 @@ pub fn set_up(
     let run = RunDir::open()?;
     let job = JobDir::lock(&run, &manifest.job, LOCK_PATIENCE)?;
     phases.end("lock_ms");
-    let host = Home::own()?;
     // From here on no name of a module means the default ones.
     let mut manifest = manifest.clone();
     manifest.modules = modules::requested(config, &manifest.modules);
-    make(config, &manifest, plan, phases, &run, &job, &host).inspect_err(|_| {
+    make(config, &manifest, plan, phases, &run, &job).inspect_err(|_| {
         // What cannot be removed now is found by the teardown; the first error is the one to tell.
-        // A failed build may have left us in its namespace, where the host's paths mean nothing.
-        let _ = host
-            .enter()
-            .and_then(|()| undo(job, plan.name))
-            .and_then(|_| loopdev::sweep(&run.subdir("images")?))
+        let node = Node::new(&run, config);
+        let _ = undo(node, job, plan.name)
+            .and_then(|()| sweep(node))
             .and_then(|()| run.release_if_idle());
     })
 }
@@ -90,59 +106,82 @@ fn make(
     phases: &mut Phases,
     run: &RunDir,
     job: &JobDir,
-    host: &Home,
 ) -> Result<Vec<String>> {
+    let node = Node::new(run, config);
     let is_jobs = plan.name == JOB_ROOT;
     if is_jobs {
         // A job that was requeued without an epilogue, or a set-up that died: start anew.
-        demolish(job, &job.roots()?, None)?;
+        demolish(node, job, &job.roots()?, None)?;
         state::remove_file(job.dir(), FAILURE)?;
+        abandoned::note_daemon(job)?;
     } else {
         for gone in abandoned(job, plan.name)? {
-            forget(job, &gone)?;
+            forget(node, job, &gone)?;
         }
     }
     // Now: who loses its parent meanwhile gets another one, which lives for ever.
     let holder = (!is_jobs).then(process::parent).transpose()?;
     let volumes = manifest.volume_map()?;
     modules::check(config, &manifest.modules)?;
-    let (uid, gids) = (manifest.user.uid, manifest.user.gids());
-    let image = match manifest.modes.ccm {
-        true => host_image::host(config)?,
-        false => image::open_for_job(config, &manifest.image, uid, &gids)?,
-    };
-    phases.end("image_ms");
-    let blame = Blame {
-        job,
-        is_noted: Cell::new(false),
-    };
-    let request = RootRequest {
-        config,
-        image: &image,
-        user: &manifest.user,
-        volumes: &volumes,
-        modules: &manifest.modules,
-        job: Some(&manifest.job),
-        within: None,
-        hosts: &manifest.hosts,
-        ssh: manifest.ssh.as_ref(),
-        writable: None,
-        is_pinned: true,
-        spool: plan.spool,
-        // A step's own set-up reports to the step itself.
-        watch: if is_jobs { &blame } else { &Nobody },
-    };
+    let uid = manifest.user.uid;
     // One place is for one root: a step's own is joined, and no launcher changes root to it.
     let place = if is_jobs {
         host_view::place(config)?
     } else {
         None
     };
-    let root = root::build(&request, Some(run))?;
+    let blame = Blame {
+        // A step's own set-up reports to the step itself.
+        job: is_jobs.then_some(job),
+        is_users: Cell::new(false),
+    };
+    // The second thing to wait for is the image that was opened.
+    let mut waits = 0;
+    let told = |wait: &Wait| {
+        waits += 1;
+        if waits == 2 {
+            phases.end("image_ms");
+        }
+        blame.on(wait)
+    };
+    let built = deputy::send(node.seconds, told, |watch| {
+        job.leave_lock();
+        run.leave_lock();
+        watch.on(Awaited::Store(&config.store.path))?;
+        let image = open_image(config, manifest)?;
+        let request = RootRequest {
+            config,
+            image: &image,
+            user: &manifest.user,
+            volumes: &volumes,
+            modules: &manifest.modules,
+            job: Some(&manifest.job),
+            within: None,
+            hosts: &manifest.hosts,
+            ssh: manifest.ssh.as_ref(),
+            writable: None,
+            is_pinned: true,
+            spool: plan.spool,
+            watch,
+        };
+        let root = root::build(&request, Some(run))?;
+        let meta = child::filled(&image.meta_bytes).step("copy", "metadata")?;
+        let mut fds = vec![namespace::own()?, root.mount, meta.into()];
+        if place.is_some() {
+            fds.push(host_view::copy()?);
+        }
+        let warnings = root.warnings;
+        Ok(Delivery { fds, warnings })
+    });
+    let Delivery { fds, warnings } = built.map_err(|error| blame.judge(error))?;
+    let mut fds = fds.into_iter();
+    let mut next = || fds.next().ok_or(Errno::BADF).step("take over", "root");
+    let (own, mount, meta) = (next()?, next()?, File::from(next()?));
+    let view = match place {
+        Some(place) => Some(HostView::new(next()?, place)),
+        None => None,
+    };
     phases.end("root_ms");
-    let own = namespace::own()?;
-    let view = HostView::copy(place)?;
-    host.enter()?;
     let dir = job.root(plan.name)?;
     let bytes = manifest.to_bytes()?;
     match holder {
@@ -152,18 +191,26 @@ fn make(
             state::write_file(&dir, HOLDER, holder.as_bytes())?;
         }
     }
-    pin(&dir, &own, &root, uid, view.as_ref())?;
+    pin(&dir, &own, &mount, uid, view.as_ref())?;
     if let Some(view) = &view {
         view.attach(run)?;
     }
     // Last: it is what lets tasks in.
-    state::write_file(&dir, TICKET, &image.meta_bytes)?;
+    state::write_file(&dir, TICKET, &state::read_open(&meta, "metadata")?)?;
     phases.end("pin_ms");
     if job.is_buried()? {
         Err(Error::Removed(manifest.job.to_string()))
     } else {
-        Ok(root.warnings)
+        Ok(warnings)
     }
+}
+
+fn open_image(config: &Config, manifest: &JobManifest) -> Result<Image> {
+    if manifest.modes.ccm {
+        return host_image::host(config);
+    }
+    let user = &manifest.user;
+    image::open_for_job(config, &manifest.image, user.uid, &user.gids())
 }
 
 /// Returns the root of this name, and those of the job's steps whose process is dead.
@@ -185,6 +232,7 @@ fn abandoned(job: &JobDir, name: &str) -> Result<Vec<String>> {
 pub fn record_failure(job: &JobId, message: &str) -> Result<()> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
+    abandoned::note_daemon(&dir)?;
     note_failure(&dir, message.to_owned())
 }
 
@@ -198,30 +246,48 @@ fn note_failure(job: &JobDir, mut message: String) -> Result<()> {
 /// Blames a volume of the user's, and not the node, while it is waited for: whoever has to end this
 /// process finds the note.
 struct Blame<'a> {
-    job: &'a JobDir,
-    is_noted: Cell<bool>,
+    /// Where a note can be left.
+    job: Option<&'a JobDir>,
+    is_users: Cell<bool>,
 }
 
-impl Watch for Blame<'_> {
-    fn on(&self, awaited: Awaited<'_>) -> Result<()> {
-        match awaited {
-            Awaited::Volume(_) | Awaited::Source(..) => {
-                self.is_noted.set(true);
-                note_failure(self.job, format!("no answer from {awaited}"))
+impl Blame<'_> {
+    fn on(&self, wait: &Wait) -> Result<()> {
+        let was_users = self.is_users.replace(wait.is_users);
+        match self.job {
+            Some(job) if wait.is_users => {
+                note_failure(job, format!("no answer from {}", wait.what))
             }
-            _ if self.is_noted.replace(false) => state::remove_file(self.job.dir(), FAILURE),
+            Some(job) if was_users => state::remove_file(job.dir(), FAILURE),
             _ => Ok(()),
+        }
+    }
+
+    /// Makes an answer that did not come the fault of who named the volume.
+    fn judge(&self, error: Error) -> Error {
+        match error {
+            Error::NoAnswer { .. } if self.is_users.get() => Error::Denied {
+                what: error.to_string(),
+                hint: None,
+            },
+            other => other,
         }
     }
 }
 
 /// Removes everything of a job, from whatever state it is in; a job that has nothing is fine. `uid`
 /// is its user, where the caller knows: batch systems without cgroups leave processes that only so
-/// can be told.
+/// can be told. One answer of a file system that is unmounted is waited for as long as the configuration
+/// says.
 ///
 /// # Errors
 /// [`Error::Leftover`] names every step that failed, after all others were done.
-pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<()> {
+pub fn tear_down(
+    config: &Config,
+    job: &JobId,
+    uid: Option<u32>,
+    phases: &mut Phases,
+) -> Result<()> {
     let run = RunDir::open_existing()?;
     let had_root = match &run {
         Some(run) => JobDir::exists(run, job)?,
@@ -232,14 +298,18 @@ pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<(
     let ended = Ended { job, uid };
     let failures = if let Some(run) = run.as_ref().filter(|_| had_root) {
         let _tombstone = JobDir::bury(run, job)?;
-        remove(JobDir::lock(run, job, LOCK_PATIENCE)?, ended)
+        remove(
+            Node::new(run, config),
+            JobDir::lock(run, job, LOCK_PATIENCE)?,
+            ended,
+        )
     } else {
         // A job without an image may have had private containers.
         let strays = end_strays(&[], Some(ended));
         strays.map_or_else(|error| vec![error.chain()], Vec::from_iter)
     };
     phases.end("strays_ms");
-    finish(run, job, failures)
+    finish(config, run, job, failures)
 }
 
 /// Removes what one start of a job has left, long after it; returns false, and touches nothing, where
@@ -248,7 +318,12 @@ pub fn tear_down(job: &JobId, uid: Option<u32>, phases: &mut Phases) -> Result<(
 ///
 /// # Errors
 /// As for [`tear_down`].
-pub fn tear_down_start(job: &JobId, start: Start, phases: &mut Phases) -> Result<bool> {
+pub fn tear_down_start(
+    config: &Config,
+    job: &JobId,
+    start: Start,
+    phases: &mut Phases,
+) -> Result<bool> {
     let run = RunDir::open()?;
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
     let manifest = state::read_file(dir.dir(), MANIFEST)?;
@@ -257,20 +332,47 @@ pub fn tear_down_start(job: &JobId, start: Start, phases: &mut Phases) -> Result
         return Ok(false);
     }
     let uid = Some(start.uid);
-    let failures = remove(dir, Ended { job, uid });
+    let failures = remove(Node::new(&run, config), dir, Ended { job, uid });
     phases.end("strays_ms");
-    finish(Some(run), job, failures).map(|()| true)
+    finish(config, Some(run), job, failures).map(|()| true)
+}
+
+/// Removes everything of a job of Slurm's whose epilog will never come; false if that is not sure, or
+/// somebody is at work on the job, who is not waited for.
+///
+/// # Errors
+/// As for [`tear_down`].
+pub fn tear_down_abandoned(config: &Config, job: &JobId, phases: &mut Phases) -> Result<bool> {
+    let Some(run) = RunDir::open_existing()? else {
+        return Ok(false);
+    };
+    let Some(dir) = JobDir::lock_existing(&run, job)? else {
+        return Ok(false);
+    };
+    let mut namespaces = Vec::new();
+    for name in dir.roots()? {
+        if let Some(pin) = prepared::open_pin(&dir.root(&name)?)? {
+            namespaces.push(rustix::fs::fstat(&pin).step("examine", "mnt")?.st_ino);
+        }
+    }
+    if !abandoned::is_over(&dir, &namespaces)? {
+        return Ok(false);
+    }
+    let ended = Ended { job, uid: None };
+    let failures = remove(Node::new(&run, config), dir, ended);
+    phases.end("strays_ms");
+    finish(config, Some(run), job, failures).map(|()| true)
 }
 
 /// Removes all roots of a job and then its directory; returns what failed.
-fn remove(dir: JobDir, ended: Ended<'_>) -> Vec<String> {
-    match dir
+fn remove(node: Node<'_>, dir: JobDir, ended: Ended<'_>) -> Vec<String> {
+    let demolished = dir
         .roots()
-        .and_then(|roots| demolish(&dir, &roots, Some(ended)))
-    {
+        .and_then(|roots| demolish(node, &dir, &roots, Some(ended)));
+    match demolished {
         Ok(complaint) => {
-            let removed = dir.remove().err().map(|error| error.chain());
-            complaint.into_iter().chain(removed).collect()
+            let failure = dir.remove().err().map(|error| error.chain());
+            complaint.into_iter().chain(failure).collect()
         }
         // The journal stays for the next attempt.
         Err(error) => vec![error.chain()],
@@ -281,7 +383,7 @@ fn remove(dir: JobDir, ended: Ended<'_>) -> Vec<String> {
 ///
 /// # Errors
 /// As for [`tear_down`].
-pub fn tear_down_step(job: &JobId, name: &str) -> Result<()> {
+pub fn tear_down_step(config: &Config, job: &JobId, name: &str) -> Result<()> {
     let Some(run) = RunDir::open_existing()? else {
         return Ok(());
     };
@@ -290,20 +392,23 @@ pub fn tear_down_step(job: &JobId, name: &str) -> Result<()> {
     }
     let dir = JobDir::lock(&run, job, LOCK_PATIENCE)?;
     let mut failures = Vec::new();
-    match forget(&dir, name) {
+    match forget(Node::new(&run, config), &dir, name) {
         Ok(complaint) => failures.extend(complaint),
         Err(error) => failures.push(error.chain()),
     }
     failures.extend(dir.remove_if_empty().err().map(|error| error.chain()));
-    finish(Some(run), job, failures)
+    finish(config, Some(run), job, failures)
 }
 
 /// Gives back of the node's state what nobody needs any more, and tells of every step that failed.
-fn finish(run: Option<RunDir>, job: &JobId, mut failures: Vec<String>) -> Result<()> {
+fn finish(
+    config: &Config,
+    run: Option<RunDir>,
+    job: &JobId,
+    mut failures: Vec<String>,
+) -> Result<()> {
     if let Some(run) = run {
-        let swept = run
-            .subdir("images")
-            .and_then(|hints| loopdev::sweep(&hints));
+        let swept = sweep(Node::new(&run, config));
         failures.extend(swept.err().map(|error| error.chain()));
         failures.extend(run.release_if_idle().err().map(|error| error.chain()));
     }
@@ -317,23 +422,45 @@ fn finish(run: Option<RunDir>, job: &JobId, mut failures: Vec<String>) -> Result
     }
 }
 
+/// Removes the hints of no use. The kernel asks each image's own file system what a device has; where
+/// that does not answer the hints stay, and serve or are removed another time.
+fn sweep(Node { run, seconds }: Node<'_>) -> Result<()> {
+    let hints = run.subdir("images")?;
+    if state::list(&hints)?.is_empty() {
+        return Ok(());
+    }
+    let swept = deputy::send(
+        seconds,
+        |_| Ok(()),
+        |watch| {
+            run.leave_lock();
+            watch.on(Awaited::LoopDevices)?;
+            loopdev::sweep(&hints).map(|()| Delivery::default())
+        },
+    );
+    match swept {
+        Ok(_) | Err(Error::NoAnswer { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes what a failed set-up has left.
-fn undo(job: JobDir, name: &str) -> Result<()> {
+fn undo(node: Node<'_>, job: JobDir, name: &str) -> Result<()> {
     if name == JOB_ROOT {
-        demolish(&job, &job.roots()?, None)?;
+        demolish(node, &job, &job.roots()?, None)?;
         return job.remove();
     }
-    forget(&job, name)?;
+    forget(node, &job, name)?;
     job.remove_if_empty()
 }
 
 /// Removes one of a job's roots; returns a complaint about processes that live on.
-fn forget(job: &JobDir, name: &str) -> Result<Option<String>> {
+fn forget(node: Node<'_>, job: &JobDir, name: &str) -> Result<Option<String>> {
     let names = job.roots()?;
     if !names.iter().any(|root| root == name) {
         return Ok(None);
     }
-    let complaint = demolish(job, &[name.to_owned()], None)?;
+    let complaint = demolish(node, job, &[name.to_owned()], None)?;
     job.remove_root(name)?;
     Ok(complaint)
 }
@@ -342,7 +469,7 @@ fn forget(job: &JobDir, name: &str) -> Result<Option<String>> {
 fn pin(
     dir: &OwnedFd,
     own: &OwnedFd,
-    root: &root::Root,
+    root: &OwnedFd,
     uid: u32,
     view: Option<&HostView>,
 ) -> Result<()> {
@@ -350,7 +477,7 @@ fn pin(
     let journal = Journal {
         uid,
         namespace,
-        device: mnt::device_of(&root.mount)?,
+        device: mnt::device_of(root)?,
         place: view.map(|view| view.place().to_owned()),
     };
     let bytes = serde_json::to_vec(&journal).map_err(std::io::Error::from);
@@ -370,7 +497,12 @@ struct Ended<'a> {
 /// Ends what is left in these roots of the job and forgets them, and in the private containers of
 /// `ended` as well; returns a complaint about processes that live on. In an order in which death at
 /// any point leaves the rest to be found again.
-fn demolish(job: &JobDir, roots: &[String], ended: Option<Ended<'_>>) -> Result<Option<String>> {
+fn demolish(
+    node: Node<'_>,
+    job: &JobDir,
+    roots: &[String],
+    ended: Option<Ended<'_>>,
+) -> Result<Option<String>> {
     let mut marks = Vec::new();
     let mut pins = Vec::new();
     for name in roots {
@@ -402,16 +534,21 @@ fn demolish(job: &JobDir, roots: &[String], ended: Option<Ended<'_>>) -> Result<
             });
         }
     }
-    let complaint = end_strays(&marks, ended)?;
+    let mut complaint = end_strays(&marks, ended)?;
     for mark in &marks {
         // While the pin is there the device is nobody else's.
         if let Some(place) = &mark.place {
             host_view::detach(place, mark.device)?;
         }
     }
+    // Now the pins alone keep the namespaces.
+    drop(pins);
     for name in roots {
         let dir = job.root(name)?;
-        unpin(&dir)?;
+        match unpin(node, job, name) {
+            Err(error @ Error::NoAnswer { .. }) => complaint = complaint.or(Some(error.chain())),
+            done => done?,
+        }
         for file in state::list(&dir)? {
             state::remove_file(&dir, &file)?;
         }
@@ -429,14 +566,28 @@ fn end_strays(marks: &[Marks], ended: Option<Ended<'_>>) -> Result<Option<String
     let known = marks.first().map(|mark| mark.uid);
     let uid = ended.and_then(|ended| ended.uid.or(known));
     let alive = strays::end_all(&Wanted { marks, job, uid })?;
-    Ok((!alive.is_empty()).then(|| format!("processes {alive:?} do not end")))
+    Ok((!alive.is_empty()).then(|| strays::complaint(&alive)))
 }
 
-/// Takes the pin away if there is one.
-fn unpin(dir: &OwnedFd) -> Result<()> {
-    if prepared::open_pin(dir)?.is_none() {
+/// Takes the pin away if there is one, and with the last the kernel unmounts what is in the namespace.
+/// That writes to the storage of a cache: where it does not answer, the pin is gone nevertheless.
+fn unpin(Node { run, seconds }: Node<'_>, job: &JobDir, name: &str) -> Result<()> {
+    let dir = job.root(name)?;
+    if prepared::open_pin(&dir)?.is_none() {
         return Ok(());
     }
     let path = format!("{}/mnt", mnt::path_of(dir.as_fd()));
-    unmount(&*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("unmount", &*path)
+    let taken = deputy::send(
+        seconds,
+        |_| Ok(()),
+        |watch| {
+            job.leave_lock();
+            run.leave_lock();
+            watch.on(Awaited::Mounts(name))?;
+            unmount(&*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                .step("unmount", &*path)?;
+            Ok(Delivery::default())
+        },
+    );
+    taken.map(drop)
 }

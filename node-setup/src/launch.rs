@@ -41,6 +41,8 @@ pub struct Container<'a> {
     pub shell: &'a str,
     /// True of a job's container, which may have the job's keys.
     pub is_jobs: bool,
+    /// True if the image's entry point starts commands although no option says so.
+    pub starts_by_entry: bool,
 }
 
 /// Composes the container's environment from the caller's and all that changes it.
@@ -190,8 +192,11 @@ fn is_inside() -> bool {
 /// Decides what to run: entry point, command, or a shell.
 pub fn command(container: &Container<'_>, options: &RunOptions) -> Vec<Vec<u8>> {
     let typed = || options.command.iter().map(|word| word.as_bytes().to_vec());
-    match &options.entrypoint {
-        Some(entrypoint) => {
+    let asked = options.entrypoint.as_ref();
+    // As for Docker's users, an empty one is none, whatever the job has.
+    let is_none = matches!(asked, Some(Some(command)) if command.is_empty());
+    match asked.or(container.starts_by_entry.then_some(&None)) {
+        Some(entrypoint) if !is_none => {
             let mut words = match entrypoint {
                 Some(command) => vec![command.as_bytes().to_vec()],
                 None => container.meta.entry.clone().unwrap_or_default(),
@@ -207,8 +212,8 @@ pub fn command(container: &Container<'_>, options: &RunOptions) -> Vec<Vec<u8>> 
                 words
             }
         }
-        None if options.command.is_empty() => shell(container.shell),
-        None => typed().collect(),
+        _ if options.command.is_empty() => shell(container.shell),
+        _ => typed().collect(),
     }
 }
 
@@ -237,16 +242,16 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
         .filter_map(|string| CString::new(string).ok())
         .collect();
 
-    let path = environment.iter().find(|(name, _)| name == b"PATH");
-    let path = path.map_or(DEFAULT_PATH, |(_, value)| value.as_slice());
-    let mut denied = false;
-    for candidate in candidates(command, path) {
+    let (mut denied, mut is_orphan) = (false, false);
+    for candidate in candidates(command, search_path(environment)) {
         let Ok(file) = CString::new(candidate) else {
             return nul();
         };
         let error = sys::execve(&file, &args, &env);
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::ENOENT | libc::ENOTDIR) => {
+                is_orphan |= rustix::fs::access(&file, rustix::fs::Access::EXISTS).is_ok();
+            }
             Some(libc::EACCES) => denied = true,
             // A script without an interpreter line: POSIX has execvp run it by sh.
             Some(libc::ENOEXEC) => {
@@ -260,9 +265,24 @@ pub fn execute(words: &[Vec<u8>], environment: &[Pair]) -> Error {
     }
     if denied {
         not_run(command, "permission denied", ExitCode::NotExecutable)
+    } else if is_orphan {
+        let reason = "the interpreter or loader that it names is not in the container";
+        not_run(command, reason, ExitCode::NotExecutable)
     } else {
         not_run(command, "not found in the container", ExitCode::NotFound)
     }
+}
+
+/// True if a command is found by the environment's PATH, or is a path itself, and may be executed.
+pub fn is_found(command: &[u8], environment: &[Pair]) -> bool {
+    candidates(command, search_path(environment))
+        .iter()
+        .any(|file| rustix::fs::access(file.as_slice(), rustix::fs::Access::EXEC_OK).is_ok())
+}
+
+fn search_path(environment: &[Pair]) -> &[u8] {
+    let path = environment.iter().find(|(name, _)| name == b"PATH");
+    path.map_or(DEFAULT_PATH, |(_, value)| value.as_slice())
 }
 
 /// Returns the files that a command may be, in the order they are tried.

@@ -2,10 +2,13 @@
 //!
 //! Everything here is single-threaded: identities are per thread in the kernel.
 
+pub mod abandoned;
 pub mod caller;
 pub mod child;
 pub mod deadline;
+pub mod deputy;
 pub mod drop;
+pub mod entry;
 pub mod error;
 pub mod etc;
 pub mod filesystem;
@@ -44,6 +47,7 @@ pub mod scratch;
 pub mod squashfuse;
 pub mod ssh;
 pub mod state;
+pub mod stillness;
 pub mod strays;
 pub mod superblock;
 pub mod supervised;

@@ -1,4 +1,4 @@
-//! Mount namespaces: making one that can be pinned, entering, returning.
+//! Mount namespaces: making one that can be pinned, and entering.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -25,28 +25,6 @@ pub fn own() -> Result<OwnedFd> {
 pub fn enter(namespace: impl AsFd) -> Result<()> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
         .step("enter", "mount namespace")
-}
-
-/// A namespace with the root directory that the process has in it.
-pub struct Home {
-    namespace: OwnedFd,
-    root: OwnedFd,
-}
-
-impl Home {
-    /// Opens the process's own.
-    pub fn own() -> Result<Self> {
-        Ok(Self {
-            namespace: own()?,
-            root: directory("/")?,
-        })
-    }
-
-    /// Moves the process back.
-    pub fn enter(&self) -> Result<()> {
-        enter(&self.namespace)?;
-        change_root(&self.root)
-    }
 }
 
 /// Opens a directory, for its place alone.

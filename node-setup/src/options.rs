@@ -188,7 +188,9 @@ fn parse_option(
             options.env.push(pair.map_err(Error::Variable)?);
         }
         "--env-file" => options.env_file = Some(value()?),
-        "-E" | "--clearenv" | "--rootless" | "-v" | "--verbose" | "-n" if inline.is_some() => {
+        "-E" | "--clearenv" | "--rootless" | "-v" | "--verbose" | "-n" | "--help" | "--version"
+            if inline.is_some() =>
+        {
             return Err(usage(&format!("option '{name}' takes no value")));
         }
         "-E" | "--clearenv" => options.clear_env = true,

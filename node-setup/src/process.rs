@@ -213,20 +213,26 @@ fn parents_stack() -> Option<Option<u64>> {
 
 /// Names the process that started this one, so that it is told from a later one of the same number.
 pub fn parent() -> Result<String> {
-    let parent =
-        rustix::process::getppid().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
-    let pid = parent
-        .step("find", "parent process")?
-        .as_raw_nonzero()
-        .get();
-    let start = start_of(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
-    Ok(format!(
-        "{pid} {}",
-        start.step("examine", "parent process")?
-    ))
+    let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+    let parent = rustix::process::getppid().ok_or_else(gone);
+    let pid = parent.step("find", "parent process")?;
+    let name = name_of(pid.as_raw_nonzero().get()).ok_or_else(gone);
+    name.step("examine", "parent process")
 }
 
-/// True if the process that [`parent`] named is alive.
+/// Names this process in the same way.
+pub fn own() -> Result<String> {
+    let name = name_of(rustix::process::getpid().as_raw_nonzero().get());
+    let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+    name.ok_or_else(gone).step("examine", "own process")
+}
+
+/// Names a process in the same way; nothing if it is gone.
+pub fn name_of(pid: i32) -> Option<String> {
+    Some(format!("{pid} {}", start_of(pid)?))
+}
+
+/// True if the process that [`name_of`] named is alive.
 pub fn lives(name: &[u8]) -> bool {
     let name = std::str::from_utf8(name).unwrap_or_default();
     let Some((pid, start)) = name.split_once(' ') else {

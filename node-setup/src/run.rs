@@ -33,7 +33,7 @@ use crate::caller::{self, Caller, Place};
 use crate::deadline::Deadline;
 use crate::drop::{become_caller, become_user, stay_user};
 use crate::error::{Error, Result};
-use crate::image::{self, Found};
+use crate::image::{self, Found, Image};
 use crate::launch::{self, Container};
 use crate::options::{self, Action, RunOptions};
 use crate::prepared::Prepared;
@@ -215,6 +215,8 @@ fn start_command(
         modules: &entered.modules,
         shell: &entered.shell,
         is_jobs: entered.joined.is_some(),
+        starts_by_entry: (entered.joined.is_some() || options.image.is_none())
+            && asks_for_entry(&environment),
     };
     let cwd = directory
         .as_ref()
@@ -242,6 +244,17 @@ fn start_command(
     deadline.lift();
     callers.restore_signals()?;
     Err(launch::execute(&words, &environment))
+}
+
+/// True if the job or step that the caller is in was started with `--entrypoint`; the shell of an
+/// allocation knows it by Slurm's name for it.
+fn asks_for_entry(environment: &[Pair]) -> bool {
+    let value = |wanted: &[u8]| {
+        let mut pairs = environment.iter();
+        pairs.find_map(|(name, value)| (name == wanted).then_some(value.as_slice()))
+    };
+    let own = value(b"SHIFTER_ENTRYPOINT").or_else(|| value(b"SLURM_SPANK_SHIFTER_ENTRYPOINT"));
+    own == Some(b"1")
 }
 
 /// Returns the options that ask for what the job's root is, for a start that names no image itself:
@@ -399,13 +412,18 @@ fn judge_writable(writable: &Writable, config: &Config) -> Result<Writable> {
     let path = match &writable.path {
         None => None,
         Some(path) => Some(volmap::user_target(path).map_err(|error| {
+            let is_malformed = error.is_malformed();
             let reason = match error {
                 VolumeError::Target { fault, .. } => fault.to_string(),
                 other => other.to_string(),
             };
             let path = sanitize::text(path);
+            let what = format!("'{path}' cannot be made writable: {reason}");
+            if is_malformed {
+                return Error::Usage(what);
+            }
             Error::Denied {
-                what: format!("'{path}' cannot be made writable: {reason}"),
+                what,
                 hint: Some("name a directory where a volume could be placed, such as '/work'"),
             }
         })?),
@@ -463,7 +481,7 @@ impl Way<'_> {
                 let home = &user.home;
                 match image::open_for_user(config, reference, caller, home, is_rootless, deadline)?
                 {
-                    Found::Image(image) => *image,
+                    Found::Image(image) => called_as_in_job(*image, job),
                     Found::OnlyRootless => return Ok(Entry::OnlyRootless(request.words_of(job))),
                 }
             }
@@ -545,6 +563,14 @@ impl Way<'_> {
             joined: None,
         })))
     }
+}
+
+/// Gives the job's image, which its variables name by the id, the name that the user gave it.
+fn called_as_in_job(mut image: Image, job: Option<&JobManifest>) -> Image {
+    if let Some(job) = job.filter(|job| job.image.id.to_string() == image.id) {
+        image.reference = job.image.reference.clone();
+    }
+    image
 }
 
 fn join(prepared: Prepared) -> Result<Entered> {

@@ -4,6 +4,7 @@
 //! the teardown that leaves it empty. Locks are flock(2) on files that users cannot open, so
 //! nobody can hold one against us and the kernel drops them with their holder.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,10 +38,15 @@ const FILE_LIMIT: u64 = 2 << 20;
 /// The mounted /run/shifter. While a process holds it, nobody unmounts it.
 pub struct RunDir {
     dir: OwnedFd,
-    lock: OwnedFd,
+    lock: Cell<Option<OwnedFd>>,
 }
 
 impl RunDir {
+    fn new(dir: OwnedFd, lock: OwnedFd) -> Self {
+        let lock = Cell::new(Some(lock));
+        Self { dir, lock }
+    }
+
     /// Opens the tree and mounts it first where that is needed.
     ///
     /// # Errors
@@ -51,7 +57,7 @@ impl RunDir {
         loop {
             lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
             if let Some(dir) = mounted()? {
-                return Self { dir, lock }.checked();
+                return Self::new(dir, lock).checked();
             }
             // Not atomic: somebody else may mount in between, so look again.
             lock_base(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -87,7 +93,7 @@ impl RunDir {
         }
         let lock = create_file(CWD, BASE_LOCK)?;
         lock_base(&lock, FlockOperation::NonBlockingLockShared)?;
-        Ok(mounted()?.map(|dir| Self { dir, lock }))
+        Ok(mounted()?.map(|dir| Self::new(dir, lock)))
     }
 
     /// Returns the inode of the mount namespace that the tree belongs to.
@@ -105,9 +111,17 @@ impl RunDir {
         make_dir(&self.dir, name)
     }
 
+    /// Lets go of the lock in a copy of the process: it is held as long as anybody has it open.
+    pub fn leave_lock(&self) {
+        drop(self.lock.take());
+    }
+
     /// Unmounts the tree if nothing is in it and nobody else uses it.
     pub fn release_if_idle(self) -> Result<()> {
-        match rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
+        let Some(lock) = self.lock.take() else {
+            return Ok(());
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(()),
             Err(error) => return Err(error).step("lock", BASE_LOCK),
@@ -145,7 +159,7 @@ pub struct JobDir {
     jobs: OwnedFd,
     dir: OwnedFd,
     job: JobId,
-    _lock: OwnedFd,
+    lock: Cell<Option<OwnedFd>>,
 }
 
 impl JobDir {
@@ -179,10 +193,42 @@ impl JobDir {
                     jobs,
                     dir,
                     job: job.clone(),
-                    _lock: lock,
+                    lock: Cell::new(Some(lock)),
                 });
             }
         }
+    }
+
+    /// Opens and locks a job's state as it is, now; nothing if there is none, or somebody has the lock.
+    pub fn lock_existing(run: &RunDir, job: &JobId) -> Result<Option<Self>> {
+        let Some(dir) = open_job(job)? else {
+            return Ok(None);
+        };
+        let flags = lock_flags() - OFlags::CREATE;
+        let lock = match rustix::fs::openat(&dir, "lock", flags, Mode::empty()) {
+            Ok(lock) => lock,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).step("open", "lock"),
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error).step("lock", job.as_str()),
+        }
+        // As for others who lock it: whoever had it may have removed the job.
+        let is_there = rustix::fs::fstat(&lock).step("examine", "lock")?.st_nlink > 0;
+        let jobs = run.subdir("jobs")?;
+        Ok(is_there.then(|| Self {
+            jobs,
+            dir,
+            job: job.clone(),
+            lock: Cell::new(Some(lock)),
+        }))
+    }
+
+    /// Lets go of the lock in a copy of the process: it is held as long as anybody has it open.
+    pub fn leave_lock(&self) {
+        drop(self.lock.take());
     }
 
     /// True if any set-up of the job has left something.
@@ -219,6 +265,11 @@ impl JobDir {
             Err(Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(error).step("lock", "tombstone"),
         }
+    }
+
+    /// The job.
+    pub fn id(&self) -> &JobId {
+        &self.job
     }
 
     /// The job's directory.
@@ -277,11 +328,19 @@ impl JobDir {
 /// Opens the directory of a job's root for reading, if the job has one; takes no lock, because
 /// joining a root that is being removed merely fails.
 pub fn open_root(job: &JobId, name: &str) -> Result<Option<OwnedFd>> {
-    let path = layout::job_dir(job).join("roots").join(name);
-    match rustix::fs::open(&path, dir_flags(), Mode::empty()) {
+    open_existing_dir(&layout::job_dir(job).join("roots").join(name))
+}
+
+/// Opens the directory of a job's state, if there is one; takes no lock.
+pub fn open_job(job: &JobId) -> Result<Option<OwnedFd>> {
+    open_existing_dir(&layout::job_dir(job))
+}
+
+fn open_existing_dir(path: &Path) -> Result<Option<OwnedFd>> {
+    match rustix::fs::open(path, dir_flags(), Mode::empty()) {
         Ok(dir) => Ok(Some(dir)),
         Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error).step("open", &path),
+        Err(error) => Err(error).step("open", path),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::caller;
 use crate::error::{Context, Result};
 use crate::host_view;
 use crate::mnt::ROOT_SOURCE;
+use crate::process::read_record;
 use crate::state;
 
 /// What is to be ended.
@@ -54,15 +55,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ends every process that is wanted, and returns those that would not die.
 ///
-/// First all are asked to end. Those that stay are stopped, until a scan finds none that is not,
-/// and only then killed: whoever kills processes one by one that make others never comes to an
-/// end.
+/// First each is asked to end, once: to many programs a second request means to stop at once. Those
+/// that stay are stopped, until a scan finds none that is not, and only then killed: whoever kills
+/// processes one by one that make others never comes to an end.
 pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
     let start = Instant::now();
     let mut empty_scans = 0;
-    let mut stopped = BTreeSet::new();
+    let (mut asked, mut stopped) = (BTreeSet::new(), BTreeSet::new());
     loop {
-        let found = scan(wanted)?;
+        let mut found = scan(wanted)?;
         // Twice: a process that forked while we read /proc may have hidden its child.
         empty_scans = if found.is_empty() { empty_scans + 1 } else { 0 };
         if empty_scans == 2 {
@@ -75,6 +76,7 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
             return Ok(found.into_iter().map(|(pid, _)| pid).collect());
         }
         if elapsed < GRACE {
+            found.retain(|(pid, _)| asked.insert(*pid));
             send(&found, Signal::TERM);
         } else if found.iter().all(|(pid, _)| stopped.contains(pid)) {
             send(&found, Signal::KILL);
@@ -84,10 +86,29 @@ pub fn end_all(wanted: &Wanted<'_>) -> Result<Vec<u32>> {
             // At once again: what they have just made is not stopped yet.
             continue;
         }
-        if !found.is_empty() {
+        if empty_scans == 0 {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Says which processes do not end, and why where the kernel tells.
+pub fn complaint(alive: &[u32]) -> String {
+    let waits = |pid: &&u32| {
+        let status = read_record(format!("/proc/{pid}/stat")).unwrap_or_default();
+        is_uninterruptible(&status)
+    };
+    let why = match alive.iter().find(waits) {
+        Some(_) => ": they wait for a file system or device that does not answer",
+        None => "",
+    };
+    format!("processes {alive:?} do not end{why}")
+}
+
+/// Reads the state from the text of /proc/PID/stat: after the name, which may have anything in it.
+fn is_uninterruptible(stat: &[u8]) -> bool {
+    let name_end = stat.iter().rposition(|byte| *byte == b')');
+    name_end.is_some_and(|end| stat[end..].starts_with(b") D"))
 }
 
 fn send(processes: &[(u32, OwnedFd)], signal: Signal) {
@@ -188,6 +209,14 @@ fn roots(mountinfo: &str) -> impl Iterator<Item = Option<&str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_without_end_is_told_by_the_state() {
+        assert!(is_uninterruptible(b"7 (sh) D 1 7 7"));
+        assert!(is_uninterruptible(b"7 (a) S) D 1 7 7"));
+        assert!(!is_uninterruptible(b"7 (x) D) R 1 7 7"));
+        assert!(!is_uninterruptible(b""));
+    }
 
     #[test]
     fn devices_are_compared_whole() {

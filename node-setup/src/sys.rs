@@ -135,6 +135,30 @@ pub fn enslave_mounts() -> io::Result<()> {
     })
 }
 
+/// Returns the first call that the kernel lacks of those with which roots are built and watched.
+pub fn missing_call() -> Option<&'static str> {
+    const NEEDED: [(&str, c_long); 9] = [
+        ("open_tree", libc::SYS_open_tree),
+        ("move_mount", libc::SYS_move_mount),
+        ("fsopen", libc::SYS_fsopen),
+        ("fsconfig", libc::SYS_fsconfig),
+        ("fsmount", libc::SYS_fsmount),
+        ("mount_setattr", libc::SYS_mount_setattr),
+        ("openat2", libc::SYS_openat2),
+        ("pidfd_open", libc::SYS_pidfd_open),
+        ("pidfd_send_signal", libc::SYS_pidfd_send_signal),
+    ];
+    const NONE: c_long = 0;
+    const NO_DESCRIPTOR: c_long = -1;
+    let is_missing = |&(_, number): &(&str, c_long)| {
+        // SAFETY: null pointers, lengths of nothing and descriptors that are none: the kernel refuses
+        // that before it reads or writes memory, or changes anything.
+        let made = check(unsafe { libc::syscall(number, NO_DESCRIPTOR, NONE, NONE, NONE, NONE) });
+        made.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS))
+    };
+    NEEDED.into_iter().find(is_missing).map(|(name, _)| name)
+}
+
 /// Gives the process a mount namespace of its own.
 pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: CLONE_NEWNS does not touch the descriptor table, and this crate has no threads.

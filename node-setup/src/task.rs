@@ -64,6 +64,7 @@ pub fn settle(
         modules: &manifest.modules,
         shell: &manifest.user.shell,
         is_jobs: true,
+        starts_by_entry: false,
     };
     let mut environment = launch::environment(&container, &RunOptions::default(), given)?;
     change_path(&mut environment, join);

@@ -34,6 +34,10 @@ pub enum Awaited<'a> {
     Volume(&'a Volume),
     /// The working directory that the user asks for.
     Directory(&'a Path),
+    /// The file systems of the root with this name, as they are unmounted.
+    Mounts(&'a str),
+    /// The files that loop devices have.
+    LoopDevices,
 }
 
 impl<'a> Awaited<'a> {
@@ -49,8 +53,15 @@ impl<'a> Awaited<'a> {
             | Self::Image(_)
             | Self::SiteMount(_)
             | Self::Cache(_)
-            | Self::Volume(_) => None,
+            | Self::Volume(_)
+            | Self::Mounts(_)
+            | Self::LoopDevices => None,
         }
+    }
+
+    /// True if nobody but the user can be blamed for it.
+    pub fn is_users(&self) -> bool {
+        matches!(self, Self::Volume(_) | Self::Source(..))
     }
 }
 
@@ -59,6 +70,7 @@ impl Display for Awaited<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (what, name) = match self {
             Self::Nothing => return Ok(()),
+            Self::LoopDevices => return f.write_str("the files of loop devices"),
             Self::Store(path) | Self::UsersStore(path) => ("image store", path.to_string_lossy()),
             Self::ImageAt(path) => ("image", path.to_string_lossy()),
             Self::Image(name) => ("image", (*name).into()),
@@ -67,6 +79,7 @@ impl Display for Awaited<'_> {
             Self::Source(volume, _) | Self::Volume(volume) => {
                 ("the source of a volume:", (&*volume.from).into())
             }
+            Self::Mounts(root) => ("the file systems of root", (*root).into()),
             Self::Directory(path) => ("working directory", path.to_string_lossy()),
         };
         write!(f, "{what} '{}'", sanitize::text(&name))
@@ -82,16 +95,6 @@ pub trait Watch {
     fn on(&self, awaited: Awaited<'_>) -> Result<()>;
 }
 
-/// For set-ups whose end nobody has to explain.
-#[derive(Debug)]
-pub struct Nobody;
-
-impl Watch for Nobody {
-    fn on(&self, _: Awaited<'_>) -> Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use shifter_core::volmap::{Origin, VolumeMap};
@@ -104,6 +107,8 @@ mod tests {
         let volume = &map.entries()[0];
         for (awaited, name) in [
             (Awaited::Nothing, ""),
+            (Awaited::LoopDevices, "the files of loop devices"),
+            (Awaited::Mounts("job"), "the file systems of root 'job'"),
             (Awaited::Store(Path::new("/s\n")), "image store '/s\\u{a}'"),
             (Awaited::Image("docker:x"), "image 'docker:x'"),
             (Awaited::Volume(volume), "the source of a volume: '/a'"),

@@ -2,32 +2,23 @@
 
 use std::error::Error;
 
+use crate::sanitize;
+
 /// Returns an error and its causes, joined by `: `, without the numbers of the system's errors: the
 /// words before them say the same.
-pub fn line(error: &(dyn Error + 'static)) -> String {
-    let mut line = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
+pub fn line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
         // A transparent error says the same as its cause.
         if !line.ends_with(&text) {
-            line.push_str(if line.is_empty() { "" } else { ": " });
+            line.push_str(": ");
             line.push_str(&text);
         }
-        next = error.source();
+        next = cause.source();
     }
-    without_numbers(line)
-}
-
-fn without_numbers(mut text: String) -> String {
-    const MARK: &str = " (os error ";
-    while let Some(start) = text.find(MARK) {
-        let Some(length) = text[start..].find(')') else {
-            break;
-        };
-        text.replace_range(start..=start + length, "");
-    }
-    text
+    sanitize::plain(line)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //!   jobs/<job>/manifest                  the manifest its root was built from
 //!   jobs/<job>/tombstone                 teardown has begun: no root may appear any more
 //!   jobs/<job>/failure                   the user's mistake that kept the root from being made
+//!   jobs/<job>/daemon, extern            slurmd and slurmstepd that a job of Slurm's needs for its end
+//!   jobs/<job>/shared                    this node wrote the job's shared state, and removes it
 //!   jobs/<job>/ssh                       what came of the ssh server: why there is none, or nothing
 //!   jobs/<job>/ssh.told                  the same, and the user knows
 //!   jobs/<job>/roots/<name>/journal      what was acquired, written before it is acquired

@@ -5,6 +5,7 @@
 //! cannot be wrong; one thin function next to them reads the file.
 #![forbid(unsafe_code)]
 
+pub mod calendar;
 pub mod cdi;
 pub mod chain;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod ids;
 pub mod layout;
 pub mod manifest;
 pub mod meta;
+pub mod pattern;
 pub mod reference;
 pub mod sanitize;
 pub mod small;

@@ -83,6 +83,8 @@ pub struct Modes {
     pub ccm: bool,
     /// Whether the job's nodes are to reach one another by ssh; nothing leaves it to the site.
     pub ssh: Option<bool>,
+    /// Commands are started by the image's entry point.
+    pub entrypoint: bool,
 }
 
 /// What a job is, and what its root must contain.
@@ -280,6 +282,7 @@ mod tests {
                 autoshift: true,
                 ccm: false,
                 ssh: Some(true),
+                entrypoint: true,
             },
             ssh: Some(sample_keys()),
         }

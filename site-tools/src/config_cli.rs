@@ -145,7 +145,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, UsageError>
 
 fn check(file: &Path, form: Form) -> ExitCode {
     let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let (findings, _) = judge::file(&path);
+    let findings = judge::file(&path);
     match output::data(&finding::render(&findings, form)) {
         ExitCode::Success => finding::exit_code(&findings),
         failed => failed,
@@ -213,8 +213,12 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
         .create_new(true)
         .mode(0o644)
         .open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .inspect_err(|_| {
+            // Half a configuration is none, and would be in the next one's way.
+            let _ = std::fs::remove_file(path);
+        })
 }
 
 #[cfg(test)]

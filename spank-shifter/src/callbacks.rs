@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use node_setup::abandoned;
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout;
@@ -93,17 +94,15 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
         }
         Context::Remote => {}
         Context::Slurmd => {
-            for arg in &settings.unknown {
-                log(
-                    Level::Error,
-                    &format!("shifter: ignoring '{arg}' in plugstack.conf"),
-                );
+            for line in settings.complaints() {
+                log(Level::Error, &line);
             }
+            epilog::sweep_in_background(settings, TOOLS);
             return OK;
         }
         _ => return OK,
     }
-    if !spank.register_options() {
+    if !spank.register_options(settings.has_long_options) {
         log(Level::Error, "shifter: cannot register options with Slurm");
     }
     OK
@@ -118,13 +117,15 @@ fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
     match prepare(&raw, is_step, settings) {
         Ok(pins) => {
+            // srun may start a step in a job that its environment does not name (--jobid), and cannot
+            // say here; where it starts a job, the step asks for what its job has.
+            let is_srun = context == Context::Local;
             let set = |(name, value): (&str, Option<String>)| {
-                value.is_none_or(|value| match is_step {
-                    true => {
+                value.is_none_or(|value| {
+                    if is_srun {
                         ffi::set_own_env(&pins::of_step(name), &value);
-                        true
                     }
-                    false => spank.set_job_env(name, &value),
+                    is_step || spank.set_job_env(name, &value)
                 })
             };
             if pins.to_env().into_iter().all(set) {
@@ -172,7 +173,8 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     };
     let given = *locked(&GIVEN);
     let step = given_root(spank, settings, &job, uid);
-    let step = step.unwrap_or_else(Step::refused);
+    let mut step = step.unwrap_or_else(Step::refused);
+    let starts_by_entry = step.given_entrypoint(given.entrypoint);
     if step.pins.is_some() && spank.step() != Some(ssh::EXTERN_STEP) {
         *locked(&NOTICE) = ssh::complaint(&job);
     }
@@ -201,7 +203,7 @@ fn ready_step(spank: &Spank, settings: &Settings) -> i32 {
     if shifts.is_some() {
         let own = locked(&OWN_ROOT).clone();
         let root = own.map_or_else(|| layout::JOB_ROOT.to_owned(), |(_, name)| name);
-        match Shift::ready(&job, &root, uid, settings) {
+        match Shift::ready(&job, &root, uid, starts_by_entry, settings) {
             Ok(shift) => *locked(&SHIFT) = Some(shift),
             Err(lines) => *locked(&STEP) = Some(Step::refused(lines)),
         }
@@ -228,8 +230,14 @@ fn given_root(
     if !jobs.refusal.is_empty() {
         return Ok(jobs);
     }
+    if jobs.pins.as_ref().is_some_and(|pins| pins.is_same(&own)) {
+        return Ok(jobs);
+    }
     let config = Config::open_trusted(settings.config());
     let config = config.map_err(|error| report::lines(&error, None))?;
+    if let Some(error) = steps::misfit(jobs.pins.as_ref(), &own, &config) {
+        return Err(report::lines(&error, error.hint()));
+    }
     if jobs
         .pins
         .as_ref()
@@ -288,12 +296,20 @@ fn settle_task(spank: &Spank) -> i32 {
         return tell(&["shifter: Slurm does not say what the environment is".to_owned()]);
     };
     let is_batch = spank.step() == Some(BATCH_SCRIPT);
-    let script = spank.program().filter(|_| is_batch).map(Into::into);
-    let changes = match shift.settle(&given, script) {
-        Ok(changes) => changes,
+    let Some(command) = spank.command() else {
+        return tell(&["shifter: Slurm does not say what the task is".to_owned()]);
+    };
+    let settled = match shift.settle(&given, &command, is_batch) {
+        Ok(settled) => settled,
         Err(lines) => return tell(&lines),
     };
-    for (name, value) in changes {
+    if settled
+        .program
+        .is_some_and(|program| !spank.set_program(program))
+    {
+        return tell(&["shifter: Slurm does not let the entry point start the task".to_owned()]);
+    }
+    for (name, value) in settled.changes {
         if !spank.set_step_env(&name, value.as_deref()) && value.is_some() {
             return tell(&["shifter: Slurm does not take the container's environment".to_owned()]);
         }
@@ -319,6 +335,9 @@ fn serve_ssh(spank: &Spank, settings: &Settings) -> i32 {
     };
     if !layout::job_dir(&job).exists() {
         return OK;
+    }
+    if let Err(error) = abandoned::note_extern(&job) {
+        log(Level::Error, &format!("shifter: {}", error.chain()));
     }
     match ssh::start(&job, uid, settings, ffi::isolated) {
         Ok(None) => {}
@@ -350,6 +369,7 @@ fn asked(spank: &Spank) -> bool {
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {
+    epilog::sweep(settings, TOOLS);
     let variable = |name: &str| own_env(&format!("SPANK_{name}"));
     let Some(pins) = Pins::from_env(variable).transpose() else {
         return OK;
@@ -385,15 +405,23 @@ fn prologue(spank: &Spank, settings: &Settings) -> i32 {
 
 fn epilogue(spank: &Spank, settings: &Settings) -> i32 {
     let Some(job) = job_id(spank) else { return OK };
-    if own_env(&format!("SPANK_{}", pins::IMAGE)).is_some()
+    let code = clean_up(&job, spank, settings);
+    epilog::sweep(settings, TOOLS);
+    code
+}
+
+fn clean_up(job: &JobId, spank: &Spank, settings: &Settings) -> i32 {
+    let is_here = layout::job_dir(job).exists();
+    let asked = own_env(&format!("SPANK_{}", pins::IMAGE)).is_some();
+    if (asked || is_here)
         && let Some(facts) = facts(spank)
     {
         epilog::forget(&facts, settings, TOOLS);
     }
-    if !layout::job_dir(&job).exists() {
+    if !is_here {
         return OK;
     }
-    match epilog::run(&job, settings, TOOLS) {
+    match epilog::run(job, settings, TOOLS) {
         Ok(()) => OK,
         Err(error) => {
             log(

@@ -1,6 +1,6 @@
 //! Where in Slurm a callback runs, and what follows from that alone.
 
-use crate::options::SPECS;
+use crate::options;
 use crate::pins;
 
 /// The process that loaded the plugin.
@@ -79,9 +79,10 @@ pub const fn code_after_panic(callback: Callback, context: Context) -> i32 {
 /// srun inside it, and carries them on from there; options count only where they are given.
 /// A step keeps what describes its job.
 pub fn stale_variables(is_new_job: bool) -> Vec<String> {
-    let options = SPECS.iter().filter_map(|spec| spec.name.to_str().ok());
+    let options = options::names(true).filter_map(|(name, ..)| name.to_str().ok());
     let mut names: Vec<String> = options
         .flat_map(|name| {
+            let name = name.replace('.', "_");
             let forwarded = format!("_SLURM_SPANK_OPTION_shifter_{name}");
             [format!("SLURM_SPANK_{forwarded}"), forwarded]
         })
@@ -128,6 +129,8 @@ mod tests {
     fn a_step_keeps_what_describes_its_job() {
         let option = "SLURM_SPANK__SLURM_SPANK_OPTION_shifter_imagevolume".to_owned();
         let pin = "SLURM_SPANK_SHIFTER_VOLUME".to_owned();
+        let long = "_SLURM_SPANK_OPTION_shifter_shifter_image".to_owned();
+        assert!(stale_variables(false).contains(&long));
         assert!(
             stale_variables(false).contains(&option) && stale_variables(true).contains(&option)
         );

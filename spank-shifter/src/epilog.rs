@@ -7,14 +7,19 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use node_setup::abandoned;
 use shifter_core::config::Config;
 use shifter_core::ids::JobId;
 use shifter_core::layout::Program;
 
-use crate::child::{self, Terms};
+use crate::child::{self, Finished, Terms};
 use crate::identity;
-use crate::prolog::{Facts, NodeError, Tools, fixed_environment, privileged};
+use crate::prolog::{Facts, NodeError, Tools};
+use crate::report;
 use crate::settings::Settings;
+
+/// Seconds for what other jobs have left.
+const SWEEP_SECONDS: u32 = 10;
 
 /// Seconds for the teardown: processes that stay behind are asked to end before they are killed.
 const SECONDS: u32 = 120;
@@ -35,6 +40,29 @@ pub fn run(job: &JobId, settings: &Settings, tools: Tools) -> Result<(), NodeErr
     unsetup(&[job.as_str()], SECONDS, settings, tools.ready)
 }
 
+/// Removes what jobs have left on the node whose epilog never comes. Nobody depends on it, so
+/// whatever is wrong goes to the log.
+pub fn sweep(settings: &Settings, tools: Tools) {
+    sweep_with(&["--abandoned"], settings, tools);
+}
+
+/// Does the same, in the background.
+pub fn sweep_in_background(settings: &Settings, tools: Tools) {
+    sweep_with(&["--abandoned", "--background"], settings, tools);
+}
+
+fn sweep_with(words: &[&str], settings: &Settings, tools: Tools) {
+    if !abandoned::is_any() {
+        return;
+    }
+    match run_unsetup(words, SWEEP_SECONDS, settings, tools.ready) {
+        Ok(finished) => finished.messages(8).iter().for_each(|line| {
+            (tools.complain)(&format!("shifter: {line}"));
+        }),
+        Err(error) => (tools.complain)(&format!("shifter: {}", report::chain(&error))),
+    }
+}
+
 /// Runs unsetupRoot with these words, for so many seconds.
 pub fn unsetup(
     words: &[&str],
@@ -42,19 +70,28 @@ pub fn unsetup(
     settings: &Settings,
     ready: fn(Command) -> Command,
 ) -> Result<(), NodeError> {
-    let mut command = privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
+    let finished = run_unsetup(words, seconds, settings, ready)?;
+    if finished.status.success() {
+        Ok(())
+    } else {
+        Err(NodeError::program("unsetupRoot", &finished))
+    }
+}
+
+fn run_unsetup(
+    words: &[&str],
+    seconds: u32,
+    settings: &Settings,
+    ready: fn(Command) -> Command,
+) -> Result<Finished, NodeError> {
+    let mut command = child::privileged(&Program::UnsetupRoot.path(&prefix(settings.config())))?;
     command.args(settings.config_arg()).args(words);
     let terms = Terms {
         seconds,
         own_group: true,
         shows_stderr: false,
     };
-    let finished = child::run(ready(fixed_environment(command)), b"", terms)?;
-    if finished.status.success() {
-        Ok(())
-    } else {
-        Err(NodeError::program("unsetupRoot", &finished))
-    }
+    Ok(child::run(ready(command), b"", terms)?)
 }
 
 /// A configuration that broke while the job ran must not keep its remains on the node.

@@ -13,7 +13,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::context::{Callback, Context, Level};
-use crate::options::{HasValue, LIMIT, SPECS};
+use crate::options::{self, HasValue, LIMIT};
 use crate::{callbacks, version};
 
 #[allow(
@@ -119,25 +119,49 @@ impl Spank {
         (code == 0).then(|| OsString::from_vec(value.to_bytes().to_vec()))
     }
 
-    /// Returns the first word of what the step runs.
-    pub fn program(&self) -> Option<OsString> {
+    /// Returns the words of what the step runs.
+    pub fn command(&self) -> Option<Vec<OsString>> {
+        let (first, count) = self.words()?;
+        let word = |at| {
+            // SAFETY: Slurm's array has `count` words, and this is one of them.
+            let word = unsafe { first.add(at) };
+            // SAFETY: as above, each initialised.
+            let word = unsafe { *word };
+            if word.is_null() {
+                return None;
+            }
+            // SAFETY: each word is a C string, which nobody changes during the callback.
+            let word = unsafe { CStr::from_ptr(word) };
+            Some(OsString::from_vec(word.to_bytes().to_vec()))
+        };
+        (0..count).map(word).collect()
+    }
+
+    /// Puts another first word in the place of that of what the task runs. For a task alone: its
+    /// process forks from slurmstepd, and executes the words or ends.
+    pub fn set_program(&self, program: &str) -> bool {
+        let Some((first, _)) = self.words() else {
+            return false;
+        };
+        // Slurm keeps it until it executes it.
+        let word = c_string(program).into_raw();
+        // SAFETY: the place is that of a word in Slurm's array, in this process's own memory; nobody
+        // else reads or writes it during the callback.
+        unsafe { *first = word };
+        true
+    }
+
+    /// Returns where Slurm keeps the addresses of the words of what the step runs, and how many there
+    /// are: one or more.
+    fn words(&self) -> Option<(*mut *mut c_char, usize)> {
         let mut count: c_int = 0;
         let mut list: *mut *mut c_char = std::ptr::null_mut();
         // SAFETY: the handle is Slurm's, from the running callback; the item is written through
         // pointers to an int and to the address of an array.
         let code =
             unsafe { sys::spank_get_item(self.0, sys::S_JOB_ARGV, &raw mut count, &raw mut list) };
-        if code != 0 || count < 1 || list.is_null() {
-            return None;
-        }
-        // SAFETY: Slurm's array has `count` words, so a first one.
-        let word = unsafe { *list };
-        if word.is_null() {
-            return None;
-        }
-        // SAFETY: each word is a C string, which nobody changes during the callback.
-        let word = unsafe { CStr::from_ptr(word) };
-        Some(OsString::from_vec(word.to_bytes().to_vec()))
+        let count = usize::try_from(count).unwrap_or(0);
+        (code == 0 && count > 0 && !list.is_null()).then_some((list, count))
     }
 
     /// Returns the step's whole environment, `NAME=value` each.
@@ -183,17 +207,17 @@ impl Spank {
     }
 
     /// Tells Slurm of our options.
-    pub fn register_options(&self) -> bool {
-        SPECS.iter().zip(0..).all(|(spec, number)| {
+    pub fn register_options(&self, has_long_names: bool) -> bool {
+        options::names(has_long_names).all(|(name, usage, number, spec)| {
             // C's structure has no const; Slurm copies the strings and changes nothing.
             let value = match spec.has_value {
                 HasValue::No => std::ptr::null(),
                 HasValue::Yes | HasValue::Maybe => spec.value.as_ptr(),
             };
             let mut option = sys::spank_option {
-                name: spec.name.as_ptr().cast_mut(),
+                name: name.as_ptr().cast_mut(),
                 arginfo: value.cast_mut(),
-                usage: spec.usage.as_ptr().cast_mut(),
+                usage: usage.as_ptr().cast_mut(),
                 has_arg: spec.has_value as c_int,
                 val: number,
                 cb: Some(option_given),

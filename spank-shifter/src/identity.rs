@@ -5,6 +5,7 @@
 
 use std::process::Command;
 
+use node_setup::abandoned;
 use serde::Deserialize;
 use shifter_core::config::Config;
 use shifter_core::hostlist::HostSlots;
@@ -15,7 +16,7 @@ use shifter_core::ssh::JobKeys;
 use shifter_core::trusted;
 
 use crate::child::{self, Terms};
-use crate::prolog::{Facts, NodeError, Slurm, Tools, fixed_environment, privileged};
+use crate::prolog::{Facts, NodeError, Slurm, Tools};
 use crate::report;
 use crate::settings::Settings;
 
@@ -32,6 +33,15 @@ pub struct Answer {
     pub user: Identity,
     /// The keys that all nodes of the job have.
     pub ssh: Option<JobKeys>,
+    /// `written` if this node wrote it for the others.
+    source: String,
+}
+
+impl Answer {
+    /// True if this node wrote it for the others, and removes it when the job is over.
+    pub fn is_written_here(&self) -> bool {
+        self.source == "written"
+    }
 }
 
 /// Asks for the job's user, and for its keys if `wants_keys`; nothing if the site shares no state or
@@ -50,7 +60,8 @@ pub fn ask(
     let words = [&*rank, "--ssh"];
     let words = if wants_keys { &words[..] } else { &words[..1] };
     let seconds = 2 * config.shared_state.wait_secs + SECONDS;
-    let output = run(facts, config, settings, tools, (words, seconds))?;
+    let restart = facts.slurm.restart_count();
+    let output = run(facts, config, settings, tools, (restart, (words, seconds)))?;
     let is_fit = |answer: &Answer| {
         let has_keys = answer.ssh.as_ref().is_none_or(JobKeys::is_well_formed);
         answer.user.uid == facts.uid && answer.user.is_well_formed() && has_keys
@@ -64,13 +75,20 @@ pub fn ask(
     }
 }
 
-/// Removes what the job left in the shared state: the task of its first node, of which there is one.
+/// Removes what the job left in the shared state: the task of its first node, of which there is one, and
+/// of whoever wrote it in its place, perhaps after the first node's epilog.
 pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools) {
-    if config.shared_state.path.is_some()
-        && is_first(&hosts(facts).unwrap_or_default(), &facts.slurm)
-    {
+    let manifest = manifest(facts);
+    let hosts = manifest
+        .as_ref()
+        .map_or(&[][..], |manifest| &manifest.hosts);
+    let is_ours = || is_first(hosts, &facts.slurm) || abandoned::wrote_shared(&facts.job);
+    if config.shared_state.path.is_some() && is_ours() {
+        // Where Slurm does not say it, as to a slurmd that is told again, the manifest does.
+        let restart = manifest.map_or(0, |manifest| manifest.restart);
+        let restart = restart.max(facts.slurm.restart_count());
         let request = (&["--forget"][..], FORGET_SECONDS);
-        let _ = run(facts, config, settings, tools, request);
+        let _ = run(facts, config, settings, tools, (restart, request));
     }
 }
 
@@ -83,12 +101,12 @@ fn is_first(hosts: &[HostSlots], slurm: &Slurm) -> bool {
     }
 }
 
-/// Returns the nodes of the manifest with which this one was set up for the job.
-fn hosts(facts: &Facts) -> Option<Vec<HostSlots>> {
+/// Returns the manifest with which this node was set up for the job.
+fn manifest(facts: &Facts) -> Option<JobManifest> {
     let bytes = trusted::read(&layout::manifest_file(&facts.job), manifest::SIZE_LIMIT).ok()?;
     let manifest = JobManifest::parse(&bytes).ok()?;
     manifest.expect(facts.uid, &facts.job).ok()?;
-    Some(manifest.hosts)
+    Some(manifest)
 }
 
 /// Runs the program and returns what it prints; what it complains of goes to the log.
@@ -97,12 +115,12 @@ fn run(
     config: &Config,
     settings: &Settings,
     tools: Tools,
-    (words, seconds): (&[&str], u32),
+    (restart, (words, seconds)): (u32, (&[&str], u32)),
 ) -> Option<Vec<u8>> {
     let complain = |text: &str| {
         (tools.complain)(&format!("shifter: job {}: {text}", facts.job));
     };
-    let finished = command(facts, config, settings, words).and_then(|command| {
+    let finished = command(facts, config, settings, (restart, words)).and_then(|command| {
         let terms = Terms {
             seconds,
             own_group: true,
@@ -126,11 +144,9 @@ fn command(
     facts: &Facts,
     config: &Config,
     settings: &Settings,
-    words: &[&str],
+    (restart, words): (u32, &[&str]),
 ) -> Result<Command, NodeError> {
-    let mut command = privileged(&Program::Identity.path(&config.prefix))?;
-    // Empty where Slurm says nothing, and counted from 0 as in the manifest.
-    let restart: u32 = facts.slurm.restart.parse().unwrap_or(0);
+    let mut command = child::privileged(&Program::Identity.path(&config.prefix))?;
     command.args(settings.config_arg());
     command.args([
         format!("--cluster={}", facts.slurm.cluster_or(config)),
@@ -140,7 +156,7 @@ fn command(
         format!("--gid={}", facts.gid),
     ]);
     command.args(words);
-    Ok(fixed_environment(command))
+    Ok(command)
 }
 
 #[cfg(test)]

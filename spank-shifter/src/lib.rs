@@ -24,6 +24,7 @@ compile_error!("a panic must not end Slurm's processes: build with panic = \"unw
 #[cfg(all(feature = "fault-injection", not(debug_assertions)))]
 compile_error!("fault-injection is for tests and never for what is installed");
 
+mod ccm;
 mod context;
 mod epilog;
 mod identity;

@@ -39,6 +39,7 @@ enum Target {
     Autoshift,
     Ccm,
     Sshd,
+    Entrypoint,
 }
 
 /// An option as Slurm is told of it; its number is its place in [`SPECS`].
@@ -68,7 +69,7 @@ pub enum HasValue {
 
 /// The options, in the order in which `--help` shows them: one line of 80 characters each, that
 /// tells whose they are among those of other plugins.
-pub const SPECS: [Spec; 7] = [
+static SPECS: [Spec; 8] = [
     Spec {
         name: c"image",
         value: c"REF",
@@ -118,7 +119,34 @@ pub const SPECS: [Spec; 7] = [
         usage: c"Shifter: the host as container, on whole nodes",
         target: Target::Ccm,
     },
+    Spec {
+        name: c"entrypoint",
+        value: c"[yes|no]",
+        has_value: HasValue::Maybe,
+        usage: c"Shifter: start commands by the image's entry point",
+        target: Target::Entrypoint,
+    },
 ];
+
+/// Longer names, which the C Shifter's options have where a site wants it: each with the place of the
+/// option in [`SPECS`].
+const LONG_NAMES: [(&CStr, i32, &CStr); 3] = [
+    (c"shifter.image", 0, c"Shifter: the same as --image"),
+    (c"shifter.volume", 2, c"Shifter: the same as --volume"),
+    (c"shifter.module", 4, c"Shifter: the same as --module"),
+];
+
+/// Returns all names of options, as Slurm is told of them: with the line of `--help`, and what they set.
+pub fn names(
+    has_long_ones: bool,
+) -> impl Iterator<Item = (&'static CStr, &'static CStr, i32, &'static Spec)> {
+    let own = SPECS.iter().zip(0..);
+    let own = own.map(|(spec, number)| (spec.name, spec.usage, number, spec));
+    let long = LONG_NAMES.iter().filter(move |_| has_long_ones);
+    let long =
+        long.filter_map(|(name, number, usage)| Some((*name, *usage, *number, spec(*number)?)));
+    own.chain(long)
+}
 
 /// Everything given, in the order given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -135,6 +163,8 @@ pub struct RawOptions {
     pub ccm: bool,
     /// The last `--sshd`.
     pub sshd: Option<bool>,
+    /// The last `--entrypoint`.
+    pub entrypoint: Option<bool>,
     bytes: usize,
 }
 
@@ -148,6 +178,7 @@ impl RawOptions {
             autoshift: None,
             ccm: false,
             sshd: None,
+            entrypoint: None,
             bytes: 0,
         }
     }
@@ -176,6 +207,7 @@ impl RawOptions {
             Target::Autoshift => self.autoshift = Some(switch(value, name)?),
             Target::Ccm => self.ccm = true,
             Target::Sshd => self.sshd = Some(switch(value, name)?),
+            Target::Entrypoint => self.entrypoint = Some(switch(value, name)?),
         }
         Ok(())
     }
@@ -193,6 +225,8 @@ pub struct StepOptions {
     pub image: bool,
     /// The value of `--autoshift`.
     pub autoshift: Option<bool>,
+    /// The value of `--entrypoint`.
+    pub entrypoint: Option<bool>,
 }
 
 impl StepOptions {
@@ -201,6 +235,7 @@ impl StepOptions {
         Self {
             image: false,
             autoshift: None,
+            entrypoint: None,
         }
     }
 
@@ -209,6 +244,7 @@ impl StepOptions {
         match spec(number).map(|spec| spec.target) {
             Some(Target::Image) => self.image = true,
             Some(Target::Autoshift) => self.autoshift = switch(value, "").ok(),
+            Some(Target::Entrypoint) => self.entrypoint = switch(value, "").ok(),
             _ => {}
         }
     }
@@ -223,7 +259,7 @@ fn switch(value: &[u8], name: &'static str) -> Result<bool, OptionError> {
 }
 
 fn spec(number: i32) -> Option<&'static Spec> {
-    const { &SPECS }.get(usize::try_from(number).ok()?)
+    SPECS.get(usize::try_from(number).ok()?)
 }
 
 #[cfg(test)]
@@ -245,6 +281,25 @@ mod tests {
                 "{usage}"
             );
         }
+    }
+
+    #[test]
+    fn longer_names_set_the_same() {
+        let sets = |wanted: &CStr| {
+            let found = names(true).find(|(name, ..)| *name == wanted);
+            found.map(|(.., number, spec)| (number, spec.target))
+        };
+        for (long, short) in [
+            (c"shifter.image", c"image"),
+            (c"shifter.volume", c"volume"),
+            (c"shifter.module", c"module"),
+        ] {
+            assert!(
+                sets(long).is_some() && sets(long) == sets(short),
+                "{long:?}"
+            );
+        }
+        assert_eq!(names(false).count(), SPECS.len());
     }
 
     #[test]
@@ -307,13 +362,18 @@ mod tests {
             options
                 .iter()
                 .for_each(|(number, value)| step.add(*number, value));
-            (step.image, step.autoshift)
+            (step.image, step.autoshift, step.entrypoint)
         };
-        assert_eq!(given(&[]), (false, None));
-        assert_eq!(given(&[(0, b"x"), (4, b"m")]), (true, None));
-        assert_eq!(given(&[(1, b"")]), (false, Some(true)));
-        assert_eq!(given(&[(1, b"no"), (9, b"")]), (false, Some(false)));
-        assert_eq!(given(&[(1, b"\xff")]), (false, None));
+        assert_eq!(given(&[]), (false, None, None));
+        assert_eq!(given(&[(0, b"x"), (4, b"m")]), (true, None, None));
+        assert_eq!(given(&[(1, b"")]), (false, Some(true), None));
+        assert_eq!(given(&[(1, b"no"), (9, b"")]), (false, Some(false), None));
+        assert_eq!(given(&[(1, b"\xff")]), (false, None, None));
+        assert_eq!(
+            given(&[(7, b""), (1, b"")]),
+            (false, Some(true), Some(true))
+        );
+        assert_eq!(given(&[(7, b"no")]), (false, None, Some(false)));
     }
 
     proptest! {

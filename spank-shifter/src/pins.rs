@@ -11,6 +11,8 @@
 //!                                                    absent if there are none
 //! SHIFTER_AUTOSHIFT     1                            tasks run inside; absent if they do not
 //! SHIFTER_CCM           1                            the host's own environment; the id is no image's
+//! SHIFTER_ENTRYPOINT    1                            commands are started by the image's entry point; 0: those
+//!                                                    of this step are not; absent if the job's are not
 //! ```
 //!
 //! `sbatch` sets them for the job; Slurm shows them to a node's prolog as `SPANK_SHIFTER_…`, to
@@ -34,10 +36,12 @@ const MODULE: &str = "SHIFTER_MODULE";
 const AUTOSHIFT: &str = "SHIFTER_AUTOSHIFT";
 const CCM: &str = "SHIFTER_CCM";
 const SSHD: &str = "SHIFTER_SSHD";
+/// Whether commands are started by the image's entry point.
+pub const ENTRYPOINT: &str = "SHIFTER_ENTRYPOINT";
 
 /// All of them.
-pub const NAMES: [&str; 8] = [
-    IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM, SSHD,
+pub const NAMES: [&str; 9] = [
+    IMAGE, IMAGE_TYPE, REQUEST, VOLUME, MODULE, AUTOSHIFT, CCM, SSHD, ENTRYPOINT,
 ];
 
 /// Returns the name under which srun tells a step of its own what in a job it was given: Slurm keeps
@@ -105,6 +109,16 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// True if a job's root, with these pins, is word for word what a step's pins ask for.
+    pub fn is_same(&self, step: &Self) -> bool {
+        let has_modes = (self.modes.ccm || !step.modes.ccm)
+            && (self.modes.ssh == Some(true) || step.modes.ssh != Some(true));
+        has_modes
+            && self.id == step.id
+            && self.modules == step.modules
+            && self.volumes.signature() == step.volumes.signature()
+    }
+
     /// Pins the host's own environment: an id that no image has, and no module.
     pub fn of_host() -> Option<Self> {
         Some(Self {
@@ -128,9 +142,10 @@ impl Pins {
             (REQUEST, Some(self.request.clone())),
             (VOLUME, some(self.volumes.signature())),
             (MODULE, some(self.modules.join(","))),
-            (AUTOSHIFT, self.modes.autoshift.then(|| "1".to_owned())),
-            (CCM, self.modes.ccm.then(|| "1".to_owned())),
+            (AUTOSHIFT, on(self.modes.autoshift)),
+            (CCM, on(self.modes.ccm)),
             (SSHD, self.modes.ssh.map(|on| u8::from(on).to_string())),
+            (ENTRYPOINT, on(self.modes.entrypoint)),
         ]
     }
 
@@ -168,6 +183,8 @@ impl Pins {
                 "0" => Some(false),
                 _ => Some(switch(SSHD)?),
             },
+            // 0 is what a step is told that does without its job's.
+            entrypoint: value(ENTRYPOINT)? != "0" && switch(ENTRYPOINT)?,
         };
         let modules = value(MODULE)?;
         Ok(Some(Self {
@@ -178,6 +195,11 @@ impl Pins {
             modes,
         }))
     }
+}
+
+/// Returns the value of a variable that is there or not.
+fn on(is_on: bool) -> Option<String> {
+    is_on.then(|| "1".to_owned())
 }
 
 /// Reads a user's volume maps.
@@ -226,6 +248,7 @@ pub mod tests {
             modes: Modes {
                 autoshift: true,
                 ssh: Some(true),
+                entrypoint: true,
                 ..Modes::default()
             },
         }
@@ -288,6 +311,7 @@ pub mod tests {
             (MODULE, "$(reboot)"),
             (AUTOSHIFT, "0"),
             (CCM, "yes"),
+            (ENTRYPOINT, "/bin/sh"),
         ];
         for (name, value) in table {
             let mut env = written(&sample());

@@ -4,24 +4,26 @@
 //! written is judged again. A user's mistake is recorded for the job's tasks to report, and the
 //! prolog succeeds: its failure would take the node out of service. A node's failure does that.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::cell::Cell;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use node_setup::abandoned;
 use node_setup::supervised::{self, SetupError, Subject};
 use shifter_core::config::{Config, ConfigError};
 use shifter_core::exit::ExitCode;
-use shifter_core::hostlist::{self, HostError, HostSlots};
+use shifter_core::hostlist::{self, HostError};
 use shifter_core::identity::{Group, Identity};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{JOB_ROOT, Program};
 use shifter_core::manifest::{JobManifest, ManifestError, ResolvedImage, SCHEMA};
+use shifter_core::sanitize;
 use shifter_core::ssh::JobKeys;
-use shifter_core::{sanitize, trusted};
+use shifter_core::trusted::TrustError;
 use thiserror::Error;
 
-use crate::child::{ChildError, Finished, Terms};
+use crate::ccm;
+use crate::child::{self, ChildError, Finished, Terms};
 use crate::identity;
 use crate::pins::{PinError, Pins};
 use crate::report;
@@ -30,9 +32,6 @@ use crate::ssh::Ssh;
 
 /// Nodes that a job may have.
 const HOST_LIMIT: usize = 1 << 16;
-
-/// CPUs that the kernel can have (NR_CPUS).
-const MOST_CPUS: usize = 8192;
 
 /// What Slurm itself says about a job.
 #[derive(Debug)]
@@ -67,10 +66,14 @@ impl Slurm {
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Self {
         // 22.05 sets only the first of the two in a prolog.
         let nodes = get("SLURM_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"));
+        let jobs = nodes.zip(get("SLURM_JOB_CPUS_PER_NODE"));
+        // A step that was started from outside of its job is told of its own nodes alone.
+        let steps = || get("SLURM_STEP_NODELIST").zip(get("SLURM_STEP_TASKS_PER_NODE"));
+        let (nodes, cpus) = jobs.or_else(steps).unwrap_or_default();
         Self {
             cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
-            nodes: nodes.unwrap_or_default(),
-            cpus: get("SLURM_JOB_CPUS_PER_NODE").unwrap_or_default(),
+            nodes,
+            cpus,
             restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
             node: get("SLURMD_NODENAME"),
         }
@@ -97,6 +100,11 @@ impl Slurm {
 }
 
 impl Slurm {
+    /// Returns how often the job was started before; 0 where Slurm says nothing, as it does then.
+    pub fn restart_count(&self) -> u32 {
+        self.restart.parse().unwrap_or(0)
+    }
+
     /// Returns how many nodes the job has; 0 if Slurm does not say it in a way that is understood.
     pub fn count(&self) -> usize {
         hostlist::with_slots(&self.nodes, &self.cpus, HOST_LIMIT).map_or(0, |hosts| hosts.len())
@@ -147,6 +155,9 @@ pub enum NodeError {
     /// The site's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Others than root could have changed a program of the suite, or it is not there.
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
     /// The user cannot be looked up.
     #[error(transparent)]
     Account(#[from] node_setup::error::Error),
@@ -197,7 +208,7 @@ pub fn run(
     tools: Tools,
 ) -> Result<Outcome, NodeError> {
     let config = Config::open_trusted(settings.config())?;
-    let mut command = privileged(&Program::SetupRoot.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::SetupRoot.path(&config.prefix))?;
     command.args(settings.config_args());
     command.args([
         "--spool-dir",
@@ -210,7 +221,12 @@ pub fn run(
         facts.job.as_str(),
     ]);
     let ssh = Ssh::wanted(&config, &facts.slurm, &pins);
-    let known = || identity::ask(&facts, &config, settings, tools, ssh.is_shared());
+    let is_writer = Cell::new(false);
+    let known = || {
+        let answer = identity::ask(&facts, &config, settings, tools, ssh.is_shared())?;
+        is_writer.set(answer.is_written_here());
+        Some(answer)
+    };
     let keys = |user: &Identity, shared| ssh.keys(&config, user, shared, tools.ready);
     let input = match describe_for(&facts, pins, &config, known, keys)? {
         Ok(manifest) => {
@@ -232,8 +248,14 @@ pub fn run(
         root: JOB_ROOT,
         manifest: &input,
     };
-    let command = (tools.ready)(fixed_environment(command));
-    match supervised::run(command, subject, terms, &config) {
+    let command = (tools.ready)(command);
+    let ended = supervised::run(command, subject, terms, &config);
+    if is_writer.get()
+        && let Err(error) = abandoned::note_shared(&facts.job)
+    {
+        (tools.complain)(&format!("shifter: {}", error.chain()));
+    }
+    match ended {
         Ok(finished) => outcome(&finished),
         Err(SetupError::Blamed(mistake)) => Ok(Outcome::UsersMistake(mistake)),
         Err(error) => Err(error.into()),
@@ -249,21 +271,6 @@ pub fn spool_dir(config: &Config, node: Option<&str>) -> String {
     // Part of a path that root opens: nothing but a name.
     let node = node.filter(|name| hostlist::is_host_name(name));
     dir.replace("%n", node.unwrap_or(host)).replace("%h", host)
-}
-
-/// Prepares to run a program as root: one that only root can have put where it is.
-pub fn privileged(program: &Path) -> Result<Command, ConfigError> {
-    Ok(Command::new(trusted::audit(program, &[0])?))
-}
-
-/// Gives a privileged program an environment in which nothing is anybody's but ours.
-pub fn fixed_environment(mut command: Command) -> Command {
-    command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C.UTF-8");
-    command.current_dir("/");
-    command
 }
 
 /// Looks the user up on this node and writes the manifest.
@@ -313,25 +320,21 @@ fn manifest(
     created: u64,
 ) -> Result<Vec<u8>, Mistake> {
     let Slurm {
-        nodes,
-        cpus,
-        restart,
-        node,
-        ..
+        nodes, cpus, node, ..
     } = &facts.slurm;
     if pins.modes.autoshift && !config.slurm.permits_autoshift(&pins.request) {
         return Err(Mistake::Autoshift(pins.request));
     }
     let hosts = hostlist::with_slots(nodes, cpus, HOST_LIMIT)?;
     if pins.modes.ccm {
-        check_ccm(config, &hosts, node.as_deref(), cores())?;
+        ccm::check(config, &hosts, node.as_deref())?;
     }
     let volumes = pins.volumes.signature();
     let manifest = JobManifest {
         schema: SCHEMA,
         cluster: facts.slurm.cluster_or(config).to_owned(),
         job: facts.job.clone(),
-        restart: restart.parse().unwrap_or(0),
+        restart: facts.slurm.restart_count(),
         user,
         image: ResolvedImage {
             id: pins.id,
@@ -349,39 +352,6 @@ fn manifest(
         ssh,
     };
     Ok(manifest.to_bytes()?)
-}
-
-/// Insists that the site gives out the host's own environment, and that the job has the node for itself.
-/// Slurm does not say that in a prolog; a job that has as many CPUs as there are cores has them all.
-fn check_ccm(
-    config: &Config,
-    hosts: &[HostSlots],
-    node: Option<&str>,
-    cores: usize,
-) -> Result<(), Mistake> {
-    if !config.slurm.ccm {
-        return Err(Mistake::Ccm("this site does not allow it"));
-    }
-    let own = hosts.iter().find(|host| Some(host.name.as_str()) == node);
-    match own {
-        Some(host) if host.slots as usize >= cores => Ok(()),
-        _ => Err(Mistake::Ccm("the job has not the whole node (--exclusive)")),
-    }
-}
-
-/// Counts this node's cores.
-fn cores() -> usize {
-    let read = |cpu: usize| {
-        let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
-        std::fs::read_to_string(file).ok()
-    };
-    let cores: BTreeSet<String> = (0..MOST_CPUS).map_while(read).collect();
-    // Machines that do not tell, or have lost their first CPU, are taken for larger ones.
-    if cores.is_empty() {
-        MOST_CPUS
-    } else {
-        cores.len()
-    }
 }
 
 /// Makes the job's group the primary one: `newgrp` before `sbatch` changes it for the job.
@@ -408,6 +378,7 @@ fn outcome(finished: &Finished) -> Result<Outcome, NodeError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
     use std::process::ExitStatus;
 
     use super::*;
@@ -478,20 +449,6 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_environment_is_for_whole_nodes() {
-        let judge = |site: &str, node: &str, cores: usize| {
-            let config = Config::parse(site, Path::new("/x")).unwrap();
-            let hosts = hostlist::with_slots("n[1-2]", "8,2", HOST_LIMIT).unwrap();
-            check_ccm(&config, &hosts, Some(node), cores).is_ok()
-        };
-        let on = "[slurm]\nccm = true";
-        assert!(judge(on, "n1", 8) && judge(on, "n1", 4) && judge(on, "n2", 2));
-        assert!(!judge(on, "n1", 9) && !judge(on, "n2", 8) && !judge(on, "n3", 1));
-        assert!(!judge("", "n1", 8));
-        assert!(cores() > 0);
-    }
-
-    #[test]
     fn the_spool_directory_is_this_nodes() {
         let config = Config::parse("[slurm]\nspool_dir = '/a/%n/b'", Path::new("/x")).unwrap();
         assert_eq!(spool_dir(&config, Some("n7")), "/a/n7/b");
@@ -519,6 +476,11 @@ mod tests {
         let read = JobManifest::parse(&bytes).unwrap();
         assert_eq!((read.cluster.as_str(), read.restart), ("cluster", 0));
         assert_eq!(read.hosts.len(), 1);
+        let steps = [
+            ("SLURM_STEP_NODELIST", "n[3-4]"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2)"),
+        ];
+        assert_eq!(facts(&steps).slurm.count(), 2);
     }
 
     #[test]

@@ -2,19 +2,8 @@
 
 use std::error::Error;
 
+pub use shifter_core::chain::line as chain;
 use shifter_core::sanitize;
-
-/// Writes an error and its causes on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
 
 /// Writes an error as the lines a user sees: the message, what belongs to it, and the way out.
 pub fn lines(error: &dyn Error, hint: Option<String>) -> Vec<String> {
@@ -34,7 +23,7 @@ mod tests {
         let error = SubmitError::NoImage;
         let hint = error.hint();
         let expected = [
-            "shifter: cannot use --volume, --module, --autoshift or --sshd without --image",
+            "shifter: cannot use --volume, --module, --autoshift, --entrypoint or --sshd without --image",
             "hint: add --image=REF",
         ];
         assert_eq!(lines(&error, hint), expected);

@@ -6,9 +6,14 @@
 //! task, as the user              settle   verify; the environment as for `shifter COMMAND`
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use node_setup::entry;
 use node_setup::error::Error;
+use node_setup::launch;
 use node_setup::prepared::Prepared;
 use node_setup::task;
 use shifter_core::config::Config;
@@ -26,6 +31,17 @@ pub struct Shift {
     meta: ImageMeta,
     config: Config,
     uid: u32,
+    /// What starts the tasks' commands, if anything does.
+    entry: Vec<Vec<u8>>,
+}
+
+/// What becomes of a task that is inside.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// What changes in its environment.
+    pub changes: Vec<Change>,
+    /// What Slurm is to execute instead of the command, with the same arguments.
+    pub program: Option<&'static str>,
 }
 
 /// A variable, and its value unless it is to be removed.
@@ -40,6 +56,7 @@ impl Shift {
         job: &JobId,
         root: &str,
         uid: u32,
+        starts_by_entry: bool,
         settings: &Settings,
     ) -> Result<Self, Vec<String>> {
         let config = Config::open_trusted(settings.config());
@@ -57,7 +74,9 @@ impl Shift {
         }
         let meta = ImageMeta::parse(&prepared.meta);
         let meta = meta.map_err(|error| vec![format!("shifter: image '{shown}': {error}")])?;
+        let entry = meta.entry.clone().filter(|_| starts_by_entry);
         Ok(Self {
+            entry: entry.unwrap_or_default(),
             prepared,
             meta,
             config,
@@ -73,16 +92,17 @@ impl Shift {
         task::enter(&self.prepared).map_err(|error| told(&error))
     }
 
-    /// Verifies what the task is, and returns what changes in its environment. `script` is what Slurm
-    /// will run, where it made that itself.
+    /// Verifies what the task is, and returns what is to change about it. `command` is what
+    /// Slurm will run; a batch script it has made itself.
     ///
     /// # Errors
     /// The lines with which the task is to fail.
     pub fn settle(
         &self,
         given: &[Vec<u8>],
-        script: Option<PathBuf>,
-    ) -> Result<Vec<Change>, Vec<String>> {
+        command: &[OsString],
+        is_batch: bool,
+    ) -> Result<Settled, Vec<String>> {
         let given = pairs(given);
         let wanted = task::settle(
             &self.prepared,
@@ -91,12 +111,62 @@ impl Shift {
             self.uid,
             given.clone(),
         );
-        let wanted = wanted.map_err(|error| told(&error))?;
-        match script {
-            Some(script) if !script.exists() => Err(hidden(&script)),
-            _ => Ok(changes(&given, wanted)),
+        let mut wanted = wanted.map_err(|error| told(&error))?;
+        let script = command.first().map(Path::new).filter(|_| is_batch);
+        if let Some(script) = script.filter(|script| !script.exists()) {
+            return Err(hidden(script));
         }
+        let program = self.entry_starts(command, &mut wanted)?;
+        Ok(Settled {
+            changes: changes(&given, wanted),
+            program,
+        })
     }
+
+    /// Lets the image's entry point start the command, where it is to.
+    fn entry_starts(
+        &self,
+        command: &[OsString],
+        environment: &mut Vec<Pair>,
+    ) -> Result<Option<&'static str>, Vec<String>> {
+        let Some(program) = command.first().filter(|_| !self.entry.is_empty()) else {
+            return Ok(None);
+        };
+        let refused = |reason: &str| {
+            let message = "cannot start the task by the image's entry point";
+            vec![format!("shifter: {message}: {reason}")]
+        };
+        if is_programs(command, environment) {
+            return Err(refused("with --multi-prog each has a program of its own"));
+        }
+        if !Path::new(entry::STARTER).exists() {
+            return Err(refused(&format!("'{}' is not there", entry::STARTER)));
+        }
+        environment.push(entry::tell(&self.entry, program.as_bytes()));
+        Ok(Some(entry::STARTER))
+    }
+}
+
+/// True of the two words by which Slurm tells a step of `--multi-prog`: a file's name and what is in it.
+/// What the tasks execute it does not tell then, and it is not to be changed.
+fn is_programs(command: &[OsString], environment: &[Pair]) -> bool {
+    let [file, text] = command else {
+        return false;
+    };
+    let lines = text.as_bytes().split(|byte| *byte == b'\n');
+    let mut firsts = lines.filter_map(|line| line.trim_ascii_start().first());
+    let has_ranks = firsts
+        .find(|first| **first != b'#')
+        .is_some_and(|first| first.is_ascii_digit() || *first == b'*');
+    // A command that is not there fails either way.
+    has_ranks && (!launch::is_found(file.as_bytes(), environment) || holds(Path::new(file), text))
+}
+
+/// True of a file with this text in it.
+fn holds(file: &Path, text: &OsStr) -> bool {
+    let is_long = |meta: fs::Metadata| meta.is_file() && meta.len() == text.len() as u64;
+    fs::metadata(file).is_ok_and(is_long)
+        && fs::read(file).is_ok_and(|found| found == text.as_bytes())
 }
 
 /// Says that the site has not told where Slurm keeps batch scripts.
@@ -156,6 +226,21 @@ mod tests {
             (b"E".to_vec(), Some(b"6".to_vec())),
         ];
         assert_eq!(changes(&given, wanted), expected);
+    }
+
+    #[test]
+    fn several_programs_are_told_from_a_command() {
+        let environment = [(b"PATH".to_vec(), b"/bin".to_vec())];
+        let is = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            is_programs(&words, &environment)
+        };
+        assert!(is(&["no-such-file", "# all\n\n* hostname\n"]));
+        assert!(is(&["no-such-file", "0,2-3 echo"]));
+        assert!(!is(&["sh", "0 echo"]));
+        assert!(!is(&["no-such-file", "x"]));
+        assert!(!is(&["no-such-file", "0 a", "b"]));
+        assert!(!is(&["no-such-file"]));
     }
 
     #[test]

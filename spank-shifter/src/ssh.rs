@@ -1,21 +1,23 @@
 //! ssh between the nodes of a job: whose keys it gets, and when its servers start.
 
+use std::fs::File;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use node_setup::abandoned;
 use node_setup::error::Error;
 use node_setup::ssh::keys;
 use shifter_core::config::{Config, SshJobs};
 use shifter_core::identity::Identity;
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, FAILURE_LIMIT, Program};
-use shifter_core::manifest::{self, JobManifest};
+use shifter_core::manifest::{self, JobManifest, Modes};
 use shifter_core::ssh::JobKeys;
 use shifter_core::{sanitize, trusted};
 
 use crate::child::{self, Finished, Terms};
 use crate::pins::{PinError, Pins};
-use crate::prolog::{Mistake, NodeError, Slurm, fixed_environment, privileged};
+use crate::prolog::{Mistake, NodeError, Slurm};
 use crate::settings::Settings;
 
 /// Number of the step in which Slurm keeps what belongs to a job and to none of its steps.
@@ -28,6 +30,13 @@ const SECONDS: u32 = 10;
 /// often it looks.
 const PATIENCE: Duration = Duration::from_secs(2 + SECONDS as u64);
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long it waits for the extern step itself: Slurm starts no other step before that has begun.
+const HEADSTART: Duration = Duration::from_millis(500);
+
+/// What the user is told where Slurm makes none.
+const NO_EXTERN_STEP: &[u8] =
+    b"no ssh on this node: Slurm makes no extern step (PrologFlags=Contain)";
 
 /// Whether a job's nodes are to reach one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +56,16 @@ pub enum Ssh {
 impl Ssh {
     /// Decides it.
     pub fn wanted(config: &Config, slurm: &Slurm, pins: &Result<Pins, PinError>) -> Self {
-        let asked = pins.as_ref().ok().and_then(|pins| pins.modes.ssh);
+        let modes = pins.as_ref().map(|pins| pins.modes).unwrap_or_default();
         let has_several = slurm.count() != 1;
-        match (config.ssh.enable, asked) {
-            (SshJobs::Off, Some(true)) => Self::Refused,
-            (_, Some(false)) | (SshJobs::Off | SshJobs::Ask, None) => Self::No,
-            (_, Some(true)) if has_several => Self::Demanded,
-            (SshJobs::Always, None) if has_several => Self::BetweenNodes,
-            _ => Self::OneNode,
+        match modes.ssh {
+            Some(true) if config.ssh.enable == SshJobs::Off => Self::Refused,
+            Some(true) if has_several => Self::Demanded,
+            Some(true) => Self::OneNode,
+            None if !comes_unasked(config, modes) => Self::No,
+            None if has_several => Self::BetweenNodes,
+            None => Self::OneNode,
+            Some(false) => Self::No,
         }
     }
 
@@ -81,6 +92,16 @@ impl Ssh {
     }
 }
 
+/// True of jobs that have ssh although they do not ask for it: a cluster of hosts has it, and so has
+/// what is taken for one.
+pub fn comes_unasked(config: &Config, modes: Modes) -> bool {
+    match config.ssh.enable {
+        SshJobs::Off => false,
+        SshJobs::Ask => modes.ccm,
+        SshJobs::Always => true,
+    }
+}
+
 /// Blames the job for keys that the program of its user's did not make: nobody takes a node out of
 /// service by stopping it.
 fn own(made: Result<JobKeys, Error>) -> Result<Result<Option<JobKeys>, Mistake>, NodeError> {
@@ -103,7 +124,7 @@ pub fn start(
         return Ok(None);
     }
     let config = Config::open_trusted(settings.config())?;
-    let mut command = privileged(&Program::StartSshd.path(&config.prefix))?;
+    let mut command = child::privileged(&Program::StartSshd.path(&config.prefix))?;
     command.args(settings.config_arg());
     command.arg(format!("--expect-uid={uid}")).arg(job.as_str());
     let terms = Terms {
@@ -111,7 +132,7 @@ pub fn start(
         own_group: true,
         shows_stderr: false,
     };
-    let finished: Finished = child::run(ready(fixed_environment(command)), b"", terms)?;
+    let finished: Finished = child::run(ready(command), b"", terms)?;
     if finished.status.success() {
         Ok(finished.messages(1).pop())
     } else {
@@ -128,18 +149,26 @@ pub fn complaint(job: &JobId) -> Option<String> {
     }
     let file = layout::ssh_file(job);
     let told = file.with_extension("told");
-    let deadline = Instant::now() + PATIENCE;
+    let start = Instant::now();
     let reason = loop {
+        let patience = match abandoned::had_extern(job) {
+            true => PATIENCE,
+            false => HEADSTART,
+        };
         match trusted::read(&file, FAILURE_LIMIT) {
             Ok(reason) => break reason,
             Err(_) if told.exists() => return None,
-            // The extern step begins before any other, and is not waited for by Slurm.
-            Err(_) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
+            Err(_) if start.elapsed() < patience => std::thread::sleep(INTERVAL),
+            Err(_) if patience == HEADSTART => break NO_EXTERN_STEP.to_vec(),
             Err(_) => break b"no ssh on this node: its server has not started".to_vec(),
         }
     };
-    // Whoever of several steps moves the file tells it.
-    let is_ours = !reason.is_empty() && (!file.exists() || std::fs::rename(&file, &told).is_ok());
+    // Whoever of several steps moves the file, or makes the one that is missing, tells it.
+    let is_first = || match file.exists() {
+        true => std::fs::rename(&file, &told).is_ok(),
+        false => File::create_new(&told).is_ok(),
+    };
+    let is_ours = !reason.is_empty() && is_first();
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy();
     is_ours.then(|| format!("shifter: {host}: {}", sanitize::bytes(&reason)))
@@ -172,7 +201,7 @@ mod tests {
 
     #[test]
     fn who_asks_is_not_left_without() {
-        let wanted = |enable: &str, asked, nodes: &str| {
+        let of = |enable: &str, asked, nodes: &str, ccm| {
             let text = format!("[ssh]\nenable = '{enable}'");
             let config = Config::parse(&text, Path::new("/x")).unwrap();
             let slurm = Slurm {
@@ -182,6 +211,7 @@ mod tests {
             };
             let mut pins = sample();
             pins.modes.ssh = asked;
+            pins.modes.ccm = ccm;
             let ssh = Ssh::wanted(&config, &slurm, &Ok(pins));
             let user = Identity::from_passwd_line("a:x:5:5::/:/bin/sh", 5).unwrap();
             let without = match ssh {
@@ -194,6 +224,7 @@ mod tests {
             };
             (ssh, without)
         };
+        let wanted = |enable: &str, asked, nodes: &str| of(enable, asked, nodes, false);
         let table = [
             ("off", None, "n1", Ssh::No, Some(true)),
             ("off", Some(false), "n1", Ssh::No, Some(true)),
@@ -210,6 +241,18 @@ mod tests {
         for (enable, asked, nodes, expected, starts) in table {
             let found = wanted(enable, asked, nodes);
             assert_eq!(found, (expected, starts), "{enable} {asked:?} {nodes}");
+        }
+        // What is taken for a cluster of hosts has it where the site has it at all.
+        let table = [
+            ("off", None, Ssh::No),
+            ("ask", None, Ssh::BetweenNodes),
+            ("ask", Some(true), Ssh::Demanded),
+            ("ask", Some(false), Ssh::No),
+            ("always", None, Ssh::BetweenNodes),
+        ];
+        for (enable, asked, expected) in table {
+            let (found, _) = of(enable, asked, "n[1-2]", true);
+            assert_eq!(found, expected, "{enable} {asked:?} with ccm");
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::process::Command;
 
 use node_setup::supervised::{self, Subject};
-use shifter_core::config::Config;
+use shifter_core::config::{Config, SshJobs};
 use shifter_core::ids::JobId;
 use shifter_core::layout::{self, Program};
 use shifter_core::manifest::{self, JobManifest, ResolvedImage};
@@ -20,6 +20,7 @@ use crate::pins::Pins;
 use crate::prolog::{self, Facts, NodeError};
 use crate::report;
 use crate::settings::Settings;
+use crate::submit::SubmitError;
 
 /// Steps with numbers above are Slurm's own (SLURM_MAX_NORMAL_STEP_ID).
 const LAST_STEP: u32 = 0xffff_fff0;
@@ -34,6 +35,21 @@ pub fn is_jobs(job: &Pins, own: &Pins, config: &Config) -> bool {
     job.id == own.id
         && job.volumes.signature() == own.volumes.signature()
         && (job.modules == named(own) || named(job) == named(own))
+}
+
+/// Returns why a step cannot have in its job what it asks for. Where srun knows the job it says so
+/// itself.
+pub fn misfit(job: Option<&Pins>, own: &Pins, config: &Config) -> Option<SubmitError> {
+    let has_ccm = job.is_some_and(|job| job.modes.ccm);
+    let is_always = config.ssh.enable == SshJobs::Always;
+    let has_ssh = job.is_some_and(|job| job.modes.ssh.unwrap_or(is_always));
+    if own.modes.ccm && !has_ccm {
+        Some(SubmitError::CcmStep)
+    } else if own.modes.ssh == Some(true) && !has_ssh {
+        Some(SubmitError::NoSshInJob)
+    } else {
+        None
+    }
 }
 
 /// Makes the root of a step and returns its name.
@@ -66,7 +82,7 @@ pub fn set_up(
     let run = || -> Result<Result<child::Finished, Vec<String>>, NodeError> {
         let config = Config::open_trusted(settings.config())?;
         let node = facts.slurm.node.as_deref();
-        let mut command = prolog::privileged(&Program::SetupRoot.path(&config.prefix))?;
+        let mut command = child::privileged(&Program::SetupRoot.path(&config.prefix))?;
         command.args(settings.config_args());
         command.args([
             "--root",
@@ -85,7 +101,7 @@ pub fn set_up(
             own_group: true,
             shows_stderr: false,
         };
-        let command = ready(prolog::fixed_environment(command));
+        let command = ready(command);
         let subject = Subject {
             job: &facts.job,
             root: &name,
@@ -177,5 +193,37 @@ mod tests {
             ..sample()
         };
         assert!(!is_jobs(&sample(), &other, &config));
+        assert!(sample().is_same(&sample()) && !sample().is_same(&other));
+        assert!(!sample().is_same(&with(&["gpu"])));
+    }
+
+    #[test]
+    fn a_step_cannot_make_its_job_another() {
+        let with = |ccm: bool, ssh: Option<bool>| {
+            let mut pins = sample();
+            (pins.modes.ccm, pins.modes.ssh) = (ccm, ssh);
+            pins
+        };
+        let plain = with(false, None);
+        for (job, own, enable, fits) in [
+            (Some(&plain), with(false, None), "ask", true),
+            (None, with(false, None), "ask", true),
+            (Some(&plain), with(true, None), "ask", false),
+            (Some(&with(true, None)), with(true, None), "ask", true),
+            (Some(&plain), with(false, Some(true)), "ask", false),
+            (Some(&plain), with(false, Some(true)), "always", true),
+            (Some(&plain), with(false, Some(false)), "ask", true),
+            (
+                Some(&with(false, Some(true))),
+                with(false, Some(true)),
+                "ask",
+                true,
+            ),
+            (None, with(false, Some(true)), "always", false),
+        ] {
+            let config = Config::parse(&format!("[ssh]\nenable = '{enable}'"), Path::new("/x"));
+            let found = misfit(job, &own, &config.unwrap());
+            assert_eq!(found.is_none(), fits, "{job:?} {own:?} {enable}");
+        }
     }
 }

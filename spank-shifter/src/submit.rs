@@ -23,7 +23,7 @@ use crate::child::{self, ChildError, Terms};
 use crate::options::RawOptions;
 use crate::pins::{self, PinError, Pins};
 use crate::settings::Settings;
-use crate::steps;
+use crate::{ssh, steps};
 
 /// Says why a job is not submitted.
 #[derive(Debug, Error)]
@@ -32,7 +32,7 @@ pub enum SubmitError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Volumes, modules or switches without an image.
-    #[error("cannot use --volume, --module, --autoshift or --sshd without --image")]
+    #[error("cannot use --volume, --module, --autoshift, --entrypoint or --sshd without --image")]
     NoImage,
     /// The image reference is malformed.
     #[error("cannot understand image '{}'", sanitize::text(.text))]
@@ -58,7 +58,9 @@ pub enum SubmitError {
     #[error("cannot use --ccm: this site does not allow it")]
     NoCcm,
     /// The host's own environment and something that is put into an image.
-    #[error("cannot use --ccm together with --image, --volume, --module or --autoshift")]
+    #[error(
+        "cannot use --ccm together with --image, --volume, --module, --autoshift or --entrypoint"
+    )]
     CcmAndImage,
     /// A step cannot change what its job is.
     #[error("cannot use --ccm for a step: it is for whole jobs")]
@@ -150,6 +152,7 @@ pub struct Request {
     autoshift: Option<bool>,
     ccm: bool,
     sshd: Option<bool>,
+    entrypoint: Option<bool>,
 }
 
 impl Request {
@@ -173,12 +176,13 @@ impl Request {
             autoshift: raw.autoshift,
             ccm: false,
             sshd: raw.sshd,
+            entrypoint: raw.entrypoint,
         })
     }
 
     fn check_ccm(raw: &RawOptions, config: &Config) -> Result<Self, SubmitError> {
-        let has_image = raw.image.is_some() || raw.autoshift.is_some();
-        if has_image || !raw.volumes.is_empty() || !raw.modules.is_empty() {
+        let asks_image = raw.image.is_some() || raw.autoshift.is_some() || raw.entrypoint.is_some();
+        if asks_image || !raw.volumes.is_empty() || !raw.modules.is_empty() {
             return Err(SubmitError::CcmAndImage);
         }
         if !config.slurm.ccm {
@@ -192,6 +196,7 @@ impl Request {
             autoshift: None,
             ccm: true,
             sshd: raw.sshd,
+            entrypoint: None,
         })
     }
 
@@ -232,6 +237,7 @@ impl Request {
             modes: Modes {
                 autoshift,
                 ssh,
+                entrypoint: self.entrypoint.unwrap_or_default(),
                 ..Modes::default()
             },
         })
@@ -257,8 +263,8 @@ impl Request {
             Some(other) => (tools.resolve(&other)?, other.canonical()),
             None => (job.id, job.request),
         };
-        let site_decides = tools.config.ssh.enable == SshJobs::Always;
-        if asks_ssh && !job.modes.ssh.unwrap_or(site_decides) {
+        let unasked = ssh::comes_unasked(tools.config, job.modes);
+        if asks_ssh && !job.modes.ssh.unwrap_or(unasked) {
             return Err(SubmitError::NoSshInJob);
         }
         if self.autoshift == Some(true) && !tools.config.slurm.permits_autoshift(&request) {
@@ -281,6 +287,7 @@ impl Request {
             modes: Modes {
                 autoshift: self.autoshift.unwrap_or(job.modes.autoshift),
                 ccm: job.modes.ccm && is_jobs,
+                entrypoint: self.entrypoint.unwrap_or(job.modes.entrypoint),
                 ..job.modes
             },
         };

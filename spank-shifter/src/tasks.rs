@@ -112,6 +112,21 @@ impl Step {
         }
     }
 
+    /// Returns whether the image's entry point starts the step's commands, which the step may have
+    /// been told otherwise than its job, and lets its tasks know.
+    pub fn given_entrypoint(&mut self, given: Option<bool>) -> bool {
+        let Some(pins) = self.pins.as_mut().filter(|pins| !pins.modes.ccm) else {
+            return false;
+        };
+        pins.modes.entrypoint = given.unwrap_or(pins.modes.entrypoint);
+        self.env = pins.to_env().into();
+        // Its job's is there under Slurm's name for it.
+        if given == Some(false) {
+            self.env.push((pins::ENTRYPOINT, Some("0".to_owned())));
+        }
+        pins.modes.entrypoint
+    }
+
     /// Refuses tasks with these lines.
     pub fn refused(refusal: Vec<String>) -> Self {
         Self {
@@ -221,6 +236,25 @@ mod tests {
             assert_eq!(step.env, Vec::from(sample().to_env()));
             assert!(step.pins.is_some() && step.refusal.is_empty(), "{step:?}");
         }
+    }
+
+    #[test]
+    fn a_step_can_do_without_its_jobs_entry_point() {
+        let table = [
+            (None, true, "1"),
+            (Some(true), true, "1"),
+            (Some(false), false, "0"),
+        ];
+        for (given, expected, told) in table {
+            let mut step = Step::of(sample());
+            assert_eq!(step.given_entrypoint(given), expected, "{given:?}");
+            let mut known = step.env.iter().rev();
+            let known = known.find(|(name, _)| *name == pins::ENTRYPOINT);
+            assert_eq!(known, Some(&(pins::ENTRYPOINT, Some(told.to_owned()))));
+        }
+        assert!(!Step::default().given_entrypoint(Some(true)));
+        let mut host = Step::of(Pins::of_host().unwrap());
+        assert!(!host.given_entrypoint(Some(true)));
     }
 
     #[test]

@@ -6,6 +6,20 @@ use std::sync::Arc;
 /// An extended attribute: full name (such as `user.comment`) and value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
+/// The name spaces that both formats have.
+const NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
+/// Splits an attribute's name: which of [`NAME_SPACES`] it is in, and what follows.
+pub(super) fn split_name(name: &[u8]) -> Result<(usize, &[u8]), &'static str> {
+    let mut spaces = NAME_SPACES.iter().enumerate();
+    let found = spaces.find_map(|(at, space)| Some((at, name.strip_prefix(*space)?)));
+    let (space, rest) = found.ok_or("only user., trusted. and security. can be stored")?;
+    if rest.is_empty() || name.len() > 255 || name.contains(&0) {
+        return Err("names have 1 to 255 bytes and no NUL");
+    }
+    Ok((space, rest))
+}
+
 /// Owner, permissions, time and extended attributes of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Attributes {

@@ -228,13 +228,13 @@ pub enum Error {
         reason: &'static str,
     },
     /// The output could not be written; the kind of `source` tells a full disk from the rest.
-    #[error("cannot write the squashfs image")]
+    #[error("cannot write the image")]
     Write {
         /// What the operating system answered.
         source: io::Error,
     },
     /// A compressor failed or its thread died.
-    #[error("cannot compress a block of the squashfs image")]
+    #[error("cannot compress a block of the image")]
     Compress {
         /// What the compressor said.
         source: io::Error,

@@ -3,6 +3,7 @@
 //! A pair is u16 prefix id, u16 name size, name without its prefix, u32 value size, value. An id
 //! record is u64 reference to the first pair, u32 count, u32 size of all pairs.
 
+use super::attributes::split_name;
 use super::compress::Compression;
 use super::metadata::{MetadataWriter, Table};
 use super::{Error, Xattr};
@@ -11,8 +12,6 @@ use std::collections::HashMap;
 /// Index of an inode without attributes.
 pub(super) const NONE: u32 = u32::MAX;
 
-const PREFIXES: [(&[u8], u16); 3] = [(b"user.", 0), (b"trusted.", 1), (b"security.", 2)];
-const MAX_NAME: usize = 255;
 const MAX_VALUE: usize = 64 * 1024;
 
 /// Collects the sets of attributes.
@@ -95,19 +94,12 @@ fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
         name: name.escape_ascii().to_string(),
         reason,
     };
-    let found = PREFIXES
-        .iter()
-        .find_map(|&(p, id)| name.strip_prefix(p).map(|rest| (id, rest)));
-    let (prefix, rest) =
-        found.ok_or_else(|| refuse("only user., trusted. and security. can be stored"))?;
-    if rest.is_empty() || name.len() > MAX_NAME || name.contains(&0) {
-        return Err(refuse("names have 1 to 255 bytes and no NUL"));
-    }
+    let (space, rest) = split_name(name).map_err(refuse)?;
     if value.len() > MAX_VALUE {
         return Err(refuse("values have at most 65536 bytes"));
     }
     let mut pair = Vec::with_capacity(8 + rest.len() + value.len());
-    pair.extend_from_slice(&prefix.to_le_bytes());
+    pair.extend_from_slice(&(space as u16).to_le_bytes()); // 0 to 2, as the format has them
     pair.extend_from_slice(&(rest.len() as u16).to_le_bytes()); // at most 255
     pair.extend_from_slice(rest);
     pair.extend_from_slice(&(value.len() as u32).to_le_bytes()); // at most 64 KiB

@@ -323,10 +323,16 @@ impl Node {
         self.restart_slurmd_with(&[])
     }
 
-    /// Does the same and gives the new slurmd more environment.
-    pub fn restart_slurmd_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
+    /// Kills slurmd and leaves the steps alone.
+    pub fn kill_slurmd(&mut self) -> Result<()> {
         self.slurmd.kill()?;
         self.slurmd.wait()?;
+        Ok(())
+    }
+
+    /// Does the same as [`Node::restart_slurmd`] and gives the new slurmd more environment.
+    pub fn restart_slurmd_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
+        self.kill_slurmd()?;
         self.slurmd = start_slurmd(&self.name, self.keeper.id(), env)?;
         Ok(())
     }

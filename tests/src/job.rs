@@ -65,6 +65,13 @@ impl Cluster {
     }
 }
 
+/// Returns what tasks have printed, without srun's own lines: Slurm says when a step has to wait for
+/// the one before it.
+pub fn of_tasks(output: &str) -> String {
+    let lines = output.lines().filter(|line| !line.starts_with("srun: "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 impl Job {
     /// Returns the job's id.
     pub fn id(&self) -> &str {

@@ -151,13 +151,18 @@ fn cluster_s14_autoshift_tasks_try_to_be_more_and_are_not() -> Result<()> {
 
 #[test]
 fn cluster_autoshift_runs_the_whole_script_inside() -> Result<()> {
-    let bench = Bench::start()?;
+    let bench = Bench::start_with(|_, options| {
+        options.nodes = 4;
+        Ok(())
+    })?;
     let script = "cat /etc/marker; pwd; echo $MINE ${LD_PRELOAD-unset} $SHIFTER_IMAGEREQUEST $SLURM_JOB_NUM_NODES
+        echo $SHIFTER_IMAGE $SHIFTER_IMAGETYPE $SHIFTER_VOLUME $SHIFTER_AUTOSHIFT ${SHIFTER_CCM-not}
+        shifter ps | grep -c \" $SLURM_JOB_ID \"
         test -r \"$0\" && which cat; ls -d /mnt
         shifter echo prefixed; shifter --image=other true; echo $?
         shifter --env=A=b sh -c 'echo $A'; shifter images; echo $?";
     let shift = [
-        "-N2",
+        "-N4",
         &bench.a.option(),
         "--autoshift",
         "--volume=/scratch/alice:/mnt",
@@ -172,7 +177,9 @@ fn cluster_autoshift_runs_the_whole_script_inside() -> Result<()> {
     let expected = [
         "a",
         "/scratch/alice",
-        &format!("yes unset {reference} 2"),
+        &format!("yes unset {reference} 4"),
+        &format!("{} id /scratch/alice:/mnt 1 not", bench.a.image.id()),
+        "1",
         "/bin/cat",
         "/mnt",
         "prefixed",

@@ -28,11 +28,13 @@ fn cluster_s54_ccm_is_off_by_default_and_refuses_images() -> Result<()> {
     ensure!(job.output()? == "n1\n", "{}", job.output()?);
 
     bench.product.configure("[slurm]\nccm = true")?;
-    let both = submit(&["--ccm", "--exclusive", &bench.a.option()])?;
-    ensure!(
-        both.code != 0 && both.stderr.contains("--ccm together with --image"),
-        "{both}"
-    );
+    for other in [&*bench.a.option(), "--autoshift", "--entrypoint"] {
+        let both = submit(&["--ccm", "--exclusive", other])?;
+        ensure!(
+            both.code != 0 && both.stderr.contains("--ccm together with --image"),
+            "{both}"
+        );
+    }
     let (job, info) = bench.cluster.run(Alice, &["--ccm", "-n1"], "echo ran")?;
     ensure!(info.state() == "FAILED", "{info:?}");
     let output = job.output()?;

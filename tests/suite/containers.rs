@@ -182,7 +182,8 @@ fn cluster_per_node_cache_lives_as_long_as_the_job() -> Result<()> {
         srun --label shifter stat -c %U:%a /mnt";
     let (job, info) = bench.cluster.run(Alice, &options, script)?;
     let output = job.output()?;
-    info.expect("COMPLETED", "0:0")?;
+    info.expect("COMPLETED", "0:0")
+        .map_err(|error| error.context(output.clone()))?;
     for (task, node) in [(0, "n1"), (1, "n2")] {
         let label = format!("{task}: ");
         let lines = output.lines().filter_map(|line| line.strip_prefix(&label));

@@ -4,23 +4,28 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
+use shifter_tests::job::of_tasks;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
 
 #[test]
-fn cluster_batch_job_on_two_nodes() -> Result<()> {
-    let bench = Bench::start()?;
+fn cluster_batch_job_on_four_nodes() -> Result<()> {
+    let bench = Bench::start_with(|_, options| {
+        options.nodes = 4;
+        Ok(())
+    })?;
     let image = bench.a.option();
     let script =
         "cat /etc/marker 2>/dev/null; srun --label shifter sh -c 'hostname; cat /etc/marker'";
-    let options = ["-N2", "--ntasks-per-node=1", &image];
+    let options = ["-N4", "--ntasks-per-node=1", &image];
     let (job, info) = bench.cluster.run(Alice, &options, script)?;
     let output = job.output()?;
     info.expect("COMPLETED", "0:0")?;
     let mut lines: Vec<&str> = output.lines().collect();
     lines.sort_unstable();
-    ensure!(lines == ["0: a", "0: n1", "1: a", "1: n2"], "{output}");
+    let expected = (0..4).flat_map(|rank| [format!("{rank}: a"), format!("{rank}: n{}", rank + 1)]);
+    ensure!(lines.into_iter().eq(expected), "{output}");
     bench.ensure_clean()
 }
 
@@ -98,8 +103,33 @@ fn cluster_options_in_the_script() -> Result<()> {
         "--module=NAME[,..]",
         "--sshd=[yes|no]",
         "--ccm",
+        "--entrypoint=[yes|no]",
     ];
     ensure!(options == expected, "{help}");
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_arguments_of_the_c_shifters_plugin_in_plugstack_conf() -> Result<()> {
+    let bench = Bench::start_with(|product, options| {
+        let line = product.plugstack();
+        options.plugstack = format!("{} long_options=1 enable_ccm=1\n", line.trim_end());
+        Ok(())
+    })?;
+    let script = format!(
+        "#SBATCH --shifter.image={}\n#SBATCH --shifter.volume=/scratch/alice:/mnt\n\
+         shifter touch /mnt/touched; srun --shifter.image={} shifter cat /etc/marker; \
+         srun --image={0} --autoshift --shifter.module=none cat /etc/marker",
+        bench.a.reference, bench.b.reference,
+    );
+    let (job, info) = bench.cluster.run(Alice, &[], &script)?;
+    let output = job.output()?;
+    info.expect("COMPLETED", "0:0")?;
+    ensure!(of_tasks(&output) == "b\na\n", "{output}");
+    ensure!(fs::exists("/scratch/alice/touched")?);
+    let log = bench.cluster.node("n1")?.log();
+    let line = "shifter: ignoring 'enable_ccm=1' in plugstack.conf: see slurm.ccm in shifter.toml";
+    ensure!(log.matches(line).count() == 1, "{log}");
     bench.ensure_clean()
 }
 

@@ -84,6 +84,34 @@ fn cluster_suspended_jobs_stop_in_their_containers_and_go_on() -> Result<()> {
 }
 
 #[test]
+fn cluster_signals_reach_tasks_in_containers() -> Result<()> {
+    let bench = Bench::start()?;
+    let task = |name: &str| {
+        format!(
+            "sh -c 'trap \"echo {name} ends; exit 0\" USR1; echo {name} up; while :; do sleep 0.05; done'"
+        )
+    };
+    let script = format!(
+        "srun --overlap shifter {} & srun --overlap --autoshift {} & wait",
+        task("one"),
+        task("two")
+    );
+    let options = ["-wn1", &bench.a.option()];
+    let job = bench.cluster.submit(Alice, &options, &script)?;
+    for text in ["one up", "two up"] {
+        job.wait_for_output(text)?;
+    }
+    Call::new(["scancel", "--signal=USR1", job.id()]).ok()?;
+    job.wait()?.expect("COMPLETED", "0:0")?;
+    let output = job.output()?;
+    ensure!(
+        output.contains("one ends") && output.contains("two ends"),
+        "{output}"
+    );
+    bench.ensure_clean()
+}
+
+#[test]
 fn cluster_memory_limits_hold_in_containers() -> Result<()> {
     if !fs::exists("/sys/fs/cgroup/memory/cgroup.procs")? {
         let test = "cluster_memory_limits_hold_in_containers";

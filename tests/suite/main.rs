@@ -5,11 +5,13 @@
 //! in `tests/world.sh`; with cargo-nextest each in a world of its own, otherwise one after the other
 //! in one.
 
+mod abandoned;
 mod autoshift;
 mod bench;
 mod ccm;
 mod commands;
 mod containers;
+mod entrypoint;
 mod erofs;
 mod failures;
 mod faults;

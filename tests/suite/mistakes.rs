@@ -113,18 +113,28 @@ fn ensure_failed_with(bench: &Bench, id: &str, text: &str) -> Result<()> {
     let info = shifter_tests::call::wait_for("the job to fail", 30, ended)?;
     ensure!(info.contains("ExitCode=1:0"), "{info}");
     let output = fs::read_to_string(format!("/scratch/alice/slurm-{id}.out"))?;
+    // One line, and the way out where there is one; the rest is Slurm's.
+    let mut ours = output
+        .lines()
+        .filter(|line| !line.starts_with("slurmstepd"));
+    let line = ours.next().unwrap_or_default();
     ensure!(
-        output.contains("shifter: cannot") && output.contains(text),
+        line.starts_with("shifter: cannot") && line.contains(text),
         "{output}"
     );
-    ensure!(!output.contains("ran"), "{output}");
-    bench.cluster.ensure_in_service()
+    ensure!(ours.all(|line| line.starts_with("hint: ")), "{output}");
+    bench.cluster.wait_until_idle()
 }
 
 #[test]
-fn cluster_image_removed_between_submission_and_start() -> Result<()> {
+fn cluster_image_removed_or_made_private_between_submission_and_start() -> Result<()> {
     let bench = Bench::start()?;
     let image = bench.a.option();
+    let denied = bench.cluster.submit(
+        Alice,
+        &["--hold", "-N2", &bench.b.option()],
+        "echo ran; srun shifter true",
+    )?;
     let job = bench.cluster.submit(
         Alice,
         &["--hold", "-N2", &image],
@@ -139,8 +149,12 @@ fn cluster_image_removed_between_submission_and_start() -> Result<()> {
     for file in bench.a.files() {
         fs::remove_file(file)?;
     }
-    Call::new(["scontrol", "release", job.id()]).ok()?;
-    ensure_failed_with(&bench, job.id(), &bench.a.reference)?;
+    let [_, meta] = bench.b.files();
+    Call::shell(&format!("echo 'USERACL: 2002' >>{meta}")).ok()?;
+    for (job, image) in [(&job, &bench.a), (&denied, &bench.b)] {
+        Call::new(["scontrol", "release", job.id()]).ok()?;
+        ensure_failed_with(&bench, job.id(), &image.reference)?;
+    }
     let output = waiting
         .join()
         .unwrap_or_else(|_| anyhow::bail!("srun's thread panicked"))?;
@@ -151,7 +165,7 @@ fn cluster_image_removed_between_submission_and_start() -> Result<()> {
 }
 
 #[test]
-fn cluster_forged_environment_changes_nothing() -> Result<()> {
+fn cluster_s49_forged_environment_changes_nothing() -> Result<()> {
     let bench = Bench::start()?;
     let id = bench.b.image.id();
     let forged = [
@@ -195,13 +209,34 @@ fn cluster_forged_environment_changes_nothing() -> Result<()> {
             "{output}"
         );
         bench.cluster.ensure_in_service()?;
+        // The prolog of a batch job comes before anything of its user's.
+        let mut call = Call::new(["sbatch", "--wait", "--output=forged"]).by(Alice);
+        for (name, value) in forged {
+            call = call.env(name, value);
+        }
+        if with_image {
+            call = call.arg(bench.a.option());
+        }
+        let output = call
+            .arg(format!("--wrap=shifter sh -c \"{show}; true\""))
+            .output()?;
+        let said = fs::read_to_string("/scratch/alice/forged")?;
+        ensure!(
+            if with_image {
+                output.code == 0 && said == "a\n2001\n0\n"
+            } else {
+                said == "b\n2001\n0\n" || output.code != 0
+            },
+            "{output}{said}"
+        );
+        bench.cluster.ensure_in_service()?;
     }
     bench.ensure_clean()
 }
 
 #[test]
-fn cluster_absurd_options_are_survived() -> Result<()> {
-    let bench = Bench::start()?;
+fn cluster_s48_absurd_options_are_survived() -> Result<()> {
+    let mut bench = Bench::start()?;
     let image = bench.a.option();
     let long = format!("--volume={}:/mnt", "/scratch".repeat(4000));
     let percent = "--image=%s%n%s%n";
@@ -219,12 +254,30 @@ fn cluster_absurd_options_are_survived() -> Result<()> {
             );
         }
     }
-    let many: Vec<String> = (0..3000)
-        .map(|n| format!("--volume=/scratch/alice:/v{n}"))
-        .collect();
-    let mut options = vec![image.as_str()];
-    options.extend(many.iter().map(String::as_str));
-    let output = bench.cluster.sbatch(Alice, &options, "true")?;
-    ensure!(output.code != 0, "{output}");
+    // More than a command line can have stands in a script.
+    let many = (0..10_000).map(|n| format!("#SBATCH --volume=/scratch/alice:/v{n}\n"));
+    for (options, line) in [
+        (
+            many.collect::<String>().into_bytes(),
+            "longer than 32768 bytes",
+        ),
+        (
+            [&b"#SBATCH --volume="[..], &[b'x'; 1 << 20]].concat(),
+            "longer than 32768 bytes",
+        ),
+        (b"#SBATCH --module=\xff\xfe".to_vec(), "is not UTF-8 text"),
+    ] {
+        let script = [&b"#!/bin/sh\n"[..], &options, b"\ntrue\n"].concat();
+        let call = Call::new(["sbatch", &image]).by(Alice).input(script);
+        let output = call.output()?;
+        ensure!(
+            output.code > 0 && !output.died() && output.stdout.is_empty(),
+            "{output}"
+        );
+        ensure!(output.stderr.contains(line), "{output}");
+    }
+    for node in ["n1", "n2"] {
+        bench.cluster.node_mut(node)?.ensure_slurmd_lives()?;
+    }
     bench.ensure_clean()
 }

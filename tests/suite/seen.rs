@@ -96,6 +96,84 @@ fn cluster_each_setup_and_teardown_is_a_line_and_counted() -> Result<()> {
     bench.ensure_clean()
 }
 
+/// What the log of n1 says of Shifter, without the time.
+fn said(bench: &Bench) -> Result<Vec<String>> {
+    let text = bench.cluster.node("n1")?.log();
+    let ours = text.lines().filter(|line| line.contains("shifter: "));
+    let without_time = ours.map(|line| {
+        line.split_once("] ")
+            .map_or(line, |(_, rest)| rest)
+            .to_owned()
+    });
+    Ok(without_time.collect())
+}
+
+#[test]
+fn cluster_messages_have_the_level_of_what_they_tell() -> Result<()> {
+    let bench = Bench::start()?;
+    let is_error = |line: &String| line.contains("error: ");
+    let run = |options: &[&str]| {
+        let before = said(&bench)?.len();
+        let words = [&["-wn1"], options, &["shifter", "echo", "out"]].concat();
+        let output = bench.srun(Alice, &bench.a, &words)?;
+        bench.cluster.wait_until_idle()?;
+        anyhow::Ok((output, said(&bench)?.split_off(before)))
+    };
+    // What goes well is told to nobody but the log, and there it is no error.
+    let (output, lines) = run(&[])?;
+    ensure!(
+        output.code == 0 && output.stdout == "out\n" && output.stderr.is_empty(),
+        "{output}"
+    );
+    let [line] = &lines[..] else {
+        anyhow::bail!("{lines:?}");
+    };
+    ensure!(
+        line.contains(": setupRoot: job ") && !is_error(line),
+        "{line}"
+    );
+    // A mistake is its user's trouble and not the node's.
+    let (output, lines) = run(&["--volume=/scratch/nowhere:/mnt"])?;
+    ensure!(output.code != 0 && output.stdout.is_empty(), "{output}");
+    let told = output.stderr.lines();
+    let told: Vec<&str> = told.filter(|line| line.contains("shifter: ")).collect();
+    ensure!(
+        told.len() == 1 && told[0].contains("/scratch/nowhere"),
+        "{output}"
+    );
+    ensure!(
+        !lines.is_empty() && !lines.iter().any(is_error),
+        "{lines:?}"
+    );
+    // So is what is refused before there is a job, and Slurm's programs say that it is an error.
+    let refused = bench
+        .cluster
+        .srun(Alice, ["--image=UPPER", "true"])
+        .output()?;
+    ensure!(
+        refused.stderr.starts_with("srun: error: shifter: ") && refused.stdout.is_empty(),
+        "{refused}"
+    );
+    // What is the node's trouble is an error in its log.
+    bench
+        .cluster
+        .node("n1")?
+        .call(["umount", "/var/lib/shifter"])
+        .ok()?;
+    let before = said(&bench)?.len();
+    let job = bench.cluster.submit(
+        Alice,
+        &["-wn1", "--no-requeue", &bench.a.option()],
+        "echo ran",
+    )?;
+    wait_for("the node's complaint", 20, || {
+        Ok((said(&bench)?.len() > before + 1).then_some(()))
+    })?;
+    let lines = said(&bench)?.split_off(before);
+    ensure!(lines.iter().all(is_error), "{lines:?}");
+    job.cancel()
+}
+
 #[test]
 fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
     let bench = Bench::start_with(|product, options| {
@@ -109,8 +187,10 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
     })?;
     let told = format!("shifter={}", bench.a.reference);
     let image = bench.a.option();
-    let (_, info) = bench.cluster.run(Alice, &[&image], "true")?;
+    let show = "squeue -h -j $SLURM_JOB_ID -O admin_comment:100";
+    let (job, info) = bench.cluster.run(Alice, &[&image], show)?;
     ensure!(info.field("AdminComment") == told, "{info:?}");
+    ensure!(job.output()?.trim_end() == told, "{}", job.output()?);
     let (_, info) = bench.cluster.run(Alice, &[], "true")?;
     ensure!(info.field("AdminComment").is_empty(), "{info:?}");
     // And those of srun's own.
@@ -121,6 +201,21 @@ fn cluster_slurm_tells_a_jobs_image() -> Result<()> {
         output.stdout.contains(&format!(" AdminComment={told} ")),
         "{output}"
     );
+    // In the user's own field, unless the user has something to say there.
+    Call::shell(
+        r#"sed -i 's/^local FIELD = .*/local FIELD = "comment"/' /etc/slurm/job_submit.lua"#,
+    )
+    .ok()?;
+    Call::new(["scontrol", "reconfigure"]).ok()?;
+    let (job, info) = bench
+        .cluster
+        .run(Alice, &[&image], "squeue -h -j $SLURM_JOB_ID -o %k")?;
+    ensure!(info.field("Comment") == told, "{info:?}");
+    ensure!(job.output()?.trim_end() == told, "{}", job.output()?);
+    let (_, info) = bench
+        .cluster
+        .run(Alice, &[&image, "--comment=mine"], "true")?;
+    ensure!(info.field("Comment") == "mine", "{info:?}");
     bench.ensure_clean()
 }
 

@@ -18,7 +18,12 @@ const HOST: &str = "--image=local:host";
 const STAY: &str = "echo up; sleep 300";
 
 fn start(ssh: &str) -> Result<Bench> {
+    start_on(2, ssh)
+}
+
+fn start_on(nodes: usize, ssh: &str) -> Result<Bench> {
     Bench::start_with(|product, options| {
+        options.nodes = nodes;
         product.configure(&format!("[store.trees]\nhost = '/'\n[ssh]\n{ssh}"))?;
         options.networks = true;
         Ok(())
@@ -74,6 +79,11 @@ fn server(bench: &Bench, node: &str) -> Result<u32> {
 fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
     let bench = start("enable = 'always'")?;
     let options = ["--exclusive", "-wn1", HOST];
+    // Where the C Shifter kept keys of its own making there is what nobody should follow or read.
+    let home = "rm -rf .udiRoot .ssh; ln -s /etc .udiRoot; mkdir .ssh; mkfifo .ssh/id_rsa.key";
+    Call::shell(home).by(Alice).cwd("/home/alice").ok()?;
+    let list = || Call::shell("find /home/alice -printf '%p %m %T@ %l\n' | sort").ok();
+    let home = list()?;
     let job = bench.cluster.submit(Alice, &options, STAY)?;
     let first = read_inside(&bench, &job, "/etc/ssh/shifter/host_key")?;
 
@@ -113,6 +123,18 @@ fn cluster_s57_only_the_owner_with_the_jobs_key_gets_in() -> Result<()> {
         let output = knock(&bench, Alice, &["-i", &stolen, "-l", name])?;
         ensure!((output.code == 0) == (name == "alice"), "{name}: {output}");
     }
+
+    // The files are their user's alone, and nothing is or was in the home directory.
+    let pid = server(&bench, "n1")?;
+    let modes = format!("cd /proc/{pid}/root/etc/ssh/shifter && stat -c '%n %a %U %h %F' . *");
+    let modes = bench.cluster.node("n1")?.shell(&modes).ok()?;
+    let file = |name: &str| format!("{name} 600 alice 1 regular file\n");
+    let files = ["host_key", "id_ed25519", "id_ed25519.pub", "known_hosts"].map(file);
+    ensure!(
+        modes.starts_with(". 700 alice ") && modes.ends_with(&files.concat()),
+        "{modes}"
+    );
+    ensure!(list()? == home, "{home}{}", list()?);
 
     // Nobody else on the node can read the key, and it is nowhere but where it belongs.
     let pid = server(&bench, "n1")?;
@@ -239,6 +261,10 @@ fn cluster_ssh_own_client_where_the_image_has_none() -> Result<()> {
         ssh: 'n2' is no node of this job, and this image has no other ssh\n255\n\
         ssh: 'example.org' is no node of this job, and this image has no other ssh\n255\n255\n";
     ensure!(output == expected, "{output}\n{expected}");
+    // And where the site lets them, clients are connected further.
+    let script = "shifter ssh -W n1:1204 n1 </dev/null | head -c 7";
+    let output = run(&bench.cluster, &["--exclusive", "-wn1", HOST], script)?;
+    ensure!(output == "SSH-2.0", "{output}");
     bench.ensure_clean()
 }
 
@@ -246,7 +272,7 @@ fn cluster_ssh_own_client_where_the_image_has_none() -> Result<()> {
 fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
     let state = "/scratch/.state";
     let shared = format!("enable = 'ask'\n[shared_state]\npath = '{state}'\n[slurm]\nccm = true");
-    let bench = start(&shared)?;
+    let bench = start_on(4, &shared)?;
     Call::new(["install", "-d", "-m", "0700", state]).ok()?;
     let program = r#"
         #include <mpi.h>
@@ -271,22 +297,24 @@ fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
         sorted() { inside "$@" | sort; }
         inside ssh n2 hostname
         inside ssh n2 ssh n1 hostname
-        sorted pdsh -R ssh -w n1,n2 'hostname; exit 3'
+        sorted pdsh -R ssh -w 'n[1-4]' 'hostname; exit 3'
         sorted mpirun.mpich /scratch/hello.mpich
         sorted mpirun.openmpi --mca btl_tcp_if_include eth0 /scratch/hello.openmpi
     "#;
     let options = [
         "--exclusive",
-        "-N2",
-        "-n2",
+        "-N4",
+        "-n4",
         "--ntasks-per-node=1",
         "--sshd",
         HOST,
     ];
     let output = run(&bench.cluster, &options, script)?;
-    let two = "0 of 2 on n1: 1\n1 of 2 on n2: 1\n";
-    let failed = ["n1", "n2"].map(|node| format!("pdsh@n1: {node}: ssh exited with exit code 3\n"));
-    let expected = format!("n2\nn1\nn1: n1\nn2: n2\n{}{two}{two}", failed.concat());
+    let of_nodes = |line: &dyn Fn(usize) -> String| (1..=4).map(line).collect::<String>();
+    let ranks = of_nodes(&|node| format!("{} of 4 on n{node}: 6\n", node - 1));
+    let names = of_nodes(&|node| format!("n{node}: n{node}\n"));
+    let failed = of_nodes(&|node| format!("pdsh@n1: n{node}: ssh exited with exit code 3\n"));
+    let expected = format!("n2\nn1\n{names}{failed}{ranks}{ranks}");
     ensure!(output == expected, "{output}\n{expected}");
     // The same for images without ssh of their own; srun's tasks, too.
     let options = ["--exclusive", "-N2", "--sshd", &bench.a.option()];
@@ -308,9 +336,16 @@ fn cluster_ssh_between_nodes_for_pdsh_and_mpirun() -> Result<()> {
     // The host's own environment is a container like any other.
     let script = "ssh n2 'hostname; findmnt -n -o SOURCE / | head -n1'; ssh n2 ssh n1 hostname
         srun -N1 -n1 -w n2 ssh n1 hostname";
-    let options = ["--exclusive", "-N2", "--sshd", "--ccm"];
+    let options = ["--exclusive", "-N2", "--ccm"];
     let output = run(&bench.cluster, &options, script)?;
     ensure!(output == "n2\nshifter\nn1\nn1\n", "{output}");
+    let without = ["--exclusive", "-wn1", "--ccm", "--sshd=no"];
+    let output = run(
+        &bench.cluster,
+        &without,
+        "ls -d /etc/ssh/shifter 2>&1; true",
+    )?;
+    ensure!(output.contains("No such file"), "{output}");
     ensure!(
         Call::shell(&format!("find {state} -name ssh"))
             .ok()?
@@ -448,6 +483,27 @@ fn cluster_ssh_is_for_nodes_that_the_job_has_alone() -> Result<()> {
     let output = run(&bench.cluster, &["--exclusive", "-wn1", &image], script)?;
     ensure!(
         !output.contains("ssh") && !output.contains("udiImage"),
+        "{output}"
+    );
+    bench.ensure_clean()
+}
+
+#[test]
+fn cluster_ssh_that_cannot_come_is_told_of_at_once() -> Result<()> {
+    let bench = Bench::start_with(|product, options| {
+        options.slurm_conf = "PrologFlags=Alloc".into();
+        product.configure("[ssh]\nenable = 'ask'")
+    })?;
+    let script = "shifter cat /etc/marker; srun shifter cat /etc/marker";
+    let options = ["-wn1", "-n1", "--sshd", &bench.a.option()];
+    let output = run(&bench.cluster, &options, script)?;
+    let told =
+        "shifter: n1: no ssh on this node: Slurm makes no extern step (PrologFlags=Contain)\n";
+    let first = output.split_inclusive('\n').next();
+    ensure!(
+        first.is_some_and(|first| first.ends_with(told))
+            && output.matches("no ssh").count() == 1
+            && output.ends_with("\na\na\n"),
         "{output}"
     );
     bench.ensure_clean()

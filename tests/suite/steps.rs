@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use shifter_tests::call::{Call, wait_for};
-use shifter_tests::job::Job;
+use shifter_tests::job::{Job, of_tasks};
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
@@ -39,10 +39,7 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
     let options = ["-N2", "--ntasks-per-node=2", "-n4", &bench.a.option()];
     let job = bench.cluster.submit(Alice, &options, &script)?;
     job.wait_for_output("done")?;
-    // Slurm says when a step has to wait for the one before it.
-    let output = job.output()?;
-    let said = output.lines().filter(|line| !line.starts_with("srun:"));
-    let output: String = said.map(|line| format!("{line}\n")).collect();
+    let output = of_tasks(&job.output()?);
     let expected = format!(
         "{}b\na\n/mnt\na\n{}\n0\ndone\n",
         "b\n".repeat(4),
@@ -58,6 +55,57 @@ fn cluster_steps_have_images_of_their_own_side_by_side() -> Result<()> {
 }
 
 #[test]
+fn cluster_steps_from_outside_of_their_job_have_what_they_ask_for() -> Result<()> {
+    let bench = Bench::start()?;
+    let (a, b) = (bench.a.option(), bench.b.option());
+    let start = |options: &[&str]| -> Result<Job> {
+        let options = [&["-wn1", "-n1"], options].concat();
+        let job = bench
+            .cluster
+            .submit(Alice, &options, "echo up; sleep 300")?;
+        job.wait_for_output("up")?;
+        Ok(job)
+    };
+    let (with, without) = (start(&[&a])?, start(&[])?);
+    let marker = |job: &Job, words: &[&str]| {
+        let call = Call::new(["srun", "--overlap", "-n1", &format!("--jobid={}", job.id())]);
+        let call = call
+            .args(words.iter().copied())
+            .args(["cat", "/etc/marker"]);
+        call.by(Alice).output()
+    };
+    for (job, words, expected) in [
+        (&with, &["shifter"][..], "a\n"),
+        (&with, &[&a, "shifter"], "a\n"),
+        (&with, &[&b, "shifter"], "b\n"),
+        (&with, &[&b, "--autoshift"], "b\n"),
+        (&with, &[&a, "--autoshift"], "a\n"),
+        (&without, &[&b, "shifter"], "b\n"),
+    ] {
+        let output = marker(job, words)?;
+        ensure!(
+            output.code == 0 && output.stdout == expected,
+            "{words:?}: {output}"
+        );
+    }
+    // srun cannot tell which image the job has.
+    let output = marker(&with, &["--autoshift"])?;
+    ensure!(
+        output.code != 0 && output.stderr.contains("hint: add --image=REF"),
+        "{output}"
+    );
+    wait_for("the end of the steps' roots", 5, || {
+        let left = (
+            roots(&bench, "n1", with.id())?,
+            roots(&bench, "n1", without.id())?,
+        );
+        Ok((left == (vec!["job".to_owned()], vec![])).then_some(()))
+    })?;
+    without.cancel()?;
+    end(&bench, &with)
+}
+
+#[test]
 fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
     let bench = Bench::start()?;
     let b = bench.b.option();
@@ -67,10 +115,8 @@ fn cluster_steps_in_jobs_without_an_image_have_their_own() -> Result<()> {
     );
     let job = bench.cluster.submit(Alice, &["-N1"], &script)?;
     job.wait_for_output("done")?;
-    let output = job.output()?;
-    // A step may have to wait for the end of the one before, and srun says so.
-    let is_ours = |line: &&str| !line.starts_with("srun: ");
-    let lines: Vec<&str> = output.lines().filter(is_ours).collect();
+    let output = of_tasks(&job.output()?);
+    let lines: Vec<&str> = output.lines().collect();
     ensure!(
         lines.len() == 5 && lines[..3] == ["b", "b", "n1"],
         "{output}"
@@ -92,13 +138,13 @@ fn cluster_steps_that_die_leave_no_root() -> Result<()> {
     let script = format!(
         "srun {b} --autoshift sh -c 'echo in >cancelled; sleep 90' &
          until [ -e cancelled ]; do sleep 0.1; done; scancel $SLURM_JOB_ID.0; wait
-         echo first; until [ -e go ]; do sleep 0.1; done
+         echo mark-1; until [ -e go ]; do sleep 0.1; done
          srun --overlap {b} --autoshift sh -c 'echo in >killed; sleep 90' &
-         until [ -e killed ]; do sleep 0.1; done; echo second; until [ -e on ]; do sleep 0.1; done
-         srun --overlap {b} --autoshift cat /etc/marker; echo third; sleep 90"
+         until [ -e killed ]; do sleep 0.1; done; echo mark-2; until [ -e on ]; do sleep 0.1; done
+         srun --overlap {b} --autoshift cat /etc/marker; echo mark-3; sleep 90"
     );
     let job = bench.cluster.submit(Alice, &["-N1", &a], &script)?;
-    job.wait_for_output("first")?;
+    job.wait_for_output("mark-1")?;
     let has = |names: &[&str]| {
         wait_for(&format!("roots {names:?}"), 10, || {
             Ok((roots(&bench, "n1", job.id())? == names).then_some(()))
@@ -106,15 +152,16 @@ fn cluster_steps_that_die_leave_no_root() -> Result<()> {
     };
     has(&["job"])?;
     Call::new(["touch", "go"]).by(Alice).ok()?;
-    job.wait_for_output("second")?;
+    // A word of its own: srun itself speaks of seconds.
+    job.wait_for_output("mark-2")?;
     has(&["job", "step-1"])?;
     // Nobody is left who would remove it, until the next one comes.
     let kill = format!("pkill -KILL -f 'slurmstepd: \\[{}.1\\]'", job.id());
     Call::shell(&kill).ok()?;
     Call::new(["touch", "on"]).by(Alice).ok()?;
-    job.wait_for_output("third")
+    job.wait_for_output("mark-3")
         .with_context(|| job.output().unwrap_or_default())?;
-    ensure!(job.output()?.contains("\nb\nthird"), "{}", job.output()?);
+    ensure!(job.output()?.contains("\nb\nmark-3"), "{}", job.output()?);
     has(&["job"])?;
     job.cancel()?;
     job.wait()?;

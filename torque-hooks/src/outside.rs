@@ -74,11 +74,7 @@ pub fn run(command: Command, seconds: u32) -> Result<Finished, ChildError> {
 /// Gives a command an environment in which nothing is anybody's but ours, and signals as in a fresh
 /// process: hooks block all of theirs.
 pub fn fixed_environment(mut command: Command) -> Command {
-    command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C.UTF-8")
-        .current_dir("/");
+    child::fix_environment(&mut command);
     sys::unblock_signals_of(&mut command);
     command
 }

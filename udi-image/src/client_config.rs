@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use shifter_core::pattern;
+
 /// What is known about a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostSettings {
@@ -67,41 +69,18 @@ impl HostSettings {
 
 /// True if a host is meant by patterns, and by none of those that exclude it.
 fn is_one_of(patterns: &str, host: &str) -> bool {
+    // The case of letters counts nowhere.
+    let (patterns, host) = (patterns.to_lowercase(), host.to_lowercase());
+    let fits = |pattern: &str| pattern::fits(pattern.as_bytes(), host.as_bytes());
     let mut is_meant = false;
     for pattern in patterns.split([' ', '\t']) {
         match pattern.strip_prefix('!') {
-            Some(pattern) if fits(pattern.as_bytes(), host.as_bytes()) => return false,
+            Some(pattern) if fits(pattern) => return false,
             Some(_) => {}
-            None => is_meant |= fits(pattern.as_bytes(), host.as_bytes()),
+            None => is_meant |= fits(pattern),
         }
     }
     is_meant
-}
-
-/// Compares a name with a pattern of `*` and `?`, the case of letters aside.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    // Where the last star stood, and how much of the name it has eaten.
-    let (mut at, mut star, mut eaten, mut rest) = (0, None, 0, 0);
-    while rest < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                (star, eaten) = (Some(at), rest);
-                at += 1;
-            }
-            Some(b'?') => (at, rest) = (at + 1, rest + 1),
-            Some(byte) if byte.eq_ignore_ascii_case(&name[rest]) => (at, rest) = (at + 1, rest + 1),
-            _ => match star {
-                Some(place) => {
-                    eaten += 1;
-                    (at, rest) = (place + 1, eaten);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern
-        .get(at..)
-        .is_none_or(|end| end.iter().all(|byte| *byte == b'*'))
 }
 
 #[cfg(test)]

@@ -305,7 +305,6 @@ async fn drain_terminal(
     let (mut has_ended, mut left) = (false, TERMINAL_BYTES);
     while left > 0 {
         let count = tokio::select! {
-            biased;
             read = source.read(&mut block) => read,
             _ = child.wait(), if !has_ended => {
                 has_ended = true;

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use shifter_core::calendar;
 
 use crate::wire::{Attributes, Malformed, Reader, Writer, read_packet};
 
@@ -470,19 +471,7 @@ fn long_name(name: &OsStr, meta: Option<&Metadata>) -> Vec<u8> {
 
 /// Writes the day of a time, in UTC.
 fn date(seconds: i64) -> String {
-    // Howard Hinnant's civil_from_days.
-    let days = seconds.div_euclid(86400) + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * day + 2) / 153;
-    let day = day - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = calendar::date(seconds);
     format!("{year}-{month:02}-{day:02}")
 }
 

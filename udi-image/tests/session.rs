@@ -1,4 +1,5 @@
 //! Server and client with each other, on this machine and as whoever runs the test.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -200,5 +201,28 @@ fn a_slow_client_gets_all_that_was_written_on_a_terminal() {
             }
         }
         assert_eq!(count, BYTES);
+    });
+}
+
+#[test]
+fn a_terminal_that_others_write_to_does_not_outlive_its_program() {
+    block_on(async {
+        let site = Site::start();
+        let (session, _cable) = enter(&site).await;
+        let mut channel = session.channel_open_session().await.unwrap();
+        let pty = channel.request_pty(false, "dumb", 80, 24, 0, 0, &[]);
+        pty.await.unwrap();
+        // It ignores that the terminal hangs up, and goes on until nobody has the other end.
+        let command = "trap '' HUP; yes & exit 3";
+        channel.exec(true, command).await.unwrap();
+        let mut code = None;
+        while let Some(message) = channel.wait().await {
+            match message {
+                ChannelMsg::ExitStatus { exit_status } => code = Some(exit_status),
+                ChannelMsg::Close => break,
+                _ => {}
+            }
+        }
+        assert_eq!(code, Some(3));
     });
 }

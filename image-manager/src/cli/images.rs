@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use shifter_core::exit::ExitCode;
+use shifter_core::pattern;
 use shifter_core::reference::{ImageRef, ImageType};
 use shifter_core::sanitize;
 
 use super::failure::{Failure, Outcome};
 use super::lookup::ImageRecord;
-use super::table::{align, is_match, utc};
+use super::table::{align, utc};
 use super::{Session, output, viewer};
 use crate::store::{StoreKind, StoredImage, megabytes};
 
@@ -79,7 +80,7 @@ fn is_called(pattern: &str, reference: &ImageRef) -> bool {
     let tagged = format!("{repository}:{}", tag.unwrap_or_default());
     [&name, &canonical, &repository, &tagged]
         .into_iter()
-        .any(|name| is_match(pattern, name))
+        .any(|name| pattern::fits(pattern.as_bytes(), name.as_bytes()))
 }
 
 impl Session {

@@ -29,7 +29,8 @@ pub(super) fn check(file: &Section) -> Result<(), ImportError> {
             used.copy_from_slice(&head[40..48]);
             let used = u64::from_le_bytes(used);
             let is_known_version = (short(28), short(30)) == (4, 0);
-            let is_known_codec = (1..=6).contains(&short(20));
+            // Of gzip, lzma, lzo, xz, lz4 and zstd: no kernel ever had lzma.
+            let is_known_codec = (1..=6).contains(&short(20)) && short(20) != 2;
             is_known_version
                 && is_known_codec
                 && (SUPERBLOCK as u64..=file.length()).contains(&used)
@@ -83,6 +84,22 @@ pub(super) fn copy(
 mod tests {
     use super::*;
     use crate::build::BuildError;
+
+    #[test]
+    fn only_what_a_kernel_mounts_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let judge = |codec: u8, used: u8| {
+            let mut head = [0; SUPERBLOCK];
+            (head[20], head[28], head[40]) = (codec, 4, used);
+            std::fs::write(&path, head).unwrap();
+            check(&Section::whole(File::open(&path).unwrap()).unwrap()).is_ok()
+        };
+        let taken: Vec<u8> = (0..9).filter(|codec| judge(*codec, 96)).collect();
+        assert_eq!(taken, [1, 3, 4, 5, 6]);
+        // More than there is, and less than a superblock.
+        assert!(!judge(6, 97) && !judge(6, 95));
+    }
 
     #[test]
     fn only_a_full_disk_is_called_one() {

@@ -5,10 +5,11 @@
 //! the registry's `ca_file`, else the system's bundle.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use shifter_core::small;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
@@ -125,14 +126,11 @@ fn authorities(path: &Path) -> Result<RootCerts, RegistryError> {
     };
     let mut found = Vec::new();
     for file in files {
-        let mut bytes = Vec::new();
-        std::fs::File::open(&file)
-            .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut bytes))
-            .map_err(|error| RegistryError::File {
-                path: file.clone(),
-                reason: error.to_string(),
-            })?;
-        found.extend(parse(&bytes));
+        let bytes = small::read(&file, CA_LIMIT);
+        found.extend(parse(&bytes.map_err(|error| RegistryError::File {
+            path: file.clone(),
+            reason: error.to_string(),
+        })?));
     }
     if found.is_empty() {
         return Err(fail("it contains no certificate in PEM format".into()));
@@ -140,13 +138,18 @@ fn authorities(path: &Path) -> Result<RootCerts, RegistryError> {
     Ok(RootCerts::Specific(Arc::new(found)))
 }
 
-fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in dir.read_dir()?.take(CA_FILES) {
+    for entry in dir.read_dir()? {
         let path = entry?.path();
         let suffix = path.extension().and_then(|suffix| suffix.to_str());
         if matches!(suffix, Some("pem" | "crt" | "cert")) && path.is_file() {
             files.push(path);
+        }
+        // None is left out without a word: it may be the one that is needed.
+        if files.len() > CA_FILES {
+            let rule = format!("it has more than {CA_FILES} files with certificates");
+            return Err(io::Error::other(rule));
         }
     }
     files.sort();
@@ -171,4 +174,25 @@ fn parse(pem: &[u8]) -> Vec<Certificate<'static>> {
             _ => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_authority_is_left_out_without_a_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| authorities(path).unwrap_err().to_string();
+        for number in 0..CA_FILES {
+            std::fs::write(dir.path().join(format!("{number}.pem")), "").unwrap();
+        }
+        std::fs::write(dir.path().join("README"), "").unwrap();
+        assert!(refused(dir.path()).contains("no certificate"));
+        let large = dir.path().join("large.pem");
+        let file = std::fs::File::create(&large).unwrap();
+        assert!(refused(dir.path()).contains("more than 1000 files"));
+        file.set_len(CA_LIMIT + 1).unwrap();
+        assert!(refused(&large).contains("larger than"));
+    }
 }

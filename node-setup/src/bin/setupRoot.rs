@@ -184,6 +184,9 @@ fn parse(words: Vec<String>) -> Result<Options> {
             *switch = true;
             continue;
         }
+        if !name.starts_with("--") {
+            return Err(usage(&format!("unexpected word '{name}'")));
+        }
         let value = inline.or_else(|| words.next());
         let value = value.ok_or_else(|| usage(&format!("option '{name}' needs a value")))?;
         match name.as_str() {

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, major, minor};
 use shifter_core::cdi::{self, DeviceNode, Edits, Mount, Spec, Specs};
+use shifter_core::chain::line as chain;
 use shifter_core::config::Module;
 use shifter_core::trusted;
 use shifter_core::volmap::contains;
@@ -83,13 +84,6 @@ pub fn read_specs(request: &RootRequest<'_>) -> Result<Found> {
         }
     }
     Ok(found)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }
 
 /// Plans what a module's devices need. Returns a warning that names what is not done.

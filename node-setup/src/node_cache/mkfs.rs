@@ -45,8 +45,20 @@ pub fn sizes(fs: CacheFs) -> (Size, Size) {
 /// in which the file system below writes, too.
 fn arguments(fs: CacheFs) -> &'static [&'static str] {
     match fs {
-        // The log would grow to 2 GB with the size: all of it zeroed here, and written below.
-        CacheFs::Xfs => &["-q", "-f", "-K", "-s", "size=4096", "-l", "size=64m"],
+        // The log would grow to 2 GB with the size: all of it zeroed here, and written below. Without
+        // what is for clones of files and for file systems that grow old, mounting makes 15 reads
+        // instead of 23, each of them a wait for the storage.
+        CacheFs::Xfs => &[
+            "-q",
+            "-f",
+            "-K",
+            "-s",
+            "size=4096",
+            "-l",
+            "size=64m",
+            "-m",
+            "reflink=0,finobt=0",
+        ],
         // No journal: nobody ever mounts what a crash has left. No second superblock, nothing
         // zeroed twice, and all metadata in one place: few blocks to write below.
         CacheFs::Ext4 => &[

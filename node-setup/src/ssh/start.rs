@@ -194,6 +194,7 @@ fn environment(config: &Config, prepared: &Prepared) -> Result<Vec<Pair>> {
         modules: &manifest.modules,
         shell: &user.shell,
         is_jobs: true,
+        starts_by_entry: false,
     };
     let login = [
         ("HOME", &user.home),

@@ -33,6 +33,7 @@ pub(super) fn first_fault(config: &Config) -> Option<(Vec<String>, String)> {
         kernel(config),
         shared_state(config),
         metrics(config),
+        slurm(config),
         ssh(config),
         registries::first_fault(&config.registry),
         torque::first_fault(&config.torque),
@@ -267,12 +268,28 @@ fn modules(config: &Config) -> Fault {
             return Some((of_module("cdi"), fault));
         }
     }
-    let unknown = |name: &&String| !config.module.contains_key(*name);
-    let name = config.default_modules.iter().find(unknown)?;
-    Some((
-        key(&["default_modules"]),
-        format!("there is no module '{name}'"),
-    ))
+    let fault = default_modules(config)?;
+    Some((key(&["default_modules"]), fault))
+}
+
+/// What would refuse every container of whoever names no module.
+fn default_modules(config: &Config) -> Option<String> {
+    let names = &config.default_modules;
+    names.iter().find_map(|name| {
+        let Some(module) = config.module.get(name) else {
+            return Some(format!("there is no module '{name}'"));
+        };
+        if !module.enabled {
+            return Some(format!("module '{name}' is not enabled"));
+        }
+        let other = module
+            .conflicts
+            .iter()
+            .find(|other| names.contains(other))?;
+        Some(format!(
+            "module '{name}' cannot be used together with '{other}'"
+        ))
+    })
 }
 
 fn kernel(config: &Config) -> Fault {
@@ -309,6 +326,16 @@ fn shared_state(config: &Config) -> Fault {
 fn metrics(config: &Config) -> Fault {
     let textfile = config.metrics.textfile.as_deref()?;
     absolute(&["metrics", "textfile"], textfile)
+}
+
+fn slurm(config: &Config) -> Fault {
+    let times = [
+        ("lookup_timeout_secs", config.slurm.lookup_timeout_secs),
+        ("setup_timeout_secs", config.slurm.setup_timeout_secs),
+    ];
+    let (name, _) = times.into_iter().find(|(_, seconds)| *seconds == 0)?;
+    let fault = "without any time no job would start".to_owned();
+    Some((key(&["slurm", name]), fault))
 }
 
 fn ssh(config: &Config) -> Fault {

@@ -16,8 +16,8 @@ use thiserror::Error;
 
 pub use self::registries::{REGISTRIES_PATH, Registries, USER_REGISTRIES};
 pub use self::tables::{
-    AutoshiftImages, Config, Hooks, ImageFormat, Kernel, Metrics, Module, NodeCache, Registry,
-    Root, SharedState, Slurm, Ssh, SshJobs, Store, UserImages, Visibility,
+    AutoshiftImages, Config, CpuUnit, Hooks, ImageFormat, Kernel, Metrics, Module, NodeCache,
+    Registry, Root, SharedState, Slurm, Ssh, SshJobs, Store, UserImages, Visibility,
 };
 pub use self::torque::{BatchSystem, Fanout, FanoutReport, Service, Torque};
 use crate::reference::TypeRules;

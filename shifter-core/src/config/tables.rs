@@ -73,6 +73,8 @@ pub struct Store {
     pub user_images: UserImages,
     /// File system of new images in the site store.
     pub format: ImageFormat,
+    /// Whether erofs images are mounted although `format` is another: those of before.
+    pub mount_erofs: bool,
     /// How new images are compressed: `zstd`, `gzip` or `xz`, with a level after a colon, or `lz4`.
     pub compression: String,
     /// Bytes of a file that are compressed together: a power of two from 4k to 1m.
@@ -144,8 +146,8 @@ pub struct Root {
     pub writable_tmpfs_size_mib: u32,
     /// Directories with specifications of devices (CDI), for modules.
     pub cdi_dirs: Vec<PathBuf>,
-    /// Seconds that `shifter` waits for one answer of the image store or of what a user names; 0: as
-    /// long as it takes.
+    /// Seconds that one answer of the image store, of what a user names or of a cache's storage is
+    /// waited for; 0: as long as it takes.
     pub answer_timeout_secs: u32,
     /// Where a job's root can be seen.
     pub visibility: Visibility,
@@ -276,9 +278,22 @@ pub struct Slurm {
     /// Whether jobs with whole nodes may have the host's own environment as their container
     /// (`--ccm`).
     pub ccm: bool,
+    /// What Slurm counts as the CPUs of a node, by which a job with a whole one is known.
+    pub cpus: CpuUnit,
     /// Slurm's `SlurmdSpoolDir`, in which batch scripts and the directories of PMIx are: containers
     /// show it at the same place. `%n` is the node's name, `%h` the host's.
     pub spool_dir: PathBuf,
+}
+
+/// What Slurm counts as a CPU.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuUnit {
+    /// Each hardware thread.
+    #[default]
+    Threads,
+    /// Each core, however many threads it has.
+    Cores,
 }
 
 /// In which images a job may run without saying so in every command.
@@ -374,6 +389,7 @@ impl Default for Store {
             user_cache_size_limit: "4g".into(),
             user_images: UserImages::Fuse,
             format: ImageFormat::default(),
+            mount_erofs: false,
             compression: "zstd:1".into(),
             block_size: "64k".into(),
             local_dirs: Vec::new(),
@@ -383,6 +399,11 @@ impl Default for Store {
 }
 
 impl Store {
+    /// True if the kernel mounts erofs images of the site store.
+    pub fn mounts_erofs(&self) -> bool {
+        self.mount_erofs || self.format == ImageFormat::Erofs
+    }
+
     /// Returns how many bytes of layers the site store keeps; [`Config::parse`] has checked the
     /// text.
     ///
@@ -494,6 +515,7 @@ impl Default for Slurm {
             autoshift_images: AutoshiftImages::All,
             autoshift_list: Vec::new(),
             ccm: false,
+            cpus: CpuUnit::Threads,
             spool_dir: "/var/spool/slurmd".into(),
         }
     }

@@ -1,3 +1,5 @@
+//! Whole configurations: what is accepted, what is refused, and in which words.
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -97,6 +99,21 @@ fn errors_name_line_key_and_text() {
         ("[module.none]", ":1: module.none: 'none'", ""),
         ("[module.a]\ncdi = ['gpu']", ":2: module.a.cdi: 'gpu'", ""),
         ("default_modules = ['a']", ":1: default_modules: ", ""),
+        (
+            "default_modules = ['a']\n[module.a]\nenabled = false",
+            ":1: default_modules: module 'a' is not enabled",
+            "",
+        ),
+        (
+            "default_modules = ['a', 'b']\n[module.a]\n[module.b]\nconflicts = ['a']",
+            ":1: default_modules: module 'b' cannot be used together with 'a'",
+            "",
+        ),
+        (
+            "[slurm]\nsetup_timeout_secs = 0",
+            ":2: slurm.setup_timeout_secs: without any time",
+            "",
+        ),
         (
             "[per_node_cache.'/s']\ndir = '/s/c'\nsize_limit = '1x'",
             ":3: per_node_cache./s.size_limit: '1x' is not",

@@ -52,6 +52,17 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// True if it cannot be understood; false if it is, and is not allowed.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Self::Entry { fault, .. } | Self::Target { fault, .. } => fault.is_malformed(),
+            Self::MapTooLong { .. }
+            | Self::TooManyEntries { .. }
+            | Self::TooManyCaches { .. }
+            | Self::TargetTwice { .. } => false,
+        }
+    }
+
     /// Returns the way out, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -205,6 +216,24 @@ pub enum EntryFault {
 }
 
 impl EntryFault {
+    fn is_malformed(&self) -> bool {
+        match self {
+            Self::TargetReserved { .. } | Self::TargetBelow { .. } | Self::FlagReserved { .. } => {
+                false
+            }
+            Self::NoTarget { .. }
+            | Self::Path { .. }
+            | Self::UnknownFlag { .. }
+            | Self::FlagTwice { .. }
+            | Self::FlagValue { .. }
+            | Self::SlaveAndPrivate
+            | Self::CacheWithoutSize
+            | Self::CacheKey { .. }
+            | Self::CacheKeyTwice { .. }
+            | Self::CacheValue { .. } => true,
+        }
+    }
+
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoTarget { from } => {

@@ -417,6 +417,30 @@ fn hints_name_the_way_out() {
     }
 }
 
+#[test]
+fn what_cannot_be_understood_is_told_from_what_is_not_allowed() {
+    let many = "/a:/b;".repeat(ENTRY_LIMIT + 1);
+    for (text, is_malformed) in [
+        ("/a", true),
+        ("a:/b", true),
+        ("/a:/../b", true),
+        ("/a:/b:x", true),
+        ("/a:/b:ro:ro", true),
+        ("/a:/b:ro=1", true),
+        ("/a:/b:perNodeCache", true),
+        ("/a:/b:perNodeCache=size=x", true),
+        ("/a:/b:perNodeCache=size=1m,x=1", true),
+        ("/a:/b:rec", false),
+        ("/a:/etc", false),
+        ("/a:/etc/passwd", false),
+        ("/a:/b;/c:/b", false),
+        (&many, false),
+    ] {
+        let error = VolumeMap::parse(text, USER).unwrap_err();
+        assert_eq!(error.is_malformed(), is_malformed, "{text}: {error}");
+    }
+}
+
 /// Every map that parses must hold what the module promises.
 fn check(map: &VolumeMap, origin: Origin) {
     let signature = map.signature();

@@ -5,7 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use shifter_core::config::{Config, ImageFormat, UserImages};
+use shifter_core::config::{Config, UserImages};
 use shifter_core::volmap::CacheFs;
 
 use crate::finding::Finding;
@@ -127,7 +127,7 @@ fn file_systems(config: &Config, known: &str, modules: &Modules) -> Vec<Finding>
         ("overlay", "roots"),
         ("tmpfs", "roots"),
     ];
-    if config.store.format == ImageFormat::Erofs {
+    if config.store.mounts_erofs() {
         needed.push(("erofs", "images"));
     }
     let has_cache = |fs: CacheFs| {

@@ -2,6 +2,7 @@
 //!
 //! Run by an administrator, a health check, or a user; each sees what the kernel lets them see.
 
+mod apart;
 mod kernel;
 mod plugstack;
 mod programs;
@@ -16,8 +17,8 @@ use shifter_core::config::{Config, DEFAULT_PATH};
 use shifter_core::exit::ExitCode;
 use shifter_core::sanitize;
 
-use crate::finding::{self, Finding, Form};
-use crate::{judge, output};
+use crate::finding::{self, Form};
+use crate::{judge, look, output};
 
 const PROGRAM: &str = "shifter doctor";
 
@@ -45,8 +46,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::Usage
         }
         Ok(None) => output::data(HELP),
-        Ok(Some(form)) => {
-            let findings = examine();
+        Ok(Some(Asked::Examination)) => {
+            look::announce(apart::at);
+            examine();
+            ExitCode::Success
+        }
+        Ok(Some(Asked::Report(form))) => {
+            let findings = apart::findings();
             match output::data(&finding::render(&findings, form)) {
                 ExitCode::Success => finding::exit_code(&findings),
                 failed => failed,
@@ -55,7 +61,20 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Form>, lexopt::Error> {
+/// What the program is called for.
+#[derive(Debug, PartialEq)]
+enum Asked {
+    /// A report for whoever calls.
+    Report(Form),
+    /// The examination itself, for the process that reports.
+    Examination,
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Asked>, lexopt::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args == [apart::WORD] {
+        return Ok(Some(Asked::Examination));
+    }
     let mut parser = lexopt::Parser::from_args(args);
     let mut form = Form::Lines;
     while let Some(arg) = parser.next()? {
@@ -70,24 +89,33 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Form>, lexop
         }
         form = asked;
     }
-    Ok(Some(form))
+    Ok(Some(Asked::Report(form)))
 }
 
-/// Looks at everything.
-fn examine() -> Vec<Finding> {
-    let (judged, config) = judge::file(Path::new(DEFAULT_PATH));
+/// Looks at everything, last at what may be on file systems of a network.
+fn examine() {
+    let path = Path::new(DEFAULT_PATH);
+    let (judged, configured) = judge::text(path);
+    apart::found(judged);
+    let config = configured.clone();
     let prefix = match &config {
         Some(config) => config.prefix.clone(),
         // The programs are where this one is, whatever the configuration would say.
         None => own_prefix().unwrap_or_else(|| Config::default().prefix),
     };
     let config = config.unwrap_or_default();
-    let mut findings = kernel::check(&config);
-    findings.extend(judged);
-    findings.extend(programs::check(&prefix, &config));
-    findings.extend(state::check());
-    findings.extend(slurm::check(&prefix));
-    findings
+    // As long as starts wait, but not longer than health checks do.
+    match config.root.answer_timeout_secs {
+        0 => apart::patience(apart::PATIENCE),
+        seconds => apart::patience(seconds.min(apart::PATIENCE)),
+    }
+    apart::found(kernel::check(&config));
+    apart::found(programs::check(&prefix, &config));
+    apart::found(state::check());
+    apart::found(slurm::check(&prefix, &config));
+    if let Some(config) = configured {
+        apart::found(judge::named(path, &config));
+    }
 }
 
 /// Returns the prefix of which this program is `lib/shifter/shifter-doctor`.
@@ -105,9 +133,12 @@ mod tests {
         let parse = |text: &str| {
             parse(text.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
         };
-        assert_eq!(parse(""), Ok(Some(Form::Lines)));
-        assert_eq!(parse("--json"), Ok(Some(Form::Json)));
-        assert_eq!(parse("--nhc --nhc"), Ok(Some(Form::Nhc)));
+        let report = |form| Ok(Some(Asked::Report(form)));
+        assert_eq!(parse(""), report(Form::Lines));
+        assert_eq!(parse("--json"), report(Form::Json));
+        assert_eq!(parse("--nhc --nhc"), report(Form::Nhc));
+        assert_eq!(parse("--apart"), Ok(Some(Asked::Examination)));
+        assert!(parse("--apart --json").is_err());
         assert_eq!(parse("--nhc -h"), Ok(None));
         assert!(parse("--nhc --json").unwrap_err().contains("exclude"));
         assert!(parse("x").is_err() && parse("--wat").is_err());

@@ -116,16 +116,22 @@ fn parse(line: &str) -> Result<Option<Line<'_>>, &'static str> {
 /// Finds the plugin stack that a `slurm.conf` names, or that lies beside it.
 pub(super) fn path_of(slurm_conf: &Path) -> PathBuf {
     let dir = slurm_conf.parent().unwrap_or(Path::new("/"));
-    let named = named(&look::text(slurm_conf), dir, 0);
+    let named = value_of(slurm_conf, "PlugStackConfig");
     dir.join(named.as_deref().unwrap_or("plugstack.conf"))
 }
 
-fn named(text: &str, dir: &Path, depth: usize) -> Option<String> {
+/// Returns the value of a key that stands on a line of its own in a `slurm.conf`, or in what it includes.
+pub(super) fn value_of(slurm_conf: &Path, key: &str) -> Option<String> {
+    let dir = slurm_conf.parent().unwrap_or(Path::new("/"));
+    named(&look::text(slurm_conf), &key.to_ascii_lowercase(), dir, 0)
+}
+
+fn named(text: &str, key: &str, dir: &Path, depth: usize) -> Option<String> {
     let mut found = None;
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let lower = line.to_ascii_lowercase();
-        if let Some(value) = lower.strip_prefix("plugstackconfig") {
+        if let Some(value) = lower.strip_prefix(key) {
             let value = &line[line.len() - value.len()..];
             if let Some(value) = value.trim_start().strip_prefix('=') {
                 found = Some(value.trim().trim_matches('"').to_owned());
@@ -134,7 +140,7 @@ fn named(text: &str, dir: &Path, depth: usize) -> Option<String> {
             && depth < DEPTH
         {
             let file = dir.join(line[line.len() - file.len()..].trim());
-            found = named(&look::text(file), dir, depth + 1).or(found);
+            found = named(&look::text(file), key, dir, depth + 1).or(found);
         }
     }
     found

@@ -3,7 +3,9 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use super::plugstack::{Plugin, Stack, path_of};
+use shifter_core::config::Config;
+
+use super::plugstack::{Plugin, Stack, path_of, value_of};
 use crate::finding::Finding;
 use crate::look;
 
@@ -11,11 +13,14 @@ const CHECK: &str = "slurm";
 
 const PLUGIN: &str = "shifter_slurm.so";
 
+/// What slurmd has where slurm.conf names none.
+const SPOOL_DIR: &str = "/var/spool/slurmd";
+
 /// Where Slurm's own files are, if the environment does not say; the last is where slurmd keeps
 /// them on nodes that have none of their own.
 const DIRS: [&str; 3] = ["/etc/slurm", "/usr/local/etc", "/run/slurm/conf"];
 
-pub(super) fn check(prefix: &Path) -> Vec<Finding> {
+pub(super) fn check(prefix: &Path, config: &Config) -> Vec<Finding> {
     let Some(slurm_conf) = slurm_conf() else {
         return vec![Finding::ok(CHECK, "no configuration of Slurm's is here")];
     };
@@ -30,7 +35,52 @@ pub(super) fn check(prefix: &Path) -> Vec<Finding> {
         let message = format!("there is no '{}': jobs get no container", path.display());
         return vec![Finding::error(CHECK, message, way_out)];
     }
-    judge(&Stack::read(&path), prefix, &way_out)
+    let mut findings = judge(&Stack::read(&path), prefix, &way_out);
+    // A node that has the rest from its controller has it where slurmd keeps it, for root to read.
+    if slurm_conf.exists() && !look::is_denied(&slurm_conf) {
+        let value = |key| value_of(&slurm_conf, key);
+        findings.extend(extern_steps(value("PrologFlags").as_deref()));
+        let host = look::text("/proc/sys/kernel/hostname");
+        let host = host.trim().split('.').next().unwrap_or_default();
+        findings.extend(spool(
+            value("SlurmdSpoolDir"),
+            &config.slurm.spool_dir,
+            host,
+        ));
+    }
+    findings
+}
+
+/// Judges whether Slurm keeps a step of its own for each job.
+fn extern_steps(flags: Option<&str>) -> Option<Finding> {
+    // X11 needs such steps, and Slurm adds the flag itself.
+    let has = |flag: &str| ["contain", "x11"].contains(&flag.trim().to_ascii_lowercase().as_str());
+    let flags = flags.unwrap_or_default();
+    (!flags.split(',').any(has)).then(|| {
+        Finding::warning(
+            CHECK,
+            "PrologFlags lacks Contain: jobs have no ssh between their nodes, and what a job \
+             leaves whose slurmd was killed stays until somebody removes it",
+            "write 'PrologFlags=Contain' into slurm.conf, with the flags that are there",
+        )
+    })
+}
+
+/// Judges whether containers show the directory that slurmd has.
+fn spool(slurms: Option<String>, ours: &Path, host: &str) -> Option<Finding> {
+    let slurms = slurms.unwrap_or_else(|| SPOOL_DIR.to_owned());
+    // A node usually has its host's name.
+    let expand = |text: &str| PathBuf::from(text.replace("%n", host).replace("%h", host));
+    (expand(&slurms) != expand(&ours.to_string_lossy())).then(|| {
+        Finding::warning(
+            "slurm.spool_dir",
+            format!(
+                "slurmd has '{slurms}', and containers show '{}': scripts and PMIx may not be found in them",
+                ours.display()
+            ),
+            format!("write spool_dir = '{slurms}' under [slurm]"),
+        )
+    })
 }
 
 fn slurm_conf() -> Option<PathBuf> {
@@ -141,6 +191,35 @@ mod tests {
             path: path.into(),
             is_required,
             place: "p:1".into(),
+        }
+    }
+
+    #[test]
+    fn steps_of_slurms_own() {
+        for (flags, is_fine) in [
+            (Some("Alloc,Contain"), true),
+            (Some("alloc, contain"), true),
+            (Some("X11"), true),
+            (Some("Alloc"), false),
+            (Some("NoContain"), false),
+            (None, false),
+        ] {
+            assert_eq!(extern_steps(flags).is_none(), is_fine, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn spool_directories() {
+        for (slurms, ours, is_same) in [
+            (None, "/var/spool/slurmd", true),
+            (None, "/var/spool/slurm", false),
+            (Some("/var/spool/slurmd/"), "/var/spool/slurmd", true),
+            (Some("/spool/%n"), "/spool/%h", true),
+            (Some("/spool/%n"), "/spool/n1", true),
+            (Some("/spool/%n"), "/spool", false),
+        ] {
+            let found = spool(slurms.map(str::to_owned), Path::new(ours), "n1");
+            assert_eq!(found.is_none(), is_same, "{slurms:?} {ours}");
         }
     }
 

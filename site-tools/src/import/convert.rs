@@ -153,14 +153,27 @@ impl<'a> Converter<'a> {
 
     fn default_modules(&mut self, setting: &Known) {
         let known = self.module_names();
-        let mut names = Vec::new();
+        let mut names: Vec<String> = Vec::new();
         for name in words(&setting.value.replace(',', " ")) {
-            if known.contains(&name) {
-                names.push(name);
-            } else if name != "none" {
-                let why = format!("there is no module '{name}'");
-                self.not(setting, &why);
+            if name == "none" {
+                continue;
             }
+            let conflicts = |one: &str, other: &str| {
+                let setting = self.last(Some(one), "conflict");
+                setting.is_some_and(|setting| words(&setting.value).iter().any(|w| w == other))
+            };
+            let is_enemy = |other: &&String| conflicts(&name, other) || conflicts(other, &name);
+            let why = if !known.contains(&name) {
+                format!("there is no module '{name}'")
+            } else if !self.is_enabled(&name) {
+                format!("module '{name}' is not enabled")
+            } else if let Some(other) = names.iter().chain([&name]).find(is_enemy) {
+                format!("module '{name}' cannot be used together with '{other}'")
+            } else {
+                names.push(name);
+                continue;
+            };
+            self.not(setting, &why);
         }
         if !names.is_empty() {
             self.draft
@@ -364,6 +377,11 @@ impl<'a> Converter<'a> {
         names
     }
 
+    fn is_enabled(&self, name: &str) -> bool {
+        let enabled = self.last(Some(name), "enabled");
+        enabled.is_none_or(|setting| is_set(&setting.value))
+    }
+
     fn modules(&mut self) {
         let names = self.module_names();
         for setting in self.settings {
@@ -384,10 +402,9 @@ impl<'a> Converter<'a> {
     fn module(&mut self, name: &str, names: &[String]) {
         let table = ["module", name];
         let enabled = self.last(Some(name), "enabled");
-        let is_enabled = enabled.is_none_or(|setting| is_set(&setting.value));
         let from = enabled.map_or_else(|| format!("module '{name}'"), origin);
-        self.draft
-            .add_tried(&table, "enabled", Value::Flag(is_enabled), from);
+        let is_enabled = Value::Flag(self.is_enabled(name));
+        self.draft.add_tried(&table, "enabled", is_enabled, from);
         if let Some(setting) = self.last(Some(name), "conflict") {
             let (mut known, mut unknown) = (Vec::new(), Vec::new());
             for other in words(&setting.value) {

@@ -1,3 +1,5 @@
+//! Configurations of C Shifters, whole ones and arbitrary ones.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -112,6 +114,24 @@ fn what_is_not_carried_over_is_reported() {
     }
     let lines: Vec<usize> = imported.remarks.iter().map(|r| r.line).collect();
     assert!(lines.is_sorted());
+}
+
+#[test]
+fn default_modules_that_nobody_could_use_are_left_out() {
+    let imported = import_text(
+        "module_a_enabled = 0\nmodule_b_conflict = c\nmodule_c_siteEnv = A=1\n\
+         module_d_conflict = d\ndefaultModules = a,b,c,d\n",
+    );
+    assert_eq!(config(&imported).default_modules, ["b"]);
+    let said = remarked(&imported).join("\n");
+    for words in [
+        "module 'a' is not enabled",
+        "module 'c' cannot be used together with 'b'",
+        "module 'd' cannot be used together with 'd'",
+    ] {
+        let mut texts = imported.remarks.iter().map(|remark| &remark.text);
+        assert!(texts.any(|text| text.contains(words)), "{words}: {said}");
+    }
 }
 
 #[test]

@@ -16,8 +16,25 @@ use crate::look;
 /// Bytes that a configuration may have, as for the programs that read it.
 const SIZE_LIMIT: u64 = 1 << 20;
 
-/// Judges a configuration file; returns the configuration too, if it is one.
-pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
+/// Judges a configuration file and what it names.
+pub fn file(path: &Path) -> Vec<Finding> {
+    let (mut findings, config) = text(path);
+    if let Some(config) = config {
+        findings.extend(named(path, &config));
+    }
+    findings
+}
+
+/// Judges what a configuration names, and the file of registries beside it.
+pub fn named(path: &Path, config: &Config) -> Vec<Finding> {
+    let mut findings = parts::judge(config);
+    let beside = path.with_file_name("registries.toml");
+    findings.extend(registries(&beside, config));
+    findings
+}
+
+/// Judges the text of a configuration file; returns the configuration too, if it is one.
+pub fn text(path: &Path) -> (Vec<Finding>, Option<Config>) {
     const CHECK: &str = "configuration";
     let shown = path.display();
     let mut findings = Vec::new();
@@ -50,8 +67,6 @@ pub fn file(path: &Path) -> (Vec<Finding>, Option<Config>) {
             if findings.is_empty() {
                 findings.push(Finding::ok(CHECK, format!("'{shown}' is well-formed")));
             }
-            findings.extend(parts::judge(&config));
-            findings.extend(registries(&path.with_file_name("registries.toml"), &config));
             (findings, Some(config))
         }
         Err(error) => {
@@ -121,7 +136,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shifter.toml");
         std::fs::write(&path, text).unwrap();
-        let (findings, _) = file(&path);
+        let findings = file(&path);
         let bad = findings.iter().filter(|f| f.state == State::Error);
         bad.map(|f| {
             let hint = f.hint.as_deref().unwrap_or_default();
@@ -152,7 +167,6 @@ mod tests {
             std::fs::write(&path, "[registry.x]").unwrap();
             std::fs::write(dir.path().join("registries.toml"), text).unwrap();
             let found: Vec<String> = file(&path)
-                .0
                 .into_iter()
                 .filter(|finding| finding.state == State::Error)
                 .map(|finding| format!("{}: {}", finding.check, finding.message))
@@ -271,7 +285,7 @@ mod tests {
     #[test]
     fn a_missing_file_and_a_directory() {
         for (path, words) in [("/no/such", "No such file"), ("/etc", "regular file")] {
-            let (findings, config) = file(Path::new(path));
+            let (findings, config) = text(Path::new(path));
             assert!(
                 config.is_none() && findings[0].message.contains(words),
                 "{findings:?}"

@@ -177,6 +177,7 @@ fn mounts(check: &str, map: &VolumeMap, findings: &mut Vec<Finding>) {
     for volume in map.entries() {
         let from = Path::new(&volume.from);
         let parent = from.parent().unwrap_or(from);
+        look::at(from);
         findings.push(match from.metadata() {
             Err(_) if look::is_denied(from) => denied(check, from),
             Err(error) => Finding::error(
@@ -306,6 +307,7 @@ fn program(check: &str, words: &[String]) -> Option<Finding> {
 }
 
 fn present(check: &str, path: &Path) -> Finding {
+    look::at(path);
     match path.metadata() {
         Ok(meta) if meta.is_dir() => Finding::ok(check, format!("'{}' is there", path.display())),
         Err(_) if look::is_denied(path) => denied(check, path),

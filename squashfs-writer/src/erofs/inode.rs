@@ -11,7 +11,7 @@
 
 use super::{BLOCK, BLOCK_BITS};
 use crate::Error;
-use crate::attributes::{Attributes, Xattr};
+use crate::attributes::{Attributes, Xattr, split_name};
 use crate::tree::Content;
 
 pub(super) const SIZE: u64 = 64;
@@ -110,7 +110,8 @@ impl Record<'_> {
 }
 
 const XATTR_HEADER: usize = 12;
-const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
+/// The numbers of the name spaces.
+const NAME_SPACES: [u8; 3] = [1, 4, 6];
 
 /// Bytes that attributes take behind an inode.
 pub(super) fn xattrs_size(xattrs: &[Xattr]) -> Result<u64, Error> {
@@ -127,17 +128,10 @@ fn encode_xattrs(xattrs: &[Xattr]) -> Result<Vec<u8>, Error> {
             name: name.escape_ascii().to_string(),
             reason,
         };
-        let found = PREFIXES
-            .iter()
-            .find_map(|&(prefix, number)| name.strip_prefix(prefix).map(|rest| (number, rest)));
-        let (prefix, rest) =
-            found.ok_or_else(|| refuse("only user., trusted. and security. can be stored"))?;
-        if rest.is_empty() || name.len() > 255 || name.contains(&0) {
-            return Err(refuse("names have 1 to 255 bytes and no NUL"));
-        }
+        let (space, rest) = split_name(name).map_err(refuse)?;
         let size = u16::try_from(value.len())
             .map_err(|_| refuse("values have at most 65535 bytes in an erofs image"))?;
-        out.extend_from_slice(&[rest.len() as u8, prefix]); // at most 255
+        out.extend_from_slice(&[rest.len() as u8, NAME_SPACES[space]]); // at most 255
         out.extend_from_slice(&size.to_le_bytes());
         out.extend_from_slice(rest);
         out.extend_from_slice(value);

@@ -126,7 +126,7 @@ fn privileged_a_missing_file_system_is_the_nodes_failure() -> Result<()> {
     site.set_up(&manifest("1"))?.success()?; // The state's own tmpfs is there already.
     let args = ["--manifest=-", "--expect-uid=2001", "--expect-job=17"];
     let inject = "--inject=fsopen:error=ENODEV:when=1";
-    let output = Call::new(["strace", "-qq", "-o", "/dev/null", inject, &*program])
+    let output = Call::new(["strace", "-f", "-qq", "-o", "/dev/null", inject, &*program])
         .args(args)
         .input(manifest("17").to_string())
         .output()?;

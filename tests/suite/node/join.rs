@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, Output};
 use shifter_tests::world::User::{self, Alice, Bob};
 
-use super::{Site, ensure_refused, manifest};
+use super::{Site, ensure_refused, image_id, manifest};
 
 /// A cgroup as Slurm's daemon makes it for a step of a job.
 pub(super) struct Step(PathBuf);
@@ -95,6 +95,13 @@ fn privileged_a_step_joins_its_own_job() -> Result<()> {
             "{options}: {output}"
         );
     }
+    // Slurm's variables name the image by its id; the user's name for it is not lost by that.
+    let private = format!(
+        "SHIFTER_IMAGE={} SHIFTER_IMAGETYPE=id shifter --volume=/tmp:/a/b sh -c 'echo $SHIFTER_IMAGEREQUEST'",
+        image_id()
+    );
+    let output = step.run(Alice, &private)?;
+    ensure!(output.stdout == "docker:tiny:latest\n", "{output}");
     let image = step.run(
         Alice,
         "shifter sh -c 'cat /etc/marker; echo $COLOUR $SHIFTER_IMAGEREQUEST'",

@@ -45,8 +45,10 @@ pub(super) fn kill_everywhere(
         for number in 1..=count {
             prepare()?;
             let inject = format!("--inject={name}:signal=KILL:when={number}");
-            let output = call(&["strace", "-qq", "-o", "/dev/null", &inject]).output()?;
-            deaths += usize::from(output.code == 137);
+            // Each of its processes has a count of its own, and strace ends with the last of them.
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject];
+            let output = call(&strace).output()?;
+            deaths += usize::from(output.code != 0);
             check(&format!("killed before {name} number {number}: {output}"))?;
         }
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use shifter_core::ids::ImageId;
-use shifter_tests::call::{Call, Output};
+use shifter_tests::call::{Call, Output, wait_for};
 use shifter_tests::product::STORE;
 use shifter_tests::world::User::{self, Alice, Bob};
 
@@ -492,6 +492,10 @@ fn privileged_users_own_images_follow_the_policy() -> Result<()> {
             let by_kernel = mounts.contains(" squashfs /dev/loop");
             ensure!(by_kernel == (policy == "kernel"), "{policy}: {mounts}");
             ensure!(by_kernel != mounts.contains("fuse.squashfuse"), "{mounts}");
+            if by_kernel {
+                let shared = devices_of_two("/scratch/alice/own.sqsh")?;
+                ensure!(shared[0] != shared[1], "alice's file is shared with bob");
+            }
             ensure!(!loops(COPY)?.stdout.contains("/dev/loop"), "{policy}");
         }
         site.set_up(&manifest("17"))?.success()?;
@@ -523,6 +527,27 @@ fn privileged_users_own_images_follow_the_policy() -> Result<()> {
     Call::new(["rm", "-rf", own, "/scratch/alice/moved"]).ok()?;
     site.tear_down("1")?.success()?;
     site.clean.ensure_restored(None)
+}
+
+/// Has alice and bob run a file at once, and says what device each of them has it from.
+fn devices_of_two(file: &str) -> Result<[String; 2]> {
+    let _ = fs::remove_file("/tmp/two");
+    Call::new(["mkfifo", "-m", "0666", "/tmp/two"]).ok()?;
+    let image = format!("--image={file}");
+    let script = "stat -c %d /bin; cat /tmp/two";
+    let mut first = Call::new(["shifter", &*image, "sh", "-c", script])
+        .by(Alice)
+        .timeout(0)
+        .start("/tmp/first")?;
+    let said = wait_for("alice's container", 10, || {
+        let text = fs::read_to_string("/tmp/first")?;
+        Ok(text.ends_with('\n').then_some(text))
+    });
+    let second = run("shifter", Bob, file, &["stat", "-c", "%d", "/bin"])?.success();
+    Call::shell("echo >/tmp/two").ok()?;
+    first.wait()?;
+    fs::remove_file("/tmp/two")?;
+    Ok([said?, second?.stdout])
 }
 
 /// In a job an image of the user's own has the job's volumes, as another image would.

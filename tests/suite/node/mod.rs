@@ -39,6 +39,7 @@ mod secure_signals;
 mod secure_strays;
 mod secure_trace;
 mod secure_volume;
+mod stalled_jobs;
 mod stalls;
 mod tools;
 mod writable;
@@ -153,22 +154,33 @@ pub fn store_image(tree: &Path, id: &str, name: &str) -> Result<()> {
         .map(drop)
 }
 
+/// Programs that say why they refuse something.
+const SPEAKERS: [&str; 4] = ["shifter: ", "setupRoot: ", "unsetupRoot: ", "shifterimg: "];
+
 /// Fails unless the program was refused as documented: the code, one line that contains `words`
 /// (and at most a hint), nothing on standard output.
 pub fn ensure_refused(output: &Output, code: i32, words: &str) -> Result<()> {
-    let mut lines = output
-        .stderr
-        .lines()
-        .filter(|line| !line.starts_with("hint: "));
-    let message = lines.next().unwrap_or_default();
     ensure!(output.code == code, "code {code} expected: {output}");
-    ensure!(
-        message.contains(words) && lines.next().is_none(),
-        "'{words}' expected: {output}"
-    );
     ensure!(
         output.stdout.is_empty(),
         "nothing on stdout expected: {output}"
+    );
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    let message = lines.first().copied().unwrap_or_default();
+    ensure!(
+        SPEAKERS.iter().any(|name| message.starts_with(name)),
+        "a program's message expected: {output}"
+    );
+    ensure!(message.contains(words), "'{words}' expected: {output}");
+    ensure!(
+        lines.len() == 1 || lines.len() == 2 && lines[1].starts_with("hint: "),
+        "one line and a hint expected: {output}"
+    );
+    let is_control = |c: char| c.is_control() && c != '\n';
+    ensure!(
+        !output.stderr.contains("panicked at") && !output.stderr.contains(is_control),
+        "harmless text expected: {:?}",
+        output.stderr
     );
     Ok(())
 }

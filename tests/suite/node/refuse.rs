@@ -29,6 +29,18 @@ fn privileged_manifests_that_disagree_or_overreach_are_refused() -> Result<()> {
         let output = Call::new([&*program, &format!("{flag}=x")]).output()?;
         ensure_refused(&output, 2, &format!("option '{flag}' takes no value"))?;
     }
+    let unset = site.product.path("sbin/unsetupRoot");
+    for (words, said) in [
+        (&[&*program, "17"][..], "unexpected word '17'"),
+        (&[&unset], "one job id is needed"),
+        (&[&unset, "--uid=x", "17"], "'x' is not a uid"),
+        (&[&unset, "--uid", "x", "17"], "'x' is not a uid"),
+        (&[&unset, "--bogus=1", "17"], "unknown option '--bogus'"),
+        (&[&unset, "--uid"], "option '--uid' needs a value"),
+    ] {
+        let output = Call::new(words.iter().copied()).output()?;
+        ensure_refused(&output, 2, said)?;
+    }
     ensure_refused(&call("2001", "17", "{".into())?, 2, "manifest")?;
     ensure_refused(&call("2001", "17", " ".repeat(2 << 20))?, 2, "larger than")?;
     let table = [
@@ -113,6 +125,70 @@ fn privileged_a_failure_is_recorded_for_the_tasks_and_removed() -> Result<()> {
     site.clean.ensure_restored(None)
 }
 
+/// What were set up or removed in another namespace nobody would see in the host's.
+#[test]
+fn privileged_root_of_another_namespace_sets_up_and_removes_nothing() -> Result<()> {
+    let site = Site::prepare()?;
+    site.set_up(&manifest("1"))?.success()?;
+    let programs = ["sbin/setupRoot", "sbin/unsetupRoot"].map(|name| site.product.path(name));
+    let [set_up, remove] = &programs;
+    let set_up = [
+        &**set_up,
+        "--manifest=-",
+        "--expect-uid=2001",
+        "--expect-job=17",
+    ];
+    for (before, words) in [
+        (
+            &["unshare", "--mount"][..],
+            "not the host's mount namespace",
+        ),
+        (
+            &["unshare", "--user", "--map-root-user"],
+            "not root of the machine",
+        ),
+    ] {
+        for command in [&set_up[..], &[&**remove, "1"]] {
+            let call = Call::new([before, command].concat());
+            let output = call.input(manifest("17").to_string()).output()?;
+            ensure_refused(&output, 6, words)?;
+        }
+    }
+    ensure!(fs::exists("/run/shifter/jobs/1/roots/job/meta")?);
+    ensure!(!fs::exists("/run/shifter/jobs/17")?);
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
+/// A kernel that lacks a call that roots are built with is the node's failure, and told so.
+#[test]
+fn privileged_a_call_that_the_kernel_lacks_is_named() -> Result<()> {
+    let site = Site::prepare()?;
+    let program = site.product.path("sbin/setupRoot");
+    for call in [
+        "open_tree",
+        "move_mount",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "mount_setattr",
+        "openat2",
+    ] {
+        let without = format!("--inject={call}:error=ENOSYS");
+        let strace = ["strace", "-qq", "-o", "/dev/null", &*without, &*program];
+        let args = ["--manifest=-", "--expect-uid=2001", "--expect-job=17"];
+        let output = Call::new([&strace[..], &args].concat())
+            .input(manifest("17").to_string())
+            .output()?;
+        ensure_refused(&output, 5, "Function not implemented")?;
+        let hint = format!("\nhint: this kernel has no {call}(2): Linux 5.14 or newer is needed\n");
+        ensure!(output.stderr.ends_with(&hint), "{output}");
+        site.tear_down("17")?.success()?;
+        site.clean.ensure_restored(None)?;
+    }
+    Ok(())
+}
+
 /// S35-S38: where volumes come from and where they may go.
 #[test]
 fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
@@ -137,6 +213,10 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         "/scratch/bob/proj",
     ])
     .ok()?;
+    Call::shell(
+        "install -d -m 0700 /scratch/bob/roots; install -d -g bob -m 0750 /scratch/bob/group",
+    )
+    .ok()?;
     symlink("/scratch/bob/private", "/scratch/alice/to-bob")?;
     Call::new(["install", "-o", "alice", "/dev/null", "/scratch/alice/f"]).ok()?;
     symlink("/etc", "/scratch/alice/to-etc")?;
@@ -156,6 +236,8 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
         ("/scratch/alice/to-etc:/x", 3, "not within a site mount"),
         ("/scratch/alice/to-proc:/x", 3, ""),
         ("/scratch/bob/private:/x", 3, "Permission denied"),
+        ("/scratch/bob/roots:/x", 3, "Permission denied"),
+        ("/scratch/bob/group:/x", 3, "Permission denied"),
         ("/scratch/nosuch:/x", 3, "No such file"),
         ("/scratch/alice:/data", 3, "leads to '/etc'"),
         (
@@ -183,6 +265,12 @@ fn privileged_s35_s38_volumes_are_judged_where_they_really_are() -> Result<()> {
     for (volume, code, words) in table {
         let output = site.shifter(&["--image=tiny", &format!("--volume={volume}"), "ls", "/x"])?;
         ensure_refused(&output, code, words).map_err(|error| error.context(volume))?;
+        let way_out = "\nhint: volumes can be taken from /scratch, /home, /tmp, /var/tmp\n";
+        let is_outside = output.stderr.contains("not within a site mount");
+        ensure!(
+            !is_outside || output.stderr.contains(way_out),
+            "{volume}: {output}"
+        );
     }
     for volume in [
         "/scratch/bob/proj:/x",

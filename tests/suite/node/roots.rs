@@ -1,13 +1,15 @@
 //! What is in a root, what it shares, and what it must not change.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, wait_for};
+use shifter_tests::image::Recipe;
 use shifter_tests::product::{CONFIG, STORE};
 use shifter_tests::world::User::{Alice, Bob};
 
-use super::{Site, ensure_refused, image_id, manifest};
+use super::{Site, ensure_refused, image_id, manifest, store_image};
 
 fn loops() -> Result<usize> {
     let file = format!("{STORE}/{}.squashfs", image_id());
@@ -45,6 +47,7 @@ fn privileged_root_holds_accounts_hosts_and_mounts() -> Result<()> {
     );
     ensure!(look("17", "readlink /etc/mtab; cat /etc/nsswitch.conf")?.contains("passwd: files"));
     ensure!(look("17", "cat /etc/hosts")? == fs::read_to_string("/etc/hosts")?);
+    ensure!(look("17", "cat /etc/host.conf")? == "order bind,hosts\nmulti on\n");
     ensure!(
         look("17", "cat /etc/marker")? == "tiny\n",
         "the image's own /etc"
@@ -62,10 +65,11 @@ fn privileged_root_holds_accounts_hosts_and_mounts() -> Result<()> {
     );
     let config = look("17", "cat /var/shifterConfig.json")?;
     let config: serde_json::Value = serde_json::from_str(&config)?;
-    ensure!(
-        config["volMap"] == "/scratch/alice:/a/b:ro;/scratch/alice:/usr/share/x",
-        "{config}"
-    );
+    let expected = serde_json::json!({
+        "identifier": image_id(), "user": "alice", "modules": "",
+        "volMap": "/scratch/alice:/a/b:ro;/scratch/alice:/usr/share/x",
+    });
+    ensure!(config == expected, "{config}");
 
     // Every mount: nosuid; nodev but for /dev; writable only where the host's are.
     let mounts = look("17", "cat /proc/self/mountinfo")?;
@@ -74,7 +78,7 @@ fn privileged_root_holds_accounts_hosts_and_mounts() -> Result<()> {
         let (at, options) = (fields[4], fields[5]);
         ensure!(options.contains("nosuid"), "{line}");
         ensure!(
-            options.contains("nodev") || at.starts_with("/dev"),
+            options.contains("nodev") || at.starts_with("/dev") && options.contains("noexec"),
             "{line}"
         );
         let host = [
@@ -196,6 +200,11 @@ fn privileged_environment_directory_and_command() -> Result<()> {
     };
     let echo = ["sh", "-c", "echo $COLOUR,$MINE,$A"];
     ensure!(run(&echo)? == "green,1,\n");
+    let caller = site
+        .product
+        .shifter([&["--image=tiny"][..], &echo].concat());
+    let caller = caller.by(Alice).env("COLOUR", "the caller's").ok()?;
+    ensure!(caller == "green,,\n", "the image's wins: {caller}");
     ensure!(run(&[&["-E"][..], &echo].concat())? == "green,,\n");
     fs::write("/scratch/alice/env", "# comment\nA=from file\nCOLOUR=red\n")?;
     ensure!(run(&[&["--env-file=/scratch/alice/env"][..], &echo].concat())? == "red,1,from file\n");
@@ -251,6 +260,11 @@ fn privileged_environment_directory_and_command() -> Result<()> {
         let output = site.shifter(&[&["--image=tiny"], command].concat())?;
         ensure!(output.code == code, "{output}");
     }
+    fs::write("/scratch/alice/orphan", "#!/no/such/interpreter\n")?;
+    Call::new(["chmod", "0755", "/scratch/alice/orphan"]).ok()?;
+    let orphan = site.shifter(&["--image=tiny", "/scratch/alice/orphan"])?;
+    fs::remove_file("/scratch/alice/orphan")?;
+    ensure_refused(&orphan, 126, "the interpreter or loader that it names")?;
     let elsewhere = site
         .product
         .shifter(["--image=tiny", "pwd"])
@@ -262,6 +276,79 @@ fn privileged_environment_directory_and_command() -> Result<()> {
         "{elsewhere}"
     );
     Ok(())
+}
+
+/// Without a command: the entry point if it is asked for, the user's shell if the image has it, else
+/// /bin/sh; whatever SHELL says.
+#[test]
+fn privileged_without_a_command_a_shell_starts() -> Result<()> {
+    let site = Site::prepare()?;
+    let shells = Recipe::tiny("shells").build()?.layout().join("tree");
+    let own = shells.join("bin/bash");
+    fs::write(&own, "#!/bin/sh\necho \"alice's own: $0\"\n")?;
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o755))?;
+    store_image(&shells, &"8".repeat(64), "shells")?;
+    let start = |words: &[&str]| {
+        let start = site.product.shifter(words.iter().copied()).by(Alice);
+        start.env("SHELL", "/bin/cat").input("echo $0 $#").ok()
+    };
+    for (words, expected) in [
+        (&["--image=tiny"][..], "/bin/sh 0\n"),
+        (&["run", "tiny"], "/bin/sh 0\n"),
+        (&["--image=tiny", "--"], "/bin/sh 0\n"),
+        (&["--image=shells"], "alice's own: /bin/bash\n"),
+        (&["--image=shells", "--entrypoint"], "entry cmd\n"),
+        (&["--image=tiny", "--entrypoint=/bin/sh"], "/bin/sh 0\n"),
+    ] {
+        let said = start(words)?;
+        ensure!(said == expected, "{words:?}: {said}");
+    }
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
+#[test]
+fn privileged_the_program_says_what_it_is_and_does() -> Result<()> {
+    let site = Site::prepare()?;
+    for (word, first) in [
+        ("--help", "Usage: shifter [OPTIONS] "),
+        ("-h", "Usage: shifter [OPTIONS] "),
+        ("--version", "shifter "),
+    ] {
+        let output = site.shifter(&[word])?.success()?;
+        ensure!(
+            output.stdout.starts_with(first) && output.stderr.is_empty(),
+            "{output}"
+        );
+    }
+    for verbose in ["-v", "--verbose"] {
+        let output = site.shifter(&[verbose, "--image=tiny", "echo", "data"])?;
+        let told = "shifter: image docker:tiny:latest ready in ";
+        ensure!(
+            output.stdout == "data\n"
+                && output.stderr.starts_with(told)
+                && output.stderr.lines().count() == 1,
+            "{output}"
+        );
+    }
+    let silent = site.shifter(&["--image=tiny", "echo", "data"])?;
+    ensure!(silent.stderr.is_empty(), "{silent}");
+    // What the site lets in of the caller's variables.
+    site.product
+        .configure("[env]\npass = ['KEEP*', 'LESSOPEN']\ndrop = ['KEEP_OUT*']")?;
+    let script = "echo $KEEP_THIS,$KEEP_OUT_A,$OTHER,$LESSOPEN,$BASH_ENV,$COLOUR";
+    let mut call = site
+        .product
+        .shifter(["--image=tiny", "sh", "-c", script])
+        .by(Alice);
+    for name in ["KEEP_THIS", "KEEP_OUT_A", "OTHER", "LESSOPEN", "BASH_ENV"] {
+        call = call.env(name, "1");
+    }
+    let seen = call.ok()?;
+    ensure!(seen == "1,,,1,,green\n", "{seen}");
+    site.product.configure("")?;
+    site.tear_down("1")?.success()?;
+    site.clean.ensure_restored(None)
 }
 
 /// What shows who a process is and what it may do.

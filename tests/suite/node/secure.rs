@@ -10,7 +10,7 @@ use shifter_tests::call::{Call, Output, wait_for};
 use shifter_tests::product::STORE;
 use shifter_tests::snapshot::loop_devices;
 
-use super::{Site, store_image};
+use super::{Site, ensure_refused, store_image};
 
 /// Files that nobody's start may change, nor show to a user.
 const WATCHED: [&str; 5] = [
@@ -160,21 +160,7 @@ impl Guard {
             (1..=7).contains(&output.code) || [126, 127].contains(&output.code),
             "{output}"
         );
-        ensure!(
-            output.stdout.is_empty(),
-            "nothing on stdout expected: {output}"
-        );
-        let lines: Vec<&str> = output.stderr.lines().collect();
-        let names = ["shifter: ", "setupRoot: ", "unsetupRoot: ", "shifterimg: "];
-        let message = lines.first().copied().unwrap_or_default();
-        ensure!(
-            names.iter().any(|name| message.starts_with(name)),
-            "{output}"
-        );
-        ensure!(
-            lines.len() == 1 || lines.len() == 2 && lines[1].starts_with("hint: "),
-            "one line and a hint expected: {output}"
-        );
+        ensure_refused(output, output.code, "")?;
         self.well_spoken(output)?;
         self.unchanged().with_context(|| output.to_string())
     }

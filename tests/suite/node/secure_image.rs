@@ -58,14 +58,29 @@ fn privileged_s21_the_kernel_is_given_no_other_file_system() -> Result<()> {
             .refused(&output, 4, "cannot use image")
             .map_err(|e| e.context(format))?;
     }
-    // Whatever the metadata says: a file of another kind is not tried as what it is.
+    // Erofs only where the site wants it.
     let (file, other) = (of_store("squashfs"), of_store("erofs"));
-    fs::hard_link(&file, &other)?;
+    let tree = "/var/lib/shifter/layouts/tiny/tree";
+    Call::new(["mkfs.erofs", "--quiet", &*other, tree]).ok()?;
     fs::write(&meta, sound.replace("FORMAT: squashfs", "FORMAT: erofs"))?;
+    Call::new(["chown", "shifter:", &*other]).ok()?;
+    let unwanted = "this site mounts no erofs images";
+    let output = guard.site.shifter(&["--image=tiny", "true"])?;
+    guard.refused(&output, 4, unwanted)?;
+    guard.refused(&guard.site.set_up(&manifest("17"))?, 4, unwanted)?;
+    for wanted in ["mount_erofs = true", "format = 'erofs'"] {
+        guard.site.configure_store(wanted)?;
+        let kind = guard.site.script(&[], "stat -f -c %t /bin")?;
+        ensure!(kind == "e0f5e1e2\n", "{wanted}: {kind}");
+    }
+    // Whatever the metadata says: a file of another kind is not tried as what it is.
+    fs::remove_file(&other)?;
+    fs::hard_link(&file, &other)?;
     let output = guard.site.shifter(&["--image=tiny", "true"])?;
     guard.refused(&output, 4, "cannot use image")?;
     fs::remove_file(&other)?;
     fs::write(&meta, &sound)?;
+    guard.site.product.configure("")?;
     Call::shell(&format!(
         "mv {file} /tmp/kept; truncate -s 32M {file} && mkfs.ext4 -q {file} && chown shifter: {file}"
     ))

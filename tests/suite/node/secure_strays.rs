@@ -75,6 +75,44 @@ fn privileged_strays_in_nested_namespaces_are_ended() -> Result<()> {
     guard.finish()
 }
 
+/// Who is asked twice may take it for the order to drop everything (as MPI's launchers do).
+#[test]
+fn privileged_a_stray_is_asked_to_end_once_and_then_made_to() -> Result<()> {
+    let guard = Guard::prepare()?;
+    guard.site.set_up(&manifest("17"))?.success()?;
+    let step = Step::new("17")?;
+    let script = "trap '' TERM; echo deaf; exec sleep 1000";
+    let mut deaf = step
+        .call(["shifter", "sh", "-c", script])
+        .timeout(0)
+        .start("/tmp/deaf")?;
+    wait_for("the deaf process", 10, || {
+        let sleeps = Call::new(["pgrep", "-u", "alice", "-x", "sleep"]).output()?;
+        Ok((sleeps.code == 0).then_some(()))
+    })?;
+    let program = guard.site.product.path("sbin/unsetupRoot");
+    let strace = [
+        "strace",
+        "-o",
+        "/tmp/trace",
+        "-e",
+        "trace=pidfd_send_signal",
+    ];
+    Call::new([&strace[..], &[&*program, "17"]].concat())
+        .output()?
+        .success()?;
+    ended(std::slice::from_mut(&mut deaf))?;
+    let trace = fs::read_to_string("/tmp/trace")?;
+    let sent: Vec<&str> = ["SIGTERM", "SIGSTOP", "SIGKILL"]
+        .into_iter()
+        .filter(|signal| trace.contains(signal))
+        .collect();
+    ensure!(sent.len() == 3, "{trace}");
+    ensure!(trace.matches("SIGTERM").count() == 1, "{trace}");
+    drop(step);
+    guard.finish()
+}
+
 /// As many processes as alice may have, each busy making others.
 #[test]
 fn privileged_a_fork_bomb_is_ended() -> Result<()> {

@@ -18,6 +18,8 @@ fn privileged_s77_the_privileged_programs_are_static_and_hardened() -> Result<()
         ("bin/shifter", "4755 0 0"),
         ("sbin/setupRoot", "700 0 0"),
         ("sbin/unsetupRoot", "700 0 0"),
+        ("sbin/startSshd", "700 0 0"),
+        ("lib/shifter/shifter-identity", "700 0 0"),
     ] {
         let path = product.path(program);
         let seen = Call::new(["stat", "-c", "%a %u %g", &*path]).ok()?;

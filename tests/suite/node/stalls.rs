@@ -16,10 +16,10 @@ use super::{image_id, manifest};
 
 const LOG: &str = "/tmp/stall.log";
 const MANIFEST: &str = "/root/stall.manifest";
-const NOTE: &str = "/run/shifter/jobs/17/failure";
+pub(super) const NOTE: &str = "/run/shifter/jobs/17/failure";
 
 /// A FUSE file system that shows another directory, until it is stopped.
-struct Stalling {
+pub(super) struct Stalling {
     at: String,
     daemon: Child,
     tracer: Option<Child>,
@@ -27,7 +27,7 @@ struct Stalling {
 
 impl Stalling {
     /// Shows `low` at `at`, for everybody.
-    fn mount(low: &str, at: &str) -> Result<Self> {
+    pub(super) fn mount(low: &str, at: &str) -> Result<Self> {
         fs::create_dir_all(low)?;
         fs::create_dir_all(at)?;
         let daemon = Call::new(["bindfs", "-f", low, at]).timeout(0);
@@ -44,12 +44,12 @@ impl Stalling {
         })
     }
 
-    fn signal(&self, name: &str) -> Result<Output> {
+    pub(super) fn signal(&self, name: &str) -> Result<Output> {
         Call::new(["kill", name, &self.daemon.id().to_string()]).output()
     }
 
     /// Stops it now.
-    fn stop(&self) -> Result<()> {
+    pub(super) fn stop(&self) -> Result<()> {
         self.signal("-STOP")?.success()?;
         let status = format!("/proc/{}/status", self.daemon.id());
         let stopped = || {
@@ -61,7 +61,7 @@ impl Stalling {
     }
 
     /// Stops it before it reads this file, which is one of what it shows, for the `read`th time.
-    fn stop_at(&mut self, file: &str, read: usize) -> Result<()> {
+    pub(super) fn stop_at(&mut self, file: &str, read: usize) -> Result<()> {
         let inject = format!("--inject=pread64:signal=STOP:when={read}");
         self.trace(&["-P", file, &inject])
     }
@@ -79,7 +79,7 @@ impl Stalling {
     }
 
     /// Lets it go on, as if nothing had ever been.
-    fn resume(&mut self) -> Result<()> {
+    pub(super) fn resume(&mut self) -> Result<()> {
         if let Some(mut tracer) = self.tracer.take() {
             Call::new(["kill", &tracer.id().to_string()]).ok()?;
             tracer.wait()?;
@@ -88,13 +88,13 @@ impl Stalling {
     }
 
     /// Makes each of its answers take this long.
-    fn slow_down(&mut self, millis: usize) -> Result<()> {
+    pub(super) fn slow_down(&mut self, millis: usize) -> Result<()> {
         let delay = format!("--inject=writev:delay_enter={millis}000");
         self.trace(&["-e", "trace=writev", &delay])
     }
 
     /// True once it has stopped.
-    fn has_stopped(&self) -> Result<bool> {
+    pub(super) fn has_stopped(&self) -> Result<bool> {
         Ok(fs::read_to_string(LOG)?.contains("stopped by"))
     }
 }
@@ -109,7 +109,7 @@ impl Drop for Stalling {
 }
 
 /// Starts setupRoot on a manifest, to run beside the test.
-fn set_up(guard: &Guard, manifest: &Value) -> Result<Child> {
+pub(super) fn set_up(guard: &Guard, manifest: &Value) -> Result<Child> {
     fs::write(MANIFEST, manifest.to_string())?;
     let program = guard.site.product.path("sbin/setupRoot");
     let file = format!("--manifest={MANIFEST}");
@@ -117,7 +117,7 @@ fn set_up(guard: &Guard, manifest: &Value) -> Result<Child> {
     call.timeout(0).start("/tmp/setup.log")
 }
 
-fn with_volumes() -> Value {
+pub(super) fn with_volumes() -> Value {
     let mut job = manifest("17");
     job["volumes"] = [
         "/scratch/alice:/fine",
@@ -132,13 +132,13 @@ fn with_volumes() -> Value {
 
 impl Guard {
     /// Moves the store away, to be shown in its place; returns where to.
-    fn put_aside(&self) -> Result<&'static str> {
+    pub(super) fn put_aside(&self) -> Result<&'static str> {
         let low = "/var/lib/shifter/low";
         fs::rename(STORE, low)?;
         Ok(low)
     }
 
-    fn put_back(&mut self, low: &str) -> Result<()> {
+    pub(super) fn put_back(&mut self, low: &str) -> Result<()> {
         fs::remove_dir(STORE)?;
         fs::rename(low, STORE)?;
         self.rebase()
@@ -302,5 +302,41 @@ fn privileged_what_the_kernel_does_not_let_go_of_is_told_all_the_same() -> Resul
         "{told}"
     );
     ensure!(ended.signal() == Some(9), "{ended}");
+    guard.finish()
+}
+
+/// Whoever asks whether a node is fit hears of it, health checks included, and does not wait for ever.
+#[test]
+fn privileged_doctor_names_a_store_that_does_not_answer() -> Result<()> {
+    let mut guard = Guard::prepare()?;
+    guard.site.product.configure("answer_timeout_secs = 2")?;
+    let low = guard.put_aside()?;
+    let store = Stalling::mount(low, STORE)?;
+    store.stop()?;
+    let ask = |form: &[&str]| {
+        let doctor = guard.site.product.shifter([&["doctor"], form].concat());
+        doctor.timeout(20).output()
+    };
+    let (report, nhc) = (ask(&[]), ask(&["--nhc"]));
+    drop(store);
+    guard.put_back(low)?;
+    let said = format!("doctor: no answer from '{STORE}' in 2 s");
+    let report = report?;
+    ensure!(
+        report.code == 1 && report.stdout.contains(&format!("error    {said}\nhint: ")),
+        "{report}"
+    );
+    // What is on the node's own disks was looked at before.
+    ensure!(
+        report.stdout.contains("ok       program.setupRoot: "),
+        "{report}"
+    );
+    let nhc = nhc?;
+    ensure!(
+        nhc.code == 1
+            && nhc.stdout.starts_with("ERROR shifter: ")
+            && nhc.stdout.ends_with(&format!("{said}\n")),
+        "{nhc}"
+    );
     guard.finish()
 }

@@ -22,7 +22,10 @@ const INCLUDED: &str = "/etc/slurm/plugstack.conf.d/shifter.conf";
 impl Slurm {
     fn configure(site: &Site) -> Result<Self> {
         fs::create_dir_all("/etc/slurm/plugstack.conf.d")?;
-        fs::write(SLURM_CONF, "ClusterName=testbed\n")?;
+        fs::write(
+            SLURM_CONF,
+            "ClusterName=testbed\nPrologFlags=Alloc,Contain\n",
+        )?;
         fs::write(PLUGSTACK, "include plugstack.conf.d/*.conf\n")?;
         fs::write(INCLUDED, site.product.plugstack())?;
         Ok(Self)

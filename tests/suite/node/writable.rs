@@ -108,21 +108,21 @@ fn privileged_a_named_directory_becomes_the_users() -> Result<()> {
 fn privileged_scratch_space_is_refused_where_it_must_be() -> Result<()> {
     let site = Site::prepare()?;
     store_work(&site)?;
-    for (path, words) in [
-        ("/etc", "/etc"),
-        ("/", "/"),
-        ("/usr/../etc", "'..'"),
-        ("data", "absolute"),
-        ("/var/lib", "/var"),
-        ("/home/alice", "another mount"),
-        ("/tmp/x", "another mount"),
-        ("/to-data", "is a link"),
-        ("/to-data/deep", "is a link"),
-        ("/data/deep/file/x", "not a directory"),
+    for (path, code, words) in [
+        ("/etc", 3, "/etc"),
+        ("/", 3, "/"),
+        ("/usr/../etc", 2, "'..'"),
+        ("data", 2, "absolute"),
+        ("/var/lib", 3, "/var"),
+        ("/home/alice", 3, "another mount"),
+        ("/tmp/x", 3, "another mount"),
+        ("/to-data", 3, "is a link"),
+        ("/to-data/deep", 3, "is a link"),
+        ("/data/deep/file/x", 3, "not a directory"),
     ] {
         let option = format!("--writable-tmpfs={path}");
         let output = site.shifter(&["--image=work", &option, "true"])?;
-        ensure_refused(&output, 3, words).map_err(|e| e.context(path))?;
+        ensure_refused(&output, code, words).map_err(|e| e.context(path))?;
         let what = format!("shifter: '{path}' cannot be made writable: ");
         ensure!(output.stderr.starts_with(&what), "{output}");
     }

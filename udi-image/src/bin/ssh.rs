@@ -1,8 +1,8 @@
 //! `ssh`: from one node of a job to another, for images that have no ssh of their own.
 
-use std::error::Error;
 use std::io::{self, Write};
 
+use shifter_core::chain;
 use udi_image::client::{self, FAILED};
 use udi_image::options::Options;
 
@@ -37,15 +37,7 @@ fn run() -> u8 {
     match result {
         Ok(code) => code,
         Err(_) if options.is_quiet => FAILED,
-        Err(error) => {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(source) = cause {
-                text += &format!(": {source}");
-                cause = source.source();
-            }
-            complain(&text)
-        }
+        Err(error) => complain(&chain::line(&error)),
     }
 }
 

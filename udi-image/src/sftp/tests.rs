@@ -1,3 +1,5 @@
+//! Requests as clients make them, and arbitrary ones.
+
 use std::os::unix::fs::symlink;
 
 use proptest::prelude::*;

@@ -78,7 +78,7 @@ fn privileged_s42_root_squash_and_no_nameless_files() -> Result<()> {
     let job = with_volumes("17", &[volume]);
     let program = site.product.path("sbin/setupRoot");
     let args = ["--manifest=-", "--expect-uid=2001", "--expect-job=17"];
-    let traced = Call::new(["strace", "-o", "/tmp/trace", &*program])
+    let traced = Call::new(["strace", "-f", "-o", "/tmp/trace", &*program])
         .args(args)
         .input(job.to_string())
         .output()?;
@@ -90,11 +90,14 @@ fn privileged_s42_root_squash_and_no_nameless_files() -> Result<()> {
 
     // Between its making and the end of its name there is one call, and the file is empty.
     let trace = fs::read_to_string("/tmp/trace")?;
-    let lines: Vec<&str> = trace.lines().collect();
-    let made = lines
-        .iter()
-        .position(|line| line.contains("O_EXCL") && line.contains("\".shifter-cache-"))
-        .context("no such call")?;
+    let is_making = |line: &str| line.contains("O_EXCL") && line.contains("\".shifter-cache-");
+    let maker = trace.lines().find(|line| is_making(line));
+    let maker = maker.and_then(|line| line.split(' ').next());
+    let maker = maker.context("no such call")?;
+    let calls = trace.lines().filter_map(|line| line.strip_prefix(maker));
+    let lines: Vec<&str> = calls.map(str::trim_start).collect();
+    let made = lines.iter().position(|line| is_making(line));
+    let made = made.context("no such call")?;
     for word in ["O_CREAT|O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "0600"] {
         ensure!(lines[made].contains(word), "{}", lines[made]);
     }
@@ -107,16 +110,14 @@ fn privileged_s42_root_squash_and_no_nameless_files() -> Result<()> {
     site.clean.ensure_restored(None)?;
 
     // Killed right between the two: the next one removes the name, which belongs to an empty file.
-    let number = lines[..=made + 1]
-        .iter()
-        .filter(|line| line.starts_with("unlinkat("))
-        .count();
-    let inject = format!("--inject=unlinkat:signal=KILL:when={number}");
-    let killed = Call::new(["strace", "-qq", "-o", "/dev/null", &*inject, &*program])
+    let dir = format!("{}/.caches", Squash::DIR);
+    let inject = ["-P", &dir, "--inject=unlinkat:signal=KILL:when=1"];
+    let strace = [&["strace", "-f", "-qq", "-o", "/dev/null"], &inject[..]].concat();
+    let killed = Call::new([&strace[..], &[&*program]].concat())
         .args(args)
         .input(job.to_string())
         .output()?;
-    ensure!(killed.code == 137, "{killed}");
+    ensure!(killed.stderr.contains("got signal 9"), "{killed}");
     site.tear_down("17")?.success()?;
     let left = Call::new(["find", &low, "-type", "f", "-printf", "%f %s %m %U\n"]).ok()?;
     ensure!(

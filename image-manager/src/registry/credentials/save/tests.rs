@@ -1,3 +1,5 @@
+//! Logins that are kept and forgotten, with files as users have them and with helpers.
+
 use super::*;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
