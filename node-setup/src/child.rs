@@ -19,8 +19,9 @@ use shifter_core::sanitize;
 use shifter_core::trusted::{self, TrustError};
 use thiserror::Error;
 
-/// Bytes of a child's output that are looked at.
-const OUTPUT_LIMIT: u64 = 256 << 10;
+/// Bytes of a child's output that are looked at: qstat says of a job its whole environment, and each
+/// of its nodes.
+const OUTPUT_LIMIT: u64 = 16 << 20;
 
 /// How long a child that is told to end is waited for.
 const GRACE: Duration = Duration::from_secs(2);
@@ -65,7 +66,7 @@ pub struct Terms {
 pub struct Finished {
     /// Exit code or signal.
     pub status: ExitStatus,
-    /// What it printed to stdout, at most 256 KiB.
+    /// What it printed to stdout, at most 16 MiB.
     pub stdout: Vec<u8>,
     /// What it printed to stderr, unless that was ours.
     pub stderr: Vec<u8>,
@@ -177,7 +178,7 @@ pub fn filled(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns what was written to a file in memory, at most 256 KiB.
+/// Returns what was written to a file in memory, at most 16 MiB.
 pub fn written(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind()?;
@@ -269,6 +270,13 @@ mod tests {
             (killed.status.code(), killed.ending()),
             (None, "signal 9".into())
         );
+    }
+
+    #[test]
+    fn a_large_output_is_there_to_its_end() {
+        let finished = run(shell("head -c 3000000 /dev/zero; echo end"), b"", QUICK).unwrap();
+        assert_eq!(finished.stdout.len(), 3_000_004);
+        assert!(finished.stdout.ends_with(b"end\n"));
     }
 
     #[test]
