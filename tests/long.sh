@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race security cache pulls state soak cancel crowd private torque properties fuzz)
+slices=(race security cache pulls soak cancel crowd private torque properties fuzz)
 
 run_slice() {
     case $1 in
@@ -18,8 +18,6 @@ run_slice() {
         SHIFTER_LONG_TESTS=1 cargo test --locked -q -p image-manager --test killed --test nodes ;;
     security) # signals at 300 moments, 1,000 broken images, 10,000 broken configurations
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s09 privileged_s25 s18_ ;;
-    state) # shared state on storage that never answers
-        tests/run.sh --long long_cluster_s55 ;;
     soak) # 500 jobs of every kind, slurmd restarted and killed: nothing left, all in the books
         export SHIFTER_SOAK_SEED="${SHIFTER_SOAK_SEED:-$(date -u +%Y%m%d)}"
         echo "SHIFTER_SOAK_SEED=$SHIFTER_SOAK_SEED"

@@ -20,10 +20,7 @@ use crate::prolog::{Facts, NodeError, Slurm, Tools, fixed_environment, privilege
 use crate::report;
 use crate::settings::Settings;
 
-/// Seconds beyond those for which a node waits for others: the program's own look-up, and its end.
-const SECONDS: u32 = 20;
-
-/// Seconds for removing what is shared: nobody is looked up, and what stays is swept.
+/// At most so many seconds for removing what is shared: nobody is looked up, and what stays is swept.
 const FORGET_SECONDS: u32 = 5;
 
 /// What the program prints.
@@ -59,7 +56,8 @@ pub fn ask(
     let rank = format!("--rank={rank}");
     let words = [&*rank, "--ssh"];
     let words = if wants_keys { &words[..] } else { &words[..1] };
-    let seconds = 2 * config.shared_state.wait_secs + SECONDS;
+    let state = &config.shared_state;
+    let seconds = 2 * state.wait_secs + state.answer_timeout_secs;
     let restart = facts.slurm.restart_count();
     let output = run(facts, config, settings, tools, (restart, (words, seconds)))?;
     let is_fit = |answer: &Answer| {
@@ -87,7 +85,8 @@ pub fn forget(facts: &Facts, config: &Config, settings: &Settings, tools: Tools)
         // Where Slurm does not say it, as to a slurmd that is told again, the manifest does.
         let restart = manifest.map_or(0, |manifest| manifest.restart);
         let restart = restart.max(facts.slurm.restart_count());
-        let request = (&["--forget"][..], FORGET_SECONDS);
+        let seconds = config.shared_state.answer_timeout_secs.min(FORGET_SECONDS);
+        let request = (&["--forget"][..], seconds);
         let _ = run(facts, config, settings, tools, (restart, request));
     }
 }

@@ -236,11 +236,10 @@ fn cluster_identity_needs_no_shared_state_that_works() -> Result<()> {
 }
 
 #[test]
-#[ignore = "takes half a minute: make test-long"]
-fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result<()> {
+fn cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result<()> {
     let bench = Bench::start()?;
     share(&bench.product, "")?;
-    let config = fs::read_to_string(CONFIG)? + "wait_secs = 1\n";
+    let config = fs::read_to_string(CONFIG)? + "wait_secs = 1\nanswer_timeout_secs = 1\n";
     bench.product.configure_with(&config)?;
     for node in bench.cluster.nodes() {
         node.shell(&format!(
@@ -259,9 +258,9 @@ fn long_cluster_s55_a_shared_state_that_hangs_costs_time_and_no_node() -> Result
     idle?;
     // The program's own time, and that of Slurm: the job runs, the log tells, nobody is drained.
     ensure!(output?.success()?.stdout == "a\na\n");
-    ensure!((20..90).contains(&took), "{took} s");
+    ensure!(took >= 3, "{took} s");
     for node in bench.cluster.nodes() {
-        let late = "shifter-identity' did not finish within 22 s";
+        let late = "shifter-identity' did not finish within 3 s";
         ensure!(node.log().contains(late), "{}", node.log());
     }
     bench.ensure_clean()

@@ -308,6 +308,7 @@ fn shared_state(config: &Config) -> Fault {
         owner: _,
         max_age_secs,
         wait_secs,
+        answer_timeout_secs,
     } = &config.shared_state;
     let of_state = |last| key(&["shared_state", last]);
     path.iter()
@@ -318,8 +319,13 @@ fn shared_state(config: &Config) -> Fault {
             (!is_meant).then(|| (of_state("max_age_secs"), fault))
         })
         .or_else(|| {
-            let fault = "the time must be from 1 to 60 s".to_owned();
-            (!(1..=60).contains(wait_secs)).then(|| (of_state("wait_secs"), fault))
+            let times = [
+                ("wait_secs", wait_secs),
+                ("answer_timeout_secs", answer_timeout_secs),
+            ];
+            let wrong = |(_, secs): &(&str, &u32)| !(1..=60).contains(*secs);
+            let (name, _) = times.into_iter().find(wrong)?;
+            Some((of_state(name), "the time must be from 1 to 60 s".to_owned()))
         })
 }
 

@@ -255,6 +255,8 @@ pub struct SharedState {
     pub max_age_secs: u32,
     /// Seconds for which a node waits for another one's answer, and at most as many again.
     pub wait_secs: u32,
+    /// Seconds that storage and name service may take beyond that, before a node does without.
+    pub answer_timeout_secs: u32,
 }
 
 /// The Slurm plugin.
@@ -488,6 +490,7 @@ impl Default for SharedState {
             owner: 0,
             max_age_secs: 3600,
             wait_secs: 10,
+            answer_timeout_secs: 20,
         }
     }
 }

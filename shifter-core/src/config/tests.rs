@@ -81,6 +81,11 @@ fn errors_name_line_key_and_text() {
             "",
         ),
         (
+            "[shared_state]\nanswer_timeout_secs = 61",
+            ":2: shared_state.answer_timeout_secs: ",
+            "",
+        ),
+        (
             "[root]\nsite_mounts = ['/a:/b:perNodeCache=size=1G']",
             ":2: root.site_mounts: '/b': a perNodeCache",
             "",
