@@ -365,7 +365,7 @@ mod tests {
         let base: Vec<f64> = (0..40).map(f64::from).collect();
         let figures = base.iter().map(|figure| figure + 1.0).collect();
         let mut rows = vec![row("x", Goal::More(1.0, "y"), figures)];
-        rows.push(row("y", Goal::None, base.into_iter().collect()));
+        rows.push(row("y", Goal::None, base));
         relate(&mut rows);
         assert!(rows[0].is_met());
         assert_eq!(

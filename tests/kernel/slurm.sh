@@ -104,7 +104,11 @@ memory_is_limited_inside() {
     case $out in *"status 0") ;; *) fail "$out" ;; esac
     for name in joined shifted; do
         out=$(part $name)
-        case $out in *"status 0") fail "$name: more than allowed: $out" ;; *oom_kill* | *oom-kill* | *"Out Of Memory"*) ;; *) fail "$out" ;; esac
+        case $out in
+        *"status 0") fail "$name: more than allowed: $out" ;;
+        *oom_kill* | *oom-kill* | *"Out Of Memory"*) ;;
+        *) fail "$name: $out" ;;
+        esac
     done
 }
 
