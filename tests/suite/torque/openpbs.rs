@@ -168,11 +168,9 @@ fn privileged_torque_openpbs_event_deletes_or_requeues_the_job_as_the_prologue_w
         outcome.is("is_accepted") && outcome.said().contains("pdsh"),
         "{outcome:?}"
     );
-    // What the tool did not reach, the node's own hook or the next job's removes.
-    let call = site
-        .nodes
-        .node("t2")?
-        .call(["/opt/shifter/sbin/unsetupRoot", "4.server"]);
-    call.ok()?;
+    // What the tool did not reach, the next job's end removes.
+    let next = TorqueJob::new("5.server", Alice, &["t1"]).variable("UDI", "tiny");
+    event(&site, "execjob_begin", "t1", &next, true)?.accepted()?;
+    event(&site, "execjob_end", "t1", &next, true)?.accepted()?;
     site.ensure_clean()
 }
