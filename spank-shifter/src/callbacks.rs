@@ -21,6 +21,9 @@ use crate::{epilog, report, ssh, steps};
 /// Submit side: the options so far.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
 
+/// Submit side: whether a job was asked for already: of a heterogeneous one each component is.
+static HAS_SUBMITTED: Mutex<bool> = Mutex::new(false);
+
 /// Step: the options that it was started with.
 static GIVEN: Mutex<StepOptions> = Mutex::new(StepOptions::new());
 
@@ -118,11 +121,18 @@ fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     match prepare(&raw, is_step, settings) {
         Ok(pins) => {
             // srun may start a step in a job that its environment does not name (--jobid), and cannot
-            // say here; where it starts a job, the step asks for what its job has.
-            let is_srun = context == Context::Local;
+            // say here; where it starts a job, the step asks for what its job has. Not where it starts
+            // several, a heterogeneous job's: its environment goes with the steps of all of them.
+            let is_only = !std::mem::replace(&mut *locked(&HAS_SUBMITTED), true);
+            let goes_with_step = context == Context::Local && (is_step || is_only);
+            if !is_only && !is_step {
+                for name in pins::NAMES {
+                    ffi::remove_own_env(&pins::of_step(name));
+                }
+            }
             let set = |(name, value): (&str, Option<String>)| {
                 value.is_none_or(|value| {
-                    if is_srun {
+                    if goes_with_step {
                         ffi::set_own_env(&pins::of_step(name), &value);
                     }
                     is_step || spank.set_job_env(name, &value)

@@ -230,7 +230,8 @@ impl Spank {
 
 /// Removes a variable from our own process, which is sbatch, salloc or srun.
 pub fn remove_own_env(name: &str) {
-    // SAFETY: called from slurm_spank_init, when these programs have started no thread yet.
+    // SAFETY: called from slurm_spank_init and slurm_spank_init_post_opt, when these programs have
+    // started no thread yet.
     unsafe { std::env::remove_var(name) };
 }
 

@@ -175,7 +175,15 @@ fn privileged_a_call_that_the_kernel_lacks_is_named() -> Result<()> {
         "openat2",
     ] {
         let without = format!("--inject={call}:error=ENOSYS");
-        let strace = ["strace", "-qq", "-o", "/dev/null", &*without, &*program];
+        let strace = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            &*without,
+            &*program,
+        ];
         let args = ["--manifest=-", "--expect-uid=2001", "--expect-job=17"];
         let output = Call::new([&strace[..], &args].concat())
             .input(manifest("17").to_string())
