@@ -124,32 +124,45 @@ pub fn measure(site: &Site, rounds: usize) -> Result<Vec<Row>> {
         row(&format!("{size} nodes"), goal, vec![*cost])
     });
     let mut rows: Vec<Row> = goals.collect();
-    // Linear: a node of the largest job costs no more than half as much again. What all processes
-    // take beside the tool is the difference of two large numbers, most of both the nodes' own work.
+    // Linear is what grows with the first power of the nodes. Of all sizes, for what is beside the tool
+    // is the difference of two large numbers, and one of them alone says little.
     let growths = [
-        ("a node of", &above, Goal::Most(1.5)),
+        ("time above the tool's", &above, Goal::Most(1.1)),
+        ("the hook's own processor time", &own, Goal::Most(1.1)),
         (
-            "the hook's own processor time for a node of",
-            &own,
-            Goal::Most(1.5),
-        ),
-        (
-            "processor time of all for a node of",
+            "all processes' processor time above the tool's",
             &processor,
-            Goal::None,
+            Goal::Most(1.1),
         ),
-        ("the tool's own for a node of", &tool, Goal::None),
+        ("the tool's own processor time", &tool, Goal::None),
     ];
     for (what, costs, goal) in growths {
-        if let (Some((small, little)), Some((large, much))) = (costs.first(), costs.last()) {
-            // What it takes with any job is spread over the few nodes of the small ones.
-            let growth = (much / *large as f64) / (little / *small as f64).max(1e-5);
-            let name = format!("{what} {large} beside one of {small}: ×");
-            rows.push(row(&name, goal, vec![growth]));
-        }
+        let name = format!("{what}: power of the nodes");
+        rows.push(row(&name, goal, vec![power(costs)]));
     }
     restore()?;
     Ok(finish(heading, rows))
+}
+
+/// Returns the power of the number of nodes with which a cost grows: the slope of the line through
+/// the logarithms of both (least squares).
+fn power(costs: &[(usize, f64)]) -> f64 {
+    // Less than a clock tells is as much as it tells.
+    let points = costs
+        .iter()
+        .map(|(size, cost)| ((*size as f64).ln(), cost.max(1e-3).ln()));
+    let points: Vec<(f64, f64)> = points.collect();
+    let count = points.len() as f64;
+    let (x, y) = points
+        .iter()
+        .fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+    let (x, y) = (x / count, y / count);
+    let along: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let both: f64 = points
+        .iter()
+        .map(|point| (point.0 - x) * (point.1 - y))
+        .sum();
+    both / along
 }
 
 /// Configures the site, and puts `floor` where nodes will find it.
@@ -329,4 +342,18 @@ fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace()
         .filter_map(|pid| pid.parse().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_power_is_that_of_the_cost() {
+        for exponent in [0.0, 1.0, 2.0] {
+            let costs =
+                [256, 512, 4096, 8192].map(|size| (size, 0.5 * (size as f64).powf(exponent)));
+            assert!((power(&costs) - exponent).abs() < 1e-9, "{exponent}");
+        }
+    }
 }
