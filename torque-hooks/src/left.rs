@@ -130,8 +130,8 @@ pub fn note(dir: &StateDir, job: &JobId, record: Record) -> Result<()> {
 /// Which nodes are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// Those that were not tried lately.
-    Due,
+    /// Those that were noted before this second since 1970, and not tried lately.
+    Due(u64),
     /// All.
     All,
 }
@@ -240,8 +240,11 @@ fn chosen(mut all: Vec<Left>, which: Which, now: u64) -> Vec<Left> {
     let is_early = |left: &Left| left.tries > 0 && now.abs_diff(left.tried) < PAUSE;
     match which {
         Which::All => all,
-        Which::Due if all.iter().any(is_early) => Vec::new(),
-        Which::Due => all.into_iter().filter(|left| left.is_due(now)).collect(),
+        Which::Due(_) if all.iter().any(is_early) => Vec::new(),
+        Which::Due(before) => {
+            let is_due = |left: &Left| left.since < before && left.is_due(now);
+            all.into_iter().filter(is_due).collect()
+        }
     }
 }
 
@@ -342,11 +345,14 @@ mod tests {
             let names = chosen.iter().map(|left| left.job.to_string());
             names.collect::<Vec<_>>()
         };
-        assert_eq!(names(Which::Due, 4059), [""; 0]);
+        assert_eq!(names(Which::Due(4059), 4059), [""; 0]);
         assert_eq!(names(Which::All, 4059), ["2.s", "3.s", "1.s"]);
-        assert_eq!(names(Which::Due, 4060), ["2.s", "3.s", "1.s"]);
+        assert_eq!(names(Which::Due(4060), 4060), ["2.s", "3.s", "1.s"]);
         let once = vec![left("3.s", 3, 3000)];
-        assert!(chosen(once, Which::Due, 3239).is_empty());
+        assert!(chosen(once, Which::Due(3239), 3239).is_empty());
+        // What this very epilogue has noted: it has just tried.
+        let own = vec![left("4.s", 0, 0)];
+        assert!(chosen(own, Which::Due(1000), 5000).is_empty());
     }
 
     #[test]
