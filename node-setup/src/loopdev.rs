@@ -114,15 +114,23 @@ pub fn sweep(hints: &OwnedFd) -> Result<()> {
             continue;
         }
         let in_use = read_hint(&mut hint).is_some_and(|(number, ..)| {
-            open_device(number)
+            let has_file = open_device(number)
                 .and_then(sys::loop_status)
-                .is_ok_and(|info| name == name_of(info.device, info.inode))
+                .is_ok_and(|info| name == name_of(info.device, info.inode));
+            // The kernel frees a device when the last one closes it, which may just have been us.
+            has_file && !is_free(number)
         });
         if !in_use {
             rustix::fs::unlinkat(hints, &name, AtFlags::empty()).step("remove", &*name)?;
         }
     }
     Ok(())
+}
+
+/// True if a device has no file, by sysfs, where nobody need open it.
+fn is_free(number: u32) -> bool {
+    let device = format!("/sys/block/loop{number}");
+    rustix::fs::stat(&device).is_ok() && rustix::fs::stat(device + "/loop").is_err()
 }
 
 /// Opens the device that the hint names, if it still has exactly this file.
