@@ -21,7 +21,7 @@ use crate::outside::{OutsideError, fixed_environment};
 use crate::say::{self, Weight};
 use crate::services::{self, ServiceError};
 use crate::site::{self, Site};
-use crate::state::{StateDir, now_secs};
+use crate::state::StateDir;
 
 /// Where the suite is if the configuration does not say.
 const PREFIX: Option<&str> = option_env!("SHIFTER_PREFIX");
@@ -32,23 +32,22 @@ const WORK_SHARE: u32 = 4;
 
 /// Does the work of an epilogue on a launch node and returns its exit code.
 pub fn run(work: &Work) -> u8 {
-    let (began, deadline) = (now_secs(), Instant::now());
-    let deadline = deadline + Duration::from_secs(work.seconds.into());
+    let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
     let config = config(work.call.config.as_deref());
     let code = report(work, &config, clean_up(work, &config, deadline));
-    retry_others(work, &config, began, deadline);
+    retry_others(work, &config, deadline);
     code
 }
 
-/// Tries nodes that did not answer the epilogues of other jobs, which began before this one. This job does not wait long for it,
+/// Tries nodes that did not answer the epilogues of other jobs. This job does not wait long for it,
 /// and what comes of it changes nothing for it.
-fn retry_others(work: &Work, config: &Config, began: u64, deadline: Instant) {
+fn retry_others(work: &Work, config: &Config, deadline: Instant) {
     let deadline = deadline.min(Instant::now() + left::ROUND);
     let Ok(dir) = StateDir::open(&config.torque.state_dir) else {
         return;
     };
     let path = work.call.config.as_deref();
-    for line in left::retry(&dir, config, path, Which::Due(began), deadline) {
+    for line in left::retry(&dir, config, path, Which::Due(&work.call.job), deadline) {
         say::log(Weight::Warning, &line);
     }
 }

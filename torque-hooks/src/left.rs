@@ -129,9 +129,9 @@ pub fn note(dir: &StateDir, job: &JobId, record: Record) -> Result<()> {
 
 /// Which nodes are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// Those that were noted before this second since 1970, and not tried lately.
-    Due(u64),
+pub enum Which<'a> {
+    /// Those that were not tried lately, but for those of this job, which has just ended.
+    Due(&'a JobId),
     /// All.
     All,
 }
@@ -141,7 +141,7 @@ pub fn retry(
     dir: &StateDir,
     config: &Config,
     config_path: Option<&Path>,
-    which: Which,
+    which: Which<'_>,
     deadline: Instant,
 ) -> Vec<String> {
     let round = Round {
@@ -161,7 +161,7 @@ struct Round<'a> {
     dir: &'a StateDir,
     config: &'a Config,
     config_path: Option<&'a Path>,
-    which: Which,
+    which: Which<'a>,
     deadline: Instant,
 }
 
@@ -235,14 +235,14 @@ impl Round<'_> {
 }
 
 /// Returns what is to be tried now, longest untried first.
-fn chosen(mut all: Vec<Left>, which: Which, now: u64) -> Vec<Left> {
+fn chosen(mut all: Vec<Left>, which: Which<'_>, now: u64) -> Vec<Left> {
     all.sort_by_key(|left| (left.tried, left.since));
     let is_early = |left: &Left| left.tries > 0 && now.abs_diff(left.tried) < PAUSE;
     match which {
         Which::All => all,
         Which::Due(_) if all.iter().any(is_early) => Vec::new(),
-        Which::Due(before) => {
-            let is_due = |left: &Left| left.since < before && left.is_due(now);
+        Which::Due(own) => {
+            let is_due = |left: &Left| left.job != *own && left.is_due(now);
             all.into_iter().filter(is_due).collect()
         }
     }
@@ -340,19 +340,19 @@ mod tests {
             left("2.s", 0, 0),
             left("3.s", 3, 3000),
         ];
+        let own = JobId::parse("4.s").unwrap();
+        let due = Which::Due(&own);
         let names = |which, now| {
             let chosen = chosen(all.clone(), which, now);
             let names = chosen.iter().map(|left| left.job.to_string());
             names.collect::<Vec<_>>()
         };
-        assert_eq!(names(Which::Due(4059), 4059), [""; 0]);
+        assert_eq!(names(due, 4059), [""; 0]);
         assert_eq!(names(Which::All, 4059), ["2.s", "3.s", "1.s"]);
-        assert_eq!(names(Which::Due(4060), 4060), ["2.s", "3.s", "1.s"]);
+        assert_eq!(names(due, 4060), ["2.s", "3.s", "1.s"]);
         let once = vec![left("3.s", 3, 3000)];
-        assert!(chosen(once, Which::Due(3239), 3239).is_empty());
-        // What this very epilogue has noted: it has just tried.
-        let own = vec![left("4.s", 0, 0)];
-        assert!(chosen(own, Which::Due(1000), 5000).is_empty());
+        assert!(chosen(once, due, 3239).is_empty());
+        assert!(chosen(vec![left("4.s", 0, 0)], due, 5000).is_empty());
     }
 
     #[test]
