@@ -16,7 +16,7 @@ use shifter_core::trusted;
 use thiserror::Error;
 
 use crate::hook::{self, Work};
-use crate::left::{self, Which};
+use crate::left::{self, Noted, Which};
 use crate::outside::{OutsideError, fixed_environment};
 use crate::say::{self, Weight};
 use crate::services::{self, ServiceError};
@@ -34,20 +34,23 @@ const WORK_SHARE: u32 = 4;
 pub fn run(work: &Work) -> u8 {
     let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
     let config = config(work.call.config.as_deref());
-    let code = report(work, &config, clean_up(work, &config, deadline));
-    retry_others(work, &config, deadline);
+    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain());
+    let noted = dir.as_ref().ok().and_then(|dir| left::noted(dir).ok());
+    let result = dir.as_ref().map_err(Clone::clone);
+    let result = result.and_then(|dir| clean_up(work, &config, dir, deadline));
+    let code = report(work, &config, result);
+    if let (Ok(dir), Some(noted)) = (&dir, noted) {
+        retry_others(work, &config, dir, &noted, deadline);
+    }
     code
 }
 
-/// Tries nodes that did not answer the epilogues of other jobs. This job does not wait long for it,
-/// and what comes of it changes nothing for it.
-fn retry_others(work: &Work, config: &Config, deadline: Instant) {
+/// Tries nodes that did not answer earlier. This job does not wait long for it, and what comes of it
+/// changes nothing for it.
+fn retry_others(work: &Work, config: &Config, dir: &StateDir, noted: &Noted, deadline: Instant) {
     let deadline = deadline.min(Instant::now() + left::ROUND);
-    let Ok(dir) = StateDir::open(&config.torque.state_dir) else {
-        return;
-    };
     let path = work.call.config.as_deref();
-    for line in left::retry(&dir, config, path, Which::Due(&work.call.job), deadline) {
+    for line in left::retry(dir, config, path, Which::Due(noted), deadline) {
         say::log(Weight::Warning, &line);
     }
 }
@@ -85,15 +88,19 @@ pub fn config(path: Option<&Path>) -> Config {
     config.unwrap_or_default()
 }
 
-fn clean_up(work: &Work, config: &Config, deadline: Instant) -> Result<String, String> {
+fn clean_up(
+    work: &Work,
+    config: &Config,
+    dir: &StateDir,
+    deadline: Instant,
+) -> Result<String, String> {
     let time = deadline.saturating_duration_since(Instant::now());
     let call = &work.call;
-    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain())?;
     let site = Site {
         config,
         config_path: call.config.as_deref(),
         job: &call.job,
-        dir: &dir,
+        dir,
     };
     let _tombstone = dir.bury(&call.job).map_err(|error| error.chain())?;
     let job = dir

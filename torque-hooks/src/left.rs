@@ -130,10 +130,24 @@ pub fn note(dir: &StateDir, job: &JobId, record: Record) -> Result<()> {
 /// Which nodes are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which<'a> {
-    /// Those that were not tried lately, but for those of this job, which has just ended.
-    Due(&'a JobId),
+    /// Of these those that were not tried lately.
+    Due(&'a Noted),
     /// All.
     All,
+}
+
+/// What was left of jobs at some time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Noted(BTreeSet<String>);
+
+/// Returns what is noted now; an epilogue that asks first does not try at once what it then notes
+/// itself.
+pub fn noted(dir: &StateDir) -> Result<Noted> {
+    let names = read_all(&dir.sub("left")?)?
+        .iter()
+        .map(Left::name)
+        .collect();
+    Ok(Noted(names))
 }
 
 /// Tries nodes again until the time is over; returns what is still left where.
@@ -241,8 +255,8 @@ fn chosen(mut all: Vec<Left>, which: Which<'_>, now: u64) -> Vec<Left> {
     match which {
         Which::All => all,
         Which::Due(_) if all.iter().any(is_early) => Vec::new(),
-        Which::Due(own) => {
-            let is_due = |left: &Left| left.job != *own && left.is_due(now);
+        Which::Due(noted) => {
+            let is_due = |left: &Left| noted.0.contains(&left.name()) && left.is_due(now);
             all.into_iter().filter(is_due).collect()
         }
     }
@@ -340,8 +354,8 @@ mod tests {
             left("2.s", 0, 0),
             left("3.s", 3, 3000),
         ];
-        let own = JobId::parse("4.s").unwrap();
-        let due = Which::Due(&own);
+        let noted = Noted(all.iter().map(Left::name).collect());
+        let due = Which::Due(&noted);
         let names = |which, now| {
             let chosen = chosen(all.clone(), which, now);
             let names = chosen.iter().map(|left| left.job.to_string());
@@ -352,6 +366,7 @@ mod tests {
         assert_eq!(names(due, 4060), ["2.s", "3.s", "1.s"]);
         let once = vec![left("3.s", 3, 3000)];
         assert!(chosen(once, due, 3239).is_empty());
+        // What was noted since.
         assert!(chosen(vec![left("4.s", 0, 0)], due, 5000).is_empty());
     }
 
