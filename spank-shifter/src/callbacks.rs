@@ -168,7 +168,7 @@ fn prepare(raw: &RawOptions, is_step: bool, settings: &Settings) -> Result<Pins,
 /// Finds what describes the job that a step is started in: a batch script and an allocation's
 /// shell have it from Slurm, the tasks of a bare srun from us.
 fn job_pins() -> Result<Option<Pins>, SubmitError> {
-    let from_slurm = Pins::from_env(|name| own_env(&format!("SLURM_SPANK_{name}")))?;
+    let from_slurm = Pins::from_env(|name| own_env(&of_job(name)))?;
     Ok(if from_slurm.is_some() {
         from_slurm
     } else {
@@ -233,14 +233,16 @@ fn given_root(
     job: &JobId,
     uid: u32,
 ) -> Result<Step, Vec<String>> {
-    let own = Pins::from_env(|name| {
-        let value = spank.step_env(&pins::of_step(name))?;
-        Some(value.to_string_lossy().into_owned())
-    });
-    let Some(own) = own.map_err(|error| report::lines(&error, None))? else {
-        return Ok(tasks::judge(&NodeState::read(job), job, uid, asked(spank)));
+    let mut state = NodeState::read(job);
+    let mut own = step_pins(spank, pins::of_step)?;
+    if own.is_none() && state.is_empty() {
+        own = make_up(spank, settings, job, uid)?;
+        state = NodeState::read(job);
+    }
+    let Some(own) = own else {
+        return Ok(tasks::judge(&state, job, uid, asked(spank)));
     };
-    let jobs = tasks::judge(&NodeState::read(job), job, uid, false);
+    let jobs = tasks::judge(&state, job, uid, false);
     if !jobs.refusal.is_empty() {
         return Ok(jobs);
     }
@@ -259,11 +261,56 @@ fn given_root(
     {
         return Ok(jobs);
     }
+    let facts = step_facts(spank, job, uid);
+    let number = spank.step().unwrap_or(u32::MAX);
+    let name = steps::set_up(facts, number, own.clone(), settings)?;
+    *locked(&OWN_ROOT) = Some((job.clone(), name));
+    Ok(Step::of(own))
+}
+
+/// Makes up for a prolog that Slurm has left out: slurmd forgets the run of a job before it was
+/// requeued only when it next looks, every 2 s at most, and runs no prolog until then. The batch
+/// script's node gets what the prolog would have made; on others each step has a root of its own,
+/// which asks for what is returned.
+fn make_up(
+    spank: &Spank,
+    settings: &Settings,
+    job: &JobId,
+    uid: u32,
+) -> Result<Option<Pins>, Vec<String>> {
+    let Some(pins) = step_pins(spank, of_job)? else {
+        return Ok(None);
+    };
+    if spank.step() != Some(BATCH_SCRIPT) {
+        // What is for whole jobs cannot be made up for in a step.
+        let is_for_step = !pins.modes.ccm && pins.modes.ssh != Some(true);
+        return Ok(Some(pins).filter(|_| is_for_step));
+    }
+    let outcome = prolog::run(step_facts(spank, job, uid), Ok(pins), settings, TOOLS);
+    let (Outcome::Ready(message) | Outcome::UsersMistake(message)) =
+        outcome.map_err(|error| report::lines(&error, None))?;
+    let line = format!("shifter: job {job} of uid {uid}, which had no prolog: {message}");
+    log(Level::Info, &line);
+    Ok(None)
+}
+
+/// Reads what is asked for from the step's environment, where the names are what `named` makes of
+/// them.
+fn step_pins(spank: &Spank, named: impl Fn(&str) -> String) -> Result<Option<Pins>, Vec<String>> {
+    let pins = Pins::from_env(|name| {
+        let value = spank.step_env(&named(name))?;
+        Some(value.to_string_lossy().into_owned())
+    });
+    pins.map_err(|error| report::lines(&error, None))
+}
+
+/// What is known of the job of a step.
+fn step_facts(spank: &Spank, job: &JobId, uid: u32) -> Facts {
     let variable = |name: &str| {
         let value = own_env(name).or_else(|| Some(spank.step_env(name)?.to_string_lossy().into()));
         value.filter(|value| !value.is_empty())
     };
-    let facts = Facts {
+    Facts {
         job: job.clone(),
         uid,
         gid: spank.gid().unwrap_or(uid),
@@ -272,11 +319,7 @@ fn given_root(
             node: own_env("SLURMD_NODENAME"),
             ..Slurm::from_env(variable)
         },
-    };
-    let number = spank.step().unwrap_or(u32::MAX);
-    let name = steps::set_up(facts, number, own.clone(), settings)?;
-    *locked(&OWN_ROOT) = Some((job.clone(), name));
-    Ok(Step::of(own))
+    }
 }
 
 fn admit_task(spank: &Spank) -> i32 {
@@ -377,9 +420,13 @@ fn end_step(settings: &Settings) -> i32 {
     OK
 }
 
+/// Returns the name under which Slurm shows a variable of a job to what runs in it.
+fn of_job(name: &str) -> String {
+    format!("SLURM_SPANK_{name}")
+}
+
 fn asked(spank: &Spank) -> bool {
-    let name = format!("SLURM_SPANK_{}", pins::IMAGE);
-    locked(&GIVEN).image || spank.step_env(&name).is_some()
+    locked(&GIVEN).image || spank.step_env(&of_job(pins::IMAGE)).is_some()
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {

@@ -74,7 +74,10 @@ impl Slurm {
             cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
             nodes,
             cpus,
-            restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
+            // The second is the batch script's name for it.
+            restart: get("SLURM_JOB_RESTART_COUNT")
+                .or_else(|| get("SLURM_RESTART_COUNT"))
+                .unwrap_or_default(),
             node: get("SLURMD_NODENAME"),
         }
     }

@@ -57,6 +57,11 @@ impl NodeState {
         state
     }
 
+    /// True if the node knows nothing of the job.
+    pub fn is_empty(&self) -> bool {
+        self.failure.is_none() && self.manifest.is_none() && self.broken.is_none() && !self.has_root
+    }
+
     fn file(&mut self, path: &Path, limit: u64) -> Option<Vec<u8>> {
         match trusted::read(path, limit) {
             Ok(bytes) => Some(bytes),

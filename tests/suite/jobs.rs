@@ -1,6 +1,7 @@
 //! Jobs of every kind that go well.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
@@ -225,6 +226,48 @@ fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
     let mut lines: Vec<&str> = output.stdout.lines().collect();
     lines.sort_unstable();
     ensure!(lines == ["a", "b"], "{output}");
+    bench.ensure_clean()
+}
+
+/// Slurm starts a requeued job without its prolog where a slurmd has not forgotten its first run yet.
+/// Here the node's own prolog script undoes what the plugin's has done: the same for whoever comes next.
+#[test]
+fn cluster_job_whose_prolog_slurm_leaves_out() -> Result<()> {
+    let bench = Bench::start_with(|product, options| {
+        let undo = "/usr/local/sbin/undo";
+        let unsetup = product.path("sbin/unsetupRoot");
+        fs::write(undo, format!("#!/bin/sh\nexec {unsetup} $SLURM_JOB_ID\n"))?;
+        fs::set_permissions(undo, Permissions::from_mode(0o755))?;
+        options.slurm_conf = format!("Prolog={undo}");
+        Ok(())
+    })?;
+    let show = "sh -c 'echo $(cat /etc/marker 2>/dev/null) $(hostname)'";
+    // The batch script's node has the job's root then, and on the other each step has its own.
+    let script = format!(
+        "{show}; shifter {show}; srun shifter {show}; srun -N1 -n1 --overlap -w n2 --autoshift {show} &
+        srun --overlap shifter {show} & wait"
+    );
+    let image = bench.a.option();
+    for (way, script, expected) in [
+        (None, &*script, "a n1|a n1|a n1|a n2|a n2|a n2|n1"),
+        (Some("--autoshift"), show, "a n1"),
+    ] {
+        let wrap = format!("--wrap={script}");
+        let options = ["-N2", "--ntasks-per-node=1", &image, &wrap];
+        let options: Vec<&str> = options.into_iter().chain(way).collect();
+        let (job, info) = bench.cluster.run(Alice, &options, "")?;
+        let output = job.output()?;
+        info.expect("COMPLETED", "0:0")?;
+        let lines = of_tasks(&output);
+        let mut lines: Vec<&str> = lines.lines().collect();
+        lines.sort_unstable();
+        ensure!(lines.join("|") == expected, "{output}");
+    }
+    let log = bench.cluster.node("n1")?.log();
+    ensure!(
+        log.contains("which had no prolog: setupRoot: job "),
+        "{log}"
+    );
     bench.ensure_clean()
 }
 
