@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-slices=(race security cache stalls pulls soak cancel crowd private torque properties fuzz)
+slices=(race security cache pulls soak cancel crowd private torque properties fuzz)
 
 run_slice() {
     case $1 in
@@ -14,8 +14,6 @@ run_slice() {
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s36 ;;
     cache) # a user who tries 5,000 times to open the file under a per-node cache
         SHIFTER_LONG_TESTS=1 tests/run.sh privileged_s42_a_racing ;;
-    stalls) # a process in a container that waits for what does not answer
-        tests/run.sh --long privileged_long_a_process ;;
     pulls) # pulls killed at 200 random moments; nodes that fall silent
         SHIFTER_LONG_TESTS=1 cargo test --locked -q -p image-manager --test killed --test nodes ;;
     security) # signals at 300 moments, 1,000 broken images, 10,000 broken configurations

@@ -129,18 +129,6 @@ fn mounts(name: &str, pid: u32, things: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// True for a hint at a loop device that is free: it outlives the device where somebody had that open
-/// when it was let go, as a test in another world that looks at all devices, and goes with the next
-/// teardown.
-fn is_stale(hint: &Path) -> bool {
-    let text = fs::read_to_string(hint).unwrap_or_default();
-    let number = text
-        .split(' ')
-        .next()
-        .and_then(|word| word.parse::<u32>().ok());
-    number.is_some_and(|number| !Path::new(&format!("/sys/block/loop{number}/loop")).exists())
-}
-
 fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -150,10 +138,7 @@ fn run_files(name: &str, dir: &Path, things: &mut BTreeSet<String>) {
             .map_or(&*shown, |(_, rest)| rest)
             .to_owned();
         // The skeleton stays with the tmpfs; what is in its directories belongs to jobs.
-        let is_skeleton =
-            ["shifter/images", "shifter/jobs", "shifter/namespace"].contains(&&*shown);
-        let is_spent = shown.starts_with("shifter/images/") && is_stale(&path);
-        if !is_skeleton && !is_spent {
+        if !["shifter/images", "shifter/jobs", "shifter/namespace"].contains(&&*shown) {
             things.insert(format!("{name} file /run/{shown}"));
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

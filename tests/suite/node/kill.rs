@@ -14,9 +14,10 @@ const TRACE: &str = "/tmp/trace";
 
 const MANIFEST: &str = "/root/kill.manifest";
 
-/// Counts a program's system calls by name.
-fn calls_of(call: &dyn Fn(&[&str]) -> Call) -> Result<BTreeMap<String, usize>> {
-    call(&["strace", "-f", "-o", TRACE]).output()?.success()?;
+/// Counts by name the system calls of a program, which `strace` traces.
+fn calls_of(call: &dyn Fn(&[&str]) -> Call, strace: &[&str]) -> Result<BTreeMap<String, usize>> {
+    let strace = [strace, &["-o", TRACE]].concat();
+    call(&strace).output()?.success()?;
     let mut counts = BTreeMap::new();
     for line in fs::read_to_string(TRACE)?.lines() {
         let words = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
@@ -31,25 +32,29 @@ fn calls_of(call: &dyn Fn(&[&str]) -> Call) -> Result<BTreeMap<String, usize>> {
     Ok(counts)
 }
 
-/// Kills the program before its every system call and lets `check` judge what is left.
+/// Kills the program before its every system call, then itself or the copy of it that does part of its
+/// work, whichever makes the call first; lets `check` judge what is left.
 pub(super) fn kill_everywhere(
     call: &dyn Fn(&[&str]) -> Call,
     mut prepare: impl FnMut() -> Result<()>,
     mut check: impl FnMut(&str) -> Result<()>,
 ) -> Result<usize> {
-    prepare()?;
-    let counts = calls_of(call)?;
-    check("after its last system call")?;
     let mut deaths = 0;
-    for (name, count) in counts {
-        for number in 1..=count {
-            prepare()?;
-            let inject = format!("--inject={name}:signal=KILL:when={number}");
-            // Each of its processes has a count of its own, and strace ends with the last of them.
-            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject];
-            let output = call(&strace).output()?;
-            deaths += usize::from(output.code != 0);
-            check(&format!("killed before {name} number {number}: {output}"))?;
+    for strace in [&["strace"][..], &["strace", "-f"]] {
+        prepare()?;
+        let counts = calls_of(call, strace)?;
+        check("after its last system call")?;
+        for (name, count) in counts {
+            for number in 1..=count {
+                prepare()?;
+                let inject = format!("--inject={name}:signal=KILL:when={number}");
+                let strace = [strace, &["-qq", "-o", "/dev/null", &inject]].concat();
+                let output = call(&strace).output()?;
+                // Of a copy that was killed the program tells.
+                let is_death = output.code == 137 || output.stderr.contains("got signal 9");
+                deaths += usize::from(is_death);
+                check(&format!("killed before {name} number {number}: {output}"))?;
+            }
         }
     }
     Ok(deaths)
