@@ -159,8 +159,8 @@ pub fn slurmstepd() -> Option<String> {
 /// Returns the processes that this one descends from, the nearest first, without the first of all.
 fn ancestors() -> impl Iterator<Item = u32> {
     let above = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        parent(&stat).filter(|pid| *pid > 1)
+        let stat = read_record(format!("/proc/{pid}/stat")).ok()?;
+        parent(&String::from_utf8_lossy(&stat)).filter(|pid| *pid > 1)
     };
     // Deep enough for any shell script; a cycle is impossible but costs nothing to exclude.
     std::iter::successors(Some(std::process::id()), above)
@@ -177,15 +177,16 @@ pub fn job_of_slurmstepd(pid: u32) -> Option<JobId> {
 /// True if root runs the program of Slurm's: a user can fake the title of a setuid program, but
 /// neither its owner nor its file.
 fn is_roots_program(pid: u32, name: &str) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let uids = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Uid:"))
-        .unwrap_or_default();
-    let uids: Vec<&str> = uids.split_ascii_whitespace().collect();
     let file = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let file = file.file_name().unwrap_or_default().to_string_lossy();
-    uids == ["0"; 4] && is_program(&file, name)
+    if !is_program(&file, name) {
+        return false;
+    }
+    let status = read_record(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uids: Vec<&str> = uids.unwrap_or_default().split_ascii_whitespace().collect();
+    uids == ["0"; 4]
 }
 
 /// True if the file of a running program, as the kernel names it, is this one of Slurm's: Debian

@@ -32,6 +32,7 @@ pub mod mnt;
 pub mod modules;
 pub mod namespace;
 pub mod node_cache;
+mod nsswitch;
 pub mod options;
 pub mod out;
 pub mod patience;

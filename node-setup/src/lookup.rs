@@ -1,7 +1,8 @@
 //! Who is uid N? Without loading a name service module into a privileged process.
 //!
 //! The local files answer first, as in every nsswitch.conf in use; what they do not know is
-//! asked of the host's `getent`, run as nobody with a fixed environment and a deadline.
+//! asked of the host's `getent`, run as nobody with a fixed environment and a deadline. So are a
+//! user's groups, unless there is nobody but the local file to know them.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,6 +16,7 @@ use shifter_core::identity::{self, GROUP_LIMIT, Group, Identity};
 use shifter_core::trusted;
 
 use crate::error::{Error, Result};
+use crate::nsswitch;
 use crate::process::read_at_once;
 
 const GETENT: &str = "/usr/bin/getent";
@@ -87,13 +89,28 @@ fn line_of(database: &str, kind: &'static str, name: &str) -> Result<String> {
 
 fn with_groups(mut identity: Identity) -> Result<Identity> {
     let uid = identity.uid;
-    let initgroups = getent(uid, "initgroups", std::slice::from_ref(&identity.name))?;
-    let gids = initgroups
-        .split_ascii_whitespace()
-        .skip(1)
-        .filter_map(|gid| gid.parse().ok());
-    identity.groups = named_groups(uid, identity.gid, gids)?;
+    let gids = match local_groups(&identity.name) {
+        Some(gids) => gids,
+        None => {
+            let answer = getent(uid, "initgroups", std::slice::from_ref(&identity.name))?;
+            let gids = answer.split_ascii_whitespace().skip(1);
+            gids.filter_map(|gid| gid.parse().ok()).collect()
+        }
+    };
+    identity.groups = named_groups(uid, identity.gid, gids.into_iter())?;
     Ok(identity)
+}
+
+/// Returns the groups that have the user as a member; nothing if the local file does not know all.
+fn local_groups(user: &str) -> Option<Vec<u32>> {
+    if !nsswitch::has_only_local_groups() {
+        return None;
+    }
+    let text = read_local("/etc/group");
+    let is_whole = (text.len() as u64) < OUTPUT_LIMIT;
+    let lines = text.lines().filter(|line| identity::has_member(line, user));
+    let gids = lines.filter_map(|line| Some(identity::group_of_line(line)?.0));
+    (is_whole && !text.is_empty()).then(|| gids.collect())
 }
 
 /// Returns the account of `uid` with the groups that the process already has.

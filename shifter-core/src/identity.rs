@@ -131,6 +131,12 @@ pub fn group_of_line(line: &str) -> Option<(u32, &str)> {
     Some((number(gid)?, name)).filter(|_| is_account_name(name))
 }
 
+/// True if a line of group(5) has the user among its members.
+pub fn has_member(line: &str, user: &str) -> bool {
+    let members = line.trim_end().split(':').nth(3).unwrap_or_default();
+    members.split(',').any(|member| member.trim_start() == user)
+}
+
 fn number(text: &str) -> Option<u32> {
     // u32::MAX means "no id" to the kernel; parse alone would also take "+1".
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -213,6 +219,10 @@ mod tests {
     #[test]
     fn group_lines() {
         assert_eq!(group_of_line("proj:x:2100:bob,carol"), Some((2100, "proj")));
+        for (user, expected) in [("bob", true), ("carol", true), ("car", false), ("", false)] {
+            assert_eq!(has_member("proj:x:2100:bob, carol\n", user), expected);
+        }
+        assert!(!has_member("bob:x:2100:", "bob") && !has_member("bob:bob:bob", "bob"));
         for line in [
             "grp::x",
             ":x:2100:",

@@ -145,11 +145,14 @@ fn set_up(
     Ok(())
 }
 
+/// Bytes that most manifests have less than.
+const USUAL_SIZE: usize = 4096;
+
 fn read_manifest(path: &Path) -> Result<Vec<u8>> {
     if path != Path::new("-") {
         return trusted::read(path, SIZE_LIMIT).map_err(Error::Untrusted);
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(USUAL_SIZE);
     let stdin = File::from(rustix::io::dup(rustix::stdio::stdin()).step("read", "stdin")?);
     stdin
         .take(SIZE_LIMIT + 1)
