@@ -18,7 +18,7 @@ use crate::submit::{Request, SubmitError, Tools};
 use crate::tasks::{self, NodeState, Step};
 use crate::{epilog, report, ssh, steps};
 
-/// Submit side: the options so far.
+/// Submit side: the options so far, of one component of a heterogeneous job.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
 
 /// Submit side: whether a job was asked for already: of a heterogeneous one each component is.
@@ -112,24 +112,24 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
 }
 
 fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
-    let raw = locked(&OPTIONS).clone();
+    let raw = std::mem::replace(&mut *locked(&OPTIONS), RawOptions::new());
+    let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
+    let is_only = !std::mem::replace(&mut *locked(&HAS_SUBMITTED), true);
+    if !is_only && !is_step {
+        for name in pins::NAMES {
+            ffi::remove_own_env(&pins::of_step(name));
+        }
+    }
     // Nothing of ours may break a job that does not ask for it, a broken configuration included.
     if raw.is_empty() {
         return OK;
     }
-    let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
     match prepare(&raw, is_step, settings) {
         Ok(pins) => {
             // srun may start a step in a job that its environment does not name (--jobid), and cannot
             // say here; where it starts a job, the step asks for what its job has. Not where it starts
             // several, a heterogeneous job's: its environment goes with the steps of all of them.
-            let is_only = !std::mem::replace(&mut *locked(&HAS_SUBMITTED), true);
             let goes_with_step = context == Context::Local && (is_step || is_only);
-            if !is_only && !is_step {
-                for name in pins::NAMES {
-                    ffi::remove_own_env(&pins::of_step(name));
-                }
-            }
             let set = |(name, value): (&str, Option<String>)| {
                 value.is_none_or(|value| {
                     if goes_with_step {
@@ -235,7 +235,7 @@ fn given_root(
 ) -> Result<Step, Vec<String>> {
     let mut state = NodeState::read(job);
     let mut own = step_pins(spank, pins::of_step)?;
-    if own.is_none() && state.is_empty() {
+    if own.is_none() && state.is_empty() && asked(spank) {
         own = make_up(spank, settings, job, uid)?;
         state = NodeState::read(job);
     }
@@ -425,8 +425,12 @@ fn of_job(name: &str) -> String {
     format!("SLURM_SPANK_{name}")
 }
 
+/// True if a step's job asked for an image. Of a heterogeneous job neither options nor environment
+/// say which component did: there only what is on the node counts.
 fn asked(spank: &Spank) -> bool {
-    locked(&GIVEN).image || spank.step_env(&of_job(pins::IMAGE)).is_some()
+    let is_component = spank.step_env("SLURM_HET_SIZE").is_some();
+    let is_known = !is_component || spank.step() == Some(BATCH_SCRIPT);
+    is_known && (locked(&GIVEN).image || spank.step_env(&of_job(pins::IMAGE)).is_some())
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {

@@ -262,6 +262,17 @@ fn cluster_autoshift_as_the_sites_default_and_for_listed_images() -> Result<()> 
     .by(Alice)
     .output()?;
     ensure!(forged.code == 0, "{forged}");
+
+    bench
+        .product
+        .configure("[slurm]\nautoshift_images = 'off'")?;
+    let refused = bench.srun(Alice, &bench.a, &["--autoshift", "true"])?;
+    ensure!(
+        refused.code != 0 && refused.stderr.contains("this site does not allow it"),
+        "{refused}"
+    );
+    let plain = bench.srun(Alice, &bench.a, &["shifter", "cat", "/etc/marker"])?;
+    ensure!(plain.success()?.stdout == "a\n");
     bench.ensure_clean()
 }
 

@@ -218,14 +218,37 @@ fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
     let (job, info) = cluster.run(Alice, &parts, script)?;
     info.expect("COMPLETED", "0:0")?;
     ensure!(job.output()? == "a\nb\n", "{}", job.output()?);
-    let part = |node: &'static str, image: &str| {
-        [node, image, "--autoshift", "cat", "/etc/marker"].map(str::to_owned)
-    };
-    let parts = [&part("-wn1", &a)[..], &[":".to_owned()], &part("-wn2", &b)].concat();
-    let output = cluster.srun(Alice, parts).output()?.success()?;
-    let mut lines: Vec<&str> = output.stdout.lines().collect();
-    lines.sort_unstable();
-    ensure!(lines == ["a", "b"], "{output}");
+    let script =
+        "srun --het-group=1 sh -c 'hostname; cat /etc/marker'; srun shifter cat /etc/marker";
+    let (job, _) = cluster.run(Alice, &["-wn1", &a, ":", "-wn2"], script)?;
+    let output = job.output()?;
+    ensure!(
+        output.contains("n2\n") && output.matches("a\n").count() == 1,
+        "{output}"
+    );
+    // And its own volumes; one that asks for nothing has nothing of the others'.
+    fs::write("/scratch/alice/known", "")?;
+    let show = [
+        "sh",
+        "-c",
+        "echo $(hostname; cat /etc/marker; ls -d /mnt/known) 2>/dev/null",
+    ];
+    let volume = "--volume=/scratch/alice:/mnt";
+    let of_a = [&["-wn1", &a, volume, "--autoshift"][..], &show].concat();
+    for (other, expected) in [
+        (&["-wn2", &b, "--autoshift"][..], "n1 a /mnt/known|n2 b"),
+        (&["-wn2"], "n1 a /mnt/known|n2"),
+    ] {
+        let other = [other, &show].concat();
+        for parts in [[&of_a, &other], [&other, &of_a]] {
+            let parts = parts.map(|part| part.join("\0")).join("\0:\0");
+            let call = cluster.srun(Alice, parts.split('\0'));
+            let output = call.output()?.success()?;
+            let mut lines: Vec<&str> = output.stdout.lines().collect();
+            lines.sort_unstable();
+            ensure!(lines.join("|") == expected, "{parts}: {output}");
+        }
+    }
     bench.ensure_clean()
 }
 
