@@ -152,12 +152,18 @@ impl Options {
                 let end = end.ok_or_else(|| format!("-o '{value}' has no value"))?;
                 let keyword = value[..end].to_lowercase();
                 let value = value[end..].trim_matches(['=', ' ', '\t']).to_owned();
-                self.settings.push((keyword, value));
-                return Ok(());
+                return self.set(keyword, value);
             }
             _ => return Ok(()),
         };
-        self.settings.push((keyword.into(), value));
+        self.set(keyword.into(), value)
+    }
+
+    fn set(&mut self, keyword: String, value: String) -> Result<(), String> {
+        if keyword == "port" && !value.parse().is_ok_and(|port: u16| port > 0) {
+            return Err(format!("bad port '{value}'"));
+        }
+        self.settings.push((keyword, value));
         Ok(())
     }
 }
@@ -201,7 +207,16 @@ mod tests {
         assert_eq!(options.file, Some("/x".into()));
         assert!(options.is_silent && options.is_quiet && options.command.is_none());
         assert!(parse("-V").unwrap().is_version);
-        for wrong in ["", "-p", "-Z n2", "-L 1:n2:2 n2", "-N n2", "-s n2"] {
+        for wrong in [
+            "",
+            "-p",
+            "-p abc n2",
+            "-oPort=0 n2",
+            "-Z n2",
+            "-L 1:n2:2 n2",
+            "-N n2",
+            "-s n2",
+        ] {
             let words = wrong.split(' ').filter(|word| !word.is_empty());
             assert!(Options::parse(words.map(str::to_owned)).is_err(), "{wrong}");
         }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::ChannelMsg;
-use russh::client::{Config, Handle, Handler, connect_stream};
+use russh::client::{Config, Handle, Handler, Msg, connect_stream};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{Channel, ChannelMsg};
 use rustix::process::{Pid, test_kill_process};
 use udi_image::client::{self, ClientError, FAILED};
 use udi_image::options::Options;
@@ -133,6 +133,15 @@ async fn enter(site: &Site) -> (Handle<Anybody>, TcpStream) {
     (session, cable)
 }
 
+/// Starts a command on a terminal.
+async fn on_terminal(session: &Handle<Anybody>, command: &str) -> Channel<Msg> {
+    let channel = session.channel_open_session().await.unwrap();
+    let pty = channel.request_pty(false, "dumb", 80, 24, 0, 0, &[]);
+    pty.await.unwrap();
+    channel.exec(true, command).await.unwrap();
+    channel
+}
+
 /// Bytes that a process has written.
 fn written(pid: Pid) -> Option<String> {
     let path = format!("/proc/{}/io", pid.as_raw_nonzero());
@@ -182,11 +191,8 @@ fn a_slow_client_gets_all_that_was_written_on_a_terminal() {
     block_on(async {
         let site = Site::start();
         let (session, _cable) = enter(&site).await;
-        let mut channel = session.channel_open_session().await.unwrap();
-        let pty = channel.request_pty(false, "dumb", 80, 24, 0, 0, &[]);
-        pty.await.unwrap();
         let command = format!("head -c {BYTES} /dev/zero | tr '\\0' x");
-        channel.exec(true, command).await.unwrap();
+        let mut channel = on_terminal(&session, &command).await;
         let mut count = 0;
         loop {
             // Longer than a program that has ended would be waited for.
@@ -209,12 +215,8 @@ fn a_terminal_that_others_write_to_does_not_outlive_its_program() {
     block_on(async {
         let site = Site::start();
         let (session, _cable) = enter(&site).await;
-        let mut channel = session.channel_open_session().await.unwrap();
-        let pty = channel.request_pty(false, "dumb", 80, 24, 0, 0, &[]);
-        pty.await.unwrap();
         // It ignores that the terminal hangs up, and goes on until nobody has the other end.
-        let command = "trap '' HUP; yes & exit 3";
-        channel.exec(true, command).await.unwrap();
+        let mut channel = on_terminal(&session, "trap '' HUP; yes & exit 3").await;
         let mut code = None;
         while let Some(message) = channel.wait().await {
             match message {
