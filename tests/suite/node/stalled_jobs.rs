@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use shifter_tests::call::{Call, Output, wait_for};
-use shifter_tests::product::STORE;
 
 use super::node_cache::inside;
 use super::secure::Guard;
@@ -77,9 +76,7 @@ fn privileged_a_volume_that_takes_a_request_and_stops_holds_no_lock() -> Result<
 fn privileged_a_store_that_stops_under_a_loop_device_ends_a_set_up_in_time() -> Result<()> {
     let mut guard = Guard::prepare()?;
     guard.site.product.configure("answer_timeout_secs = 1")?;
-    let low = guard.put_aside()?;
-    let mut store = Stalling::mount(low, STORE)?;
-    guard.rebase()?;
+    let (low, mut store) = guard.put_behind_stalling()?;
     store.stop_at(&format!("{low}/{}.squashfs", image_id()), 1)?;
     let ended = guard.site.set_up(&manifest("17"))?;
     let was_stopped = store.has_stopped()?;

@@ -132,10 +132,19 @@ pub(super) fn with_volumes() -> Value {
 
 impl Guard {
     /// Moves the store away, to be shown in its place; returns where to.
-    pub(super) fn put_aside(&self) -> Result<&'static str> {
+    fn put_aside(&self) -> Result<&'static str> {
         let low = "/var/lib/shifter/low";
         fs::rename(STORE, low)?;
         Ok(low)
+    }
+
+    /// Moves the store away and shows it in its place through a file system that can stop; returns
+    /// where to.
+    pub(super) fn put_behind_stalling(&mut self) -> Result<(&'static str, Stalling)> {
+        let low = self.put_aside()?;
+        let store = Stalling::mount(low, STORE)?;
+        self.rebase()?;
+        Ok((low, store))
     }
 
     pub(super) fn put_back(&mut self, low: &str) -> Result<()> {
@@ -256,9 +265,7 @@ fn privileged_a_start_does_not_wait_for_ever() -> Result<()> {
     fs::remove_dir("/tmp/hung")?;
     Call::shell("rm -rf /tmp/low /tmp/full").ok()?;
 
-    let low = guard.put_aside()?;
-    let mut store = Stalling::mount(low, STORE)?;
-    guard.rebase()?;
+    let (low, mut store) = guard.put_behind_stalling()?;
     // It takes requests and answers none: not even death ends a wait for that.
     store.slow_down(1_000_000)?;
     let stopped = guard.site.shifter(&["--image=tiny", "true"])?;
@@ -281,9 +288,7 @@ fn privileged_a_start_does_not_wait_for_ever() -> Result<()> {
 fn privileged_what_the_kernel_does_not_let_go_of_is_told_all_the_same() -> Result<()> {
     let mut guard = Guard::prepare()?;
     guard.site.product.configure("answer_timeout_secs = 1")?;
-    let low = guard.put_aside()?;
-    let mut store = Stalling::mount(low, STORE)?;
-    guard.rebase()?;
+    let (low, mut store) = guard.put_behind_stalling()?;
     // A loop device waits for its file, and whoever waits for the loop device cannot be killed.
     store.stop_at(&format!("{low}/{}.squashfs", image_id()), 1)?;
     let start = Call::new(["shifter", "--image=tiny", "true"]).by(Alice);
