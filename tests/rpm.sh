@@ -16,6 +16,8 @@ git ls-files -z --cached --others --exclude-standard |
 cargo vendor --locked --quiet "$top/vendor" >/dev/null
 tar -czf "$top/SOURCES/$name-vendor.tar.gz" -C "$top" vendor
 
+# What is in the packages does not depend on how fast it is.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 # Debian's rpmbuild knows no installed packages: dependencies among them cannot be satisfied.
 rpmbuild -bb --nodeps --quiet --define "_topdir $top" --define "shifter_version $version" \
     packaging/rpm/shifter.spec
