@@ -56,6 +56,16 @@ pub fn note_extern(job: &JobId) -> Result<()> {
     }
 }
 
+/// Notes that slurmstepd, which the calling process is and which has the batch script, is all that
+/// the end of a job depends on that had no prolog and has no extern step.
+pub fn note_batch_script(job: &JobId) -> Result<()> {
+    if let (Some(dir), Some(daemon)) = (state::open_job(job)?, caller::slurmstepd()) {
+        state::write_file(&dir, DAEMON, daemon.as_bytes())?;
+        state::write_file(&dir, EXTERN, daemon.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// True if a job with state here has, or had, an extern step on this node.
 pub fn had_extern(job: &JobId) -> bool {
     layout::job_dir(job).join(EXTERN).exists()

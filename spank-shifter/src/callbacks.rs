@@ -21,8 +21,10 @@ use crate::{epilog, report, ssh, steps};
 /// Submit side: the options so far, of one component of a heterogeneous job.
 static OPTIONS: Mutex<RawOptions> = Mutex::new(RawOptions::new());
 
-/// Submit side: whether a job was asked for already: of a heterogeneous one each component is.
-static HAS_SUBMITTED: Mutex<bool> = Mutex::new(false);
+/// Submit side: what the component before this one asked for, of a heterogeneous job or step.
+static BEFORE: Mutex<Option<Variables>> = Mutex::new(None);
+
+type Variables = Vec<(&'static str, Option<String>)>;
 
 /// Step: the options that it was started with.
 static GIVEN: Mutex<StepOptions> = Mutex::new(StepOptions::new());
@@ -38,6 +40,9 @@ static OWN_ROOT: Mutex<Option<(JobId, String)>> = Mutex::new(None);
 
 /// Step: what its user is to know although its tasks run.
 static NOTICE: Mutex<Option<String>> = Mutex::new(None);
+
+/// Components that a heterogeneous job may have (MAX_HET_JOB_COMPS).
+const COMPONENT_LIMIT: u32 = 128;
 
 /// Number of the step that is the batch script (SLURM_BATCH_SCRIPT).
 const BATCH_SCRIPT: u32 = 0xffff_fffb;
@@ -114,37 +119,42 @@ fn init(context: Context, spank: &Spank, settings: &Settings) -> i32 {
 fn submit(context: Context, spank: &Spank, settings: &Settings) -> i32 {
     let raw = std::mem::replace(&mut *locked(&OPTIONS), RawOptions::new());
     let is_step = context == Context::Local && own_env("SLURM_JOB_ID").is_some();
-    let is_only = !std::mem::replace(&mut *locked(&HAS_SUBMITTED), true);
+    // Nothing of ours may break a job that does not ask for it, a broken configuration included.
+    let pins = match raw.is_empty() {
+        true => Ok(None),
+        false => prepare(&raw, is_step, settings).map(Some),
+    };
+    let asked = match pins {
+        Ok(pins) => pins.map_or_else(Vec::new, |pins| pins.to_env().into()),
+        Err(error) => return refuse(&report::lines(&error, error.hint())),
+    };
+    let before = locked(&BEFORE).replace(asked.clone());
+    let is_only = before.is_none();
+    if is_step && before.is_some_and(|before| before != asked) {
+        let error = SubmitError::MixedStep;
+        return refuse(&report::lines(&error, error.hint()));
+    }
+    // srun may start a step in a job that its environment does not name (--jobid), and cannot say
+    // here; where it starts a job, the step asks for what its job has. Not where it starts several, a
+    // heterogeneous job's: its environment goes with the steps of all of them.
+    let goes_with_step = context == Context::Local && (is_step || is_only);
     if !is_only && !is_step {
         for name in pins::NAMES {
             ffi::remove_own_env(&pins::of_step(name));
         }
     }
-    // Nothing of ours may break a job that does not ask for it, a broken configuration included.
-    if raw.is_empty() {
+    let set = |(name, value): (&str, Option<String>)| {
+        value.is_none_or(|value| {
+            if goes_with_step {
+                ffi::set_own_env(&pins::of_step(name), &value);
+            }
+            is_step || spank.set_job_env(name, &value)
+        })
+    };
+    if asked.into_iter().all(set) {
         return OK;
     }
-    match prepare(&raw, is_step, settings) {
-        Ok(pins) => {
-            // srun may start a step in a job that its environment does not name (--jobid), and cannot
-            // say here; where it starts a job, the step asks for what its job has. Not where it starts
-            // several, a heterogeneous job's: its environment goes with the steps of all of them.
-            let goes_with_step = context == Context::Local && (is_step || is_only);
-            let set = |(name, value): (&str, Option<String>)| {
-                value.is_none_or(|value| {
-                    if goes_with_step {
-                        ffi::set_own_env(&pins::of_step(name), &value);
-                    }
-                    is_step || spank.set_job_env(name, &value)
-                })
-            };
-            if pins.to_env().into_iter().all(set) {
-                return OK;
-            }
-            refuse(&["shifter: cannot set the job's environment".to_owned()])
-        }
-        Err(error) => refuse(&report::lines(&error, error.hint())),
-    }
+    refuse(&["shifter: cannot set the job's environment".to_owned()])
 }
 
 fn prepare(raw: &RawOptions, is_step: bool, settings: &Settings) -> Result<Pins, SubmitError> {
@@ -270,27 +280,39 @@ fn given_root(
 
 /// Makes up for a prolog that Slurm has left out: slurmd forgets the run of a job before it was
 /// requeued only when it next looks, every 2 s at most, and runs no prolog until then. The batch
-/// script's node gets what the prolog would have made; on others each step has a root of its own,
-/// which asks for what is returned.
+/// script's node gets what the prolog would have made, but for ssh; on others each step has a root of
+/// its own, which asks for what is returned.
 fn make_up(
     spank: &Spank,
     settings: &Settings,
     job: &JobId,
     uid: u32,
 ) -> Result<Option<Pins>, Vec<String>> {
-    let Some(pins) = step_pins(spank, of_job)? else {
+    let pins = step_pins(spank, of_job)?;
+    // What the job's nodes have in common, as ssh between them, cannot be made up for.
+    let Some(mut pins) = pins.filter(|pins| !pins.modes.ccm && pins.modes.ssh != Some(true)) else {
         return Ok(None);
     };
     if spank.step() != Some(BATCH_SCRIPT) {
-        // What is for whole jobs cannot be made up for in a step.
-        let is_for_step = !pins.modes.ccm && pins.modes.ssh != Some(true);
-        return Ok(Some(pins).filter(|_| is_for_step));
+        return Ok(Some(pins));
     }
-    let outcome = prolog::run(step_facts(spank, job, uid), Ok(pins), settings, TOOLS);
-    let (Outcome::Ready(message) | Outcome::UsersMistake(message)) =
-        outcome.map_err(|error| report::lines(&error, None))?;
-    let line = format!("shifter: job {job} of uid {uid}, which had no prolog: {message}");
-    log(Level::Info, &line);
+    pins.modes.ssh = Some(false);
+    let subject = format!("shifter: job {job} of uid {uid}, which had no prolog");
+    match prolog::run(step_facts(spank, job, uid), Ok(pins), settings, TOOLS) {
+        Ok(Outcome::Ready(message) | Outcome::UsersMistake(message)) => {
+            log(Level::Info, &format!("{subject}: {message}"));
+        }
+        Err(error) => {
+            log(
+                Level::Error,
+                &format!("{subject}: {}", report::chain(&error)),
+            );
+            return Err(report::lines(&error, None));
+        }
+    }
+    if let Err(error) = abandoned::note_batch_script(job) {
+        log(Level::Error, &format!("shifter: {}", error.chain()));
+    }
     Ok(None)
 }
 
@@ -319,6 +341,7 @@ fn step_facts(spank: &Spank, job: &JobId, uid: u32) -> Facts {
             node: own_env("SLURMD_NODENAME"),
             ..Slurm::from_env(variable)
         },
+        is_shared: false,
     }
 }
 
@@ -428,9 +451,23 @@ fn of_job(name: &str) -> String {
 /// True if a step's job asked for an image. Of a heterogeneous job neither options nor environment
 /// say which component did: there only what is on the node counts.
 fn asked(spank: &Spank) -> bool {
-    let is_component = spank.step_env("SLURM_HET_SIZE").is_some();
-    let is_known = !is_component || spank.step() == Some(BATCH_SCRIPT);
+    let is_known = spank.step() == Some(BATCH_SCRIPT) || !is_component(spank);
     is_known && (locked(&GIVEN).image || spank.step_env(&of_job(pins::IMAGE)).is_some())
+}
+
+/// True if the environment lists the step's job among the components of a heterogeneous one; what was
+/// carried over from another job names that one's.
+fn is_component(spank: &Spank) -> bool {
+    let Some(job) = spank.job() else { return false };
+    let is_job = |name: &str| {
+        let value = spank.step_env(name);
+        value.is_some_and(|value| value.to_string_lossy() == job.to_string())
+    };
+    // srun calls them packs still, sbatch does not.
+    let is_listed =
+        |number| ["HET", "PACK"].map(|kind| is_job(&format!("SLURM_JOB_ID_{kind}_GROUP_{number}")));
+    let has_components = spank.step_env("SLURM_HET_SIZE").is_some();
+    has_components && (0..COMPONENT_LIMIT).any(|number| is_listed(number).contains(&true))
 }
 
 fn prologue(spank: &Spank, settings: &Settings) -> i32 {
@@ -511,6 +548,7 @@ fn facts(spank: &Spank) -> Option<Facts> {
         uid: spank.uid()?,
         gid: spank.gid()?,
         slurm: Slurm::from_env(own_env),
+        is_shared: true,
     })
 }
 

@@ -50,7 +50,11 @@ pub fn ask(
     tools: Tools,
     wants_keys: bool,
 ) -> Option<Answer> {
-    config.shared_state.path.as_ref()?;
+    config
+        .shared_state
+        .path
+        .as_ref()
+        .filter(|_| facts.is_shared)?;
     // A node that does not know its place is never the first.
     let rank = facts.slurm.rank().unwrap_or(usize::MAX);
     let rank = format!("--rank={rank}");

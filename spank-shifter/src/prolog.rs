@@ -42,8 +42,11 @@ pub struct Facts {
     pub uid: u32,
     /// The group it runs with.
     pub gid: u32,
-    /// `SLURM_*` of the prolog's environment: set by slurmd, out of the user's reach.
+    /// `SLURM_*` of the environment: in a prolog set by slurmd, out of the user's reach; in a step
+    /// what it is told of itself, and perhaps by its user.
     pub slurm: Slurm,
+    /// Whether what the job's nodes tell each other goes by these facts; not by a step's.
+    pub is_shared: bool,
 }
 
 /// The variables of slurmd that describe a job; empty where Slurm says nothing.
@@ -74,10 +77,7 @@ impl Slurm {
             cluster: get("SLURM_CLUSTER_NAME").unwrap_or_default(),
             nodes,
             cpus,
-            // The second is the batch script's name for it.
-            restart: get("SLURM_JOB_RESTART_COUNT")
-                .or_else(|| get("SLURM_RESTART_COUNT"))
-                .unwrap_or_default(),
+            restart: get("SLURM_JOB_RESTART_COUNT").unwrap_or_default(),
             node: get("SLURMD_NODENAME"),
         }
     }
@@ -402,6 +402,7 @@ mod tests {
             uid: 2001,
             gid: 2001,
             slurm: Slurm::from_env(get),
+            is_shared: true,
         }
     }
 

@@ -65,6 +65,9 @@ pub enum SubmitError {
     /// A step cannot change what its job is.
     #[error("cannot use --ccm for a step: it is for whole jobs")]
     CcmStep,
+    /// The components of one step ask for different things.
+    #[error("cannot give the components of one step different containers")]
+    MixedStep,
     /// The site has no ssh between the nodes of a job.
     #[error("cannot use --sshd: this site does not allow it")]
     NoSsh,
@@ -123,6 +126,7 @@ impl SubmitError {
             Self::Reference { source, .. } => source.hint(),
             Self::Volumes(error) => error.hint(),
             Self::Modules(error) => error.hint(),
+            Self::MixedStep => Some("use an srun for each".into()),
             Self::NoAutoshift(_) => Some("without it: srun shifter COMMAND".into()),
             Self::UsersOwn(image) => {
                 let name = image.strip_prefix("docker:").unwrap_or(image);

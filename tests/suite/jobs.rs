@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Result, ensure};
 use shifter_tests::call::Call;
 use shifter_tests::job::of_tasks;
+use shifter_tests::shared;
 use shifter_tests::world::User::Alice;
 
 use crate::bench::Bench;
@@ -218,12 +219,15 @@ fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
     let (job, info) = cluster.run(Alice, &parts, script)?;
     info.expect("COMPLETED", "0:0")?;
     ensure!(job.output()? == "a\nb\n", "{}", job.output()?);
-    let script =
-        "srun --het-group=1 sh -c 'hostname; cat /etc/marker'; srun shifter cat /etc/marker";
-    let (job, _) = cluster.run(Alice, &["-wn1", &a, ":", "-wn2"], script)?;
+    let script = format!(
+        "srun --het-group=1 sh -c 'hostname; cat /etc/marker'; srun shifter cat /etc/marker
+        srun {b} --het-group=0 true : --het-group=1 true"
+    );
+    let (job, _) = cluster.run(Alice, &["-wn1", &a, ":", "-wn2"], &script)?;
     let output = job.output()?;
+    let refusal = "cannot give the components of one step different containers";
     ensure!(
-        output.contains("n2\n") && output.matches("a\n").count() == 1,
+        output.contains("n2\n") && output.matches("a\n").count() == 1 && output.contains(refusal),
         "{output}"
     );
     // And its own volumes; one that asks for nothing has nothing of the others'.
@@ -257,6 +261,7 @@ fn cluster_arrays_requeues_and_heterogeneous_jobs() -> Result<()> {
 #[test]
 fn cluster_job_whose_prolog_slurm_leaves_out() -> Result<()> {
     let bench = Bench::start_with(|product, options| {
+        shared::share(product, "\n[ssh]\nenable = 'ask'")?;
         let undo = "/usr/local/sbin/undo";
         let unsetup = product.path("sbin/unsetupRoot");
         fs::write(undo, format!("#!/bin/sh\nexec {unsetup} $SLURM_JOB_ID\n"))?;
@@ -291,6 +296,27 @@ fn cluster_job_whose_prolog_slurm_leaves_out() -> Result<()> {
         log.contains("which had no prolog: setupRoot: job "),
         "{log}"
     );
+
+    // What is left of it without an epilog is found by the daemon of its batch script.
+    let options = [&*image, "--wrap=echo up; exec sleep 300"];
+    let job = bench.cluster.submit(Alice, &options, "")?;
+    job.wait_for_output("up")?;
+    let dir = format!("/run/shifter/jobs/{}", job.id());
+    let note = |name: &str| -> Result<String> {
+        let path = bench.cluster.node("n1")?.path(&format!("{dir}/{name}"));
+        Ok(fs::read_to_string(path)?)
+    };
+    let daemon = note("daemon")?;
+    ensure!(daemon == note("extern")? && !daemon.is_empty(), "{daemon}");
+    job.cancel()?;
+    job.wait()?;
+
+    // ssh between nodes needs what its prologs would have brought.
+    let options = ["-N2", &image, "--sshd", "--wrap=shifter true"];
+    let (job, info) = bench.cluster.run(Alice, &options, "")?;
+    ensure!(info.state() == "FAILED", "{info:?}");
+    let output = job.output()?;
+    ensure!(output.contains("its prolog did not run"), "{output}");
     bench.ensure_clean()
 }
 
