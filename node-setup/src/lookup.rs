@@ -108,9 +108,15 @@ fn local_groups(user: &str) -> Option<Vec<u32>> {
     }
     let text = read_local("/etc/group");
     let is_whole = (text.len() as u64) < OUTPUT_LIMIT;
-    let lines = text.lines().filter(|line| identity::has_member(line, user));
-    let gids = lines.filter_map(|line| Some(identity::group_of_line(line)?.0));
-    (is_whole && !text.is_empty()).then(|| gids.collect())
+    let mut lines = text.split('\n');
+    let lines = lines
+        .by_ref()
+        .filter(|line| identity::has_member(line, user));
+    // What is odd here may be understood by the C library.
+    let gids: Option<_> = lines
+        .map(|line| Some(identity::group_of_line(line)?.0))
+        .collect();
+    gids.filter(|_| is_whole && !text.is_empty())
 }
 
 /// Returns the account of `uid` with the groups that the process already has.

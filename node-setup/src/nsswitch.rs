@@ -28,9 +28,9 @@ pub fn has_only_local_groups() -> bool {
 fn is_local(text: &str, is_systemd_empty: impl Fn() -> bool) -> bool {
     let of = |database: &str| -> Vec<&str> {
         let lines = text.lines().filter_map(|line| {
-            let line = line.split('#').next().unwrap_or_default();
-            let (name, services) = line.split_once(':')?;
-            (name.trim() == database).then_some(services)
+            let line = line.split('#').next().unwrap_or_default().trim_start();
+            let (name, services) = line.split_once(|c: char| c == ':' || c.is_whitespace())?;
+            (name == database).then_some(services)
         });
         lines.collect()
     };
@@ -64,7 +64,9 @@ mod tests {
     fn only_files_and_an_empty_systemd_are_local() {
         for (text, is_empty, expected) in [
             ("group: files\n", false, true),
-            ("passwd: files sss\n group :\tfiles # ldap\n", false, true),
+            ("passwd: files sss\n group:\tfiles # ldap\n", false, true),
+            ("group: files\ninitgroups files sss\n", true, false),
+            ("group : files\n", true, false),
             ("group: files systemd\n", true, true),
             ("group: files systemd\n", false, false),
             ("group: files sss\n", true, false),

@@ -133,8 +133,9 @@ pub fn group_of_line(line: &str) -> Option<(u32, &str)> {
 
 /// True if a line of group(5) has the user among its members.
 pub fn has_member(line: &str, user: &str) -> bool {
-    let members = line.trim_end().split(':').nth(3).unwrap_or_default();
-    members.split(',').any(|member| member.trim_start() == user)
+    let members = line.splitn(4, ':').nth(3).unwrap_or_default();
+    let mut members = members.split(',');
+    !line.trim_start().starts_with('#') && members.any(|member| member.trim_start() == user)
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -220,9 +221,17 @@ mod tests {
     fn group_lines() {
         assert_eq!(group_of_line("proj:x:2100:bob,carol"), Some((2100, "proj")));
         for (user, expected) in [("bob", true), ("carol", true), ("car", false), ("", false)] {
-            assert_eq!(has_member("proj:x:2100:bob, carol\n", user), expected);
+            assert_eq!(has_member("proj:x:2100:bob, carol", user), expected);
         }
-        assert!(!has_member("bob:x:2100:", "bob") && !has_member("bob:bob:bob", "bob"));
+        for line in [
+            "bob:x:2100:",
+            "bob:bob:bob",
+            "#p:x:1:bob",
+            "p:x:1:bob ",
+            "p:x:1:bob:x",
+        ] {
+            assert!(!has_member(line, "bob"), "{line}");
+        }
         for line in [
             "grp::x",
             ":x:2100:",
