@@ -35,19 +35,24 @@ pub fn run(work: &Work) -> u8 {
     let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
     let config = config(work.call.config.as_deref());
     let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain());
-    let noted = dir.as_ref().ok().and_then(|dir| left::noted(dir).ok());
+    let noted = dir
+        .as_ref()
+        .ok()
+        .map(|dir| left::noted(dir, &work.call.job));
     let result = dir.as_ref().map_err(Clone::clone);
     let result = result.and_then(|dir| clean_up(work, &config, dir, deadline));
     let code = report(work, &config, result);
-    if let (Ok(dir), Some(noted)) = (&dir, noted) {
-        retry_others(work, &config, dir, &noted, deadline);
+    match (&dir, noted) {
+        (Ok(dir), Some(Ok(noted))) => retry(work, &config, dir, &noted, deadline),
+        (_, Some(Err(error))) => say::log(Weight::Warning, &error.chain()),
+        _ => {}
     }
     code
 }
 
 /// Tries nodes that did not answer earlier. This job does not wait long for it, and what comes of it
 /// changes nothing for it.
-fn retry_others(work: &Work, config: &Config, dir: &StateDir, noted: &Noted, deadline: Instant) {
+fn retry(work: &Work, config: &Config, dir: &StateDir, noted: &Noted, deadline: Instant) {
     let deadline = deadline.min(Instant::now() + left::ROUND);
     let path = work.call.config.as_deref();
     for line in left::retry(dir, config, path, Which::Due(noted), deadline) {

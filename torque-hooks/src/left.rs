@@ -37,7 +37,7 @@ use crate::site::{self, Removal, Site};
 use crate::state::{Record, StateDir, now_secs};
 use crate::words::Verb;
 
-/// How long an epilogue spends on the nodes of others.
+/// How long an epilogue spends on what was left before.
 pub const ROUND: Duration = Duration::from_secs(10);
 
 /// Less is not worth beginning.
@@ -140,14 +140,13 @@ pub enum Which<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Noted(BTreeSet<String>);
 
-/// Returns what is noted now; an epilogue that asks first does not try at once what it then notes
-/// itself.
-pub fn noted(dir: &StateDir) -> Result<Noted> {
-    let names = read_all(&dir.sub("left")?)?
-        .iter()
-        .map(Left::name)
-        .collect();
-    Ok(Noted(names))
+/// Returns what is noted now and can be tried by the epilogue of a job: one that asks first does not
+/// try at once what it then notes itself. Nor what depends on the batch system's having forgotten
+/// that very job.
+pub fn noted(dir: &StateDir, own: &JobId) -> Result<Noted> {
+    let all = read_all(&dir.sub("left")?)?;
+    let can_be = |left: &&Left| left.job != *own || left.record.is_marked;
+    Ok(Noted(all.iter().filter(can_be).map(Left::name).collect()))
 }
 
 /// Tries nodes again until the time is over; returns what is still left where.
