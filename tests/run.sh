@@ -26,8 +26,9 @@ cargo build --locked -q -p spank-shifter --features fault-injection \
 targets=(--locked --workspace --lib --test '*')
 status=0
 if cargo nextest --version >/dev/null 2>&1; then
+    # Many wait more than they work.
     nextest=(cargo nextest run "${targets[@]}" --config-file tests/nextest.toml --no-fail-fast
-        --no-tests pass)
+        --no-tests pass --test-threads $(($(nproc) + 1)))
     [ -z "$long" ] || nextest+=(--run-ignored all)
     "${nextest[@]}" -E "not ($root_only)" "$@" || status=$?
     env "$runner=$world" "${nextest[@]}" -E "$root_only" "$@" || status=$?
