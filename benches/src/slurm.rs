@@ -24,7 +24,7 @@ const EMPTY_JOB: &str = "srun /bin/true, as a job";
 const PLAIN_WIDE: &str = "srun, without an image";
 
 /// How many times as many rounds show a difference of a tenth of what the machine adds by itself.
-const PAIRS: usize = 32;
+const PAIRS: usize = 4;
 
 /// Rounds of the script before those that count.
 const WARM_UP: usize = 2;
