@@ -108,9 +108,8 @@ fn local_groups(user: &str) -> Option<Vec<u32>> {
     }
     let text = read_local("/etc/group");
     let is_whole = (text.len() as u64) < OUTPUT_LIMIT;
-    let mut lines = text.split('\n');
-    let lines = lines
-        .by_ref()
+    let lines = text
+        .split('\n')
         .filter(|line| identity::has_member(line, user));
     // What is odd here may be understood by the C library.
     let gids: Option<_> = lines

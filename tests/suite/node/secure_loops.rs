@@ -120,7 +120,7 @@ fn privileged_s30_many_starts_share_few_loop_devices() -> Result<()> {
         for n in $(seq $first $((first + 7))); do mknod -m 0600 /tmp/dev/loop$n b 7 $n; done
         mount --move /tmp/dev /dev
         truncate -s 1M /tmp/other
-        taken=$(losetup -f); losetup $taken /tmp/other || true
+        taken=$(losetup -f); losetup $taken /tmp/other 2>/dev/null || true
         exec 8</dev/loop$((first + 1)) || true
         for n in $(seq 64); do
             set -- one two three four; shift $((n % 4))
@@ -129,7 +129,7 @@ fn privileged_s30_many_starts_share_few_loop_devices() -> Result<()> {
         done
         wait
         exec 8<&-
-        losetup -d $taken || true
+        losetup -d $taken 2>/dev/null || true
         cat /tmp/err.* >&2; cat /tmp/out.* | sort | uniq -c";
     let run = [
         "unshare",
