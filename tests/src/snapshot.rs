@@ -86,22 +86,17 @@ impl Snapshot {
             let is_time = self.things.iter().filter(others).eq(&seen.things);
             Ok((is_time && Snapshot::take_at(places)? == *self).then_some(()))
         };
-        if wait_for("a clean node", 10, same).is_ok() {
-            return Ok(());
-        }
         let rest = || Ok::<_, Error>(self.differences(&Snapshot::take_at(places)?));
-        // Loop devices are the machine's: while a test in another world looks at one it is not free, its
-        // hint stays, and goes with the next teardown.
         let is_hint = |thing: &String| thing.contains(" file /run/shifter/images/");
-        if rest()?.iter().all(is_hint) {
-            let pids = places.iter().map(|(_, pid)| *pid);
-            for pid in pids.chain([std::process::id()]) {
-                let enter = ["nsenter", "-t", &pid.to_string(), "-m"];
-                let teardown = [&*format!("{PREFIX}/sbin/unsetupRoot"), "0"];
-                Call::new(enter.into_iter().chain(teardown)).ok()?;
-            }
-            if wait_for("a clean node", 10, same).is_ok() {
+        for seconds in [1, 10, 10] {
+            if wait_for("a clean node", seconds, same).is_ok() {
                 return Ok(());
+            }
+            // While the kernel ends what a killed set-up had, or a test in another world looks at the
+            // machine's loop devices, one is not free: its hint stays, and goes with the next teardown.
+            let rest = rest()?;
+            if !rest.is_empty() && rest.iter().all(is_hint) {
+                tear_down_nothing(places)?;
             }
         }
         bail!(
@@ -120,6 +115,17 @@ impl Snapshot {
             .filter(is_kind)
             .count()
     }
+}
+
+/// Tears down a job that does not exist, on the login host and at other places.
+fn tear_down_nothing(places: &[(String, u32)]) -> Result<()> {
+    let pids = places.iter().map(|(_, pid)| *pid);
+    for pid in pids.chain([std::process::id()]) {
+        let enter = ["nsenter", "-t", &pid.to_string(), "-m"];
+        let teardown = [&*format!("{PREFIX}/sbin/unsetupRoot"), "0"];
+        Call::new(enter.into_iter().chain(teardown)).ok()?;
+    }
+    Ok(())
 }
 
 fn places(cluster: Option<&Cluster>) -> Vec<(String, u32)> {
