@@ -34,18 +34,15 @@ const WORK_SHARE: u32 = 4;
 pub fn run(work: &Work) -> u8 {
     let deadline = Instant::now() + Duration::from_secs(work.seconds.into());
     let config = config(work.call.config.as_deref());
-    let dir = StateDir::open(&config.torque.state_dir).map_err(|error| error.chain());
-    let noted = dir
-        .as_ref()
-        .ok()
-        .map(|dir| left::noted(dir, &work.call.job));
-    let result = dir.as_ref().map_err(Clone::clone);
-    let result = result.and_then(|dir| clean_up(work, &config, dir, deadline));
-    let code = report(work, &config, result);
-    match (&dir, noted) {
-        (Ok(dir), Some(Ok(noted))) => retry(work, &config, dir, &noted, deadline),
-        (_, Some(Err(error))) => say::log(Weight::Warning, &error.chain()),
-        _ => {}
+    let dir = match StateDir::open(&config.torque.state_dir) {
+        Ok(dir) => dir,
+        Err(error) => return report(work, &config, Err(error.chain())),
+    };
+    let noted = left::noted(&dir, &work.call.job);
+    let code = report(work, &config, clean_up(work, &config, &dir, deadline));
+    match noted {
+        Ok(noted) => retry(work, &config, &dir, &noted, deadline),
+        Err(error) => say::log(Weight::Warning, &error.chain()),
     }
     code
 }
