@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::nsswitch;
 use crate::process::read_at_once;
 
+const GROUPS: &str = "/etc/group";
 const GETENT: &str = "/usr/bin/getent";
 const DEADLINE: Duration = Duration::from_secs(5);
 const OUTPUT_LIMIT: u64 = 4 << 20;
@@ -89,7 +90,8 @@ fn line_of(database: &str, kind: &'static str, name: &str) -> Result<String> {
 
 fn with_groups(mut identity: Identity) -> Result<Identity> {
     let uid = identity.uid;
-    let gids = match local_groups(&identity.name) {
+    let local = read_local(GROUPS);
+    let gids = match local_groups(&identity.name, &local) {
         Some(gids) => gids,
         None => {
             let answer = getent(uid, "initgroups", std::slice::from_ref(&identity.name))?;
@@ -97,32 +99,31 @@ fn with_groups(mut identity: Identity) -> Result<Identity> {
             gids.filter_map(|gid| gid.parse().ok()).collect()
         }
     };
-    identity.groups = named_groups(uid, identity.gid, gids.into_iter())?;
+    identity.groups = named_groups(uid, identity.gid, gids.into_iter(), &local)?;
     Ok(identity)
 }
 
-/// Returns the groups that have the user as a member; nothing if the local file does not know all.
-fn local_groups(user: &str) -> Option<Vec<u32>> {
-    if !nsswitch::has_only_local_groups() {
+/// Returns the groups that have the user as a member, by the text of the local file; nothing if that
+/// does not know all.
+fn local_groups(user: &str, text: &str) -> Option<Vec<u32>> {
+    let is_whole = !text.is_empty() && (text.len() as u64) < OUTPUT_LIMIT;
+    if !is_whole || !nsswitch::has_only_local_groups() {
         return None;
     }
-    let text = read_local("/etc/group");
-    let is_whole = (text.len() as u64) < OUTPUT_LIMIT;
     let lines = text
         .split('\n')
         .filter(|line| identity::has_member(line, user));
     // What is odd here may be understood by the C library.
-    let gids: Option<_> = lines
+    lines
         .map(|line| Some(identity::group_of_line(line)?.0))
-        .collect();
-    gids.filter(|_| is_whole && !text.is_empty())
+        .collect()
 }
 
 /// Returns the account of `uid` with the groups that the process already has.
 pub fn identity_with_groups(uid: u32, gid: u32, gids: &[u32]) -> Result<Identity> {
     let mut identity = account(uid)?;
     identity.gid = gid;
-    identity.groups = named_groups(uid, gid, gids.iter().copied())?;
+    identity.groups = named_groups(uid, gid, gids.iter().copied(), &read_local(GROUPS))?;
     Ok(identity)
 }
 
@@ -138,7 +139,13 @@ fn account(uid: u32) -> Result<Identity> {
     find(&answer).ok_or_else(|| unknown(uid, "no name service knows it"))
 }
 
-fn named_groups(uid: u32, primary: u32, more: impl Iterator<Item = u32>) -> Result<Vec<Group>> {
+/// Names groups by the text of the local file, and by the name service where that knows none.
+fn named_groups(
+    uid: u32,
+    primary: u32,
+    more: impl Iterator<Item = u32>,
+    local: &str,
+) -> Result<Vec<Group>> {
     let mut gids: Vec<u32> = std::iter::once(primary)
         .chain(more)
         .take(GROUP_LIMIT)
@@ -149,7 +156,7 @@ fn named_groups(uid: u32, primary: u32, more: impl Iterator<Item = u32>) -> Resu
         .into_iter()
         .map(|gid| Group { gid, name: None })
         .collect();
-    name_groups(&mut groups, &read_local("/etc/group"));
+    name_groups(&mut groups, local);
     let missing: Vec<String> = groups
         .iter()
         .filter(|g| g.name.is_none())
