@@ -89,10 +89,16 @@ pub fn judge(state: &NodeState, job: &JobId, uid: u32, asked: bool) -> Step {
             Ok(pins) => Step::of(pins),
             Err(reason) => refuse(&format!("cannot use the container of job {job}: {reason}")),
         },
-        (None, None, None) if asked => refuse(&format!(
-            "job {job} has no container on this node: it was started without --image, \
-             or its prolog did not run"
-        )),
+        (None, None, None) if asked => {
+            let mut step = refuse(&format!(
+                "job {job} has no container on this node: it was started without --image, \
+                 or its prolog did not run"
+            ));
+            let hint =
+                "hint: give --image to sbatch, salloc or srun; if it had one, submit it again";
+            step.refusal.push(hint.to_owned());
+            step
+        }
         (None, None, None) => Step::default(),
     }
 }

@@ -316,7 +316,10 @@ fn cluster_job_whose_prolog_slurm_leaves_out() -> Result<()> {
     let (job, info) = bench.cluster.run(Alice, &options, "")?;
     ensure!(info.state() == "FAILED", "{info:?}");
     let output = job.output()?;
-    ensure!(output.contains("its prolog did not run"), "{output}");
+    ensure!(
+        output.contains("its prolog did not run\n") && output.contains("submit it again\n"),
+        "{output}"
+    );
     bench.ensure_clean()
 }
 
