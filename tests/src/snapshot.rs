@@ -121,7 +121,8 @@ impl Snapshot {
 fn tear_down_nothing(places: &[(String, u32)]) -> Result<()> {
     let pids = places.iter().map(|(_, pid)| *pid);
     for pid in pids.chain([std::process::id()]) {
-        let enter = ["nsenter", "-t", &pid.to_string(), "-m"];
+        // Its own /proc shows the processes of its own namespace alone.
+        let enter = ["nsenter", "-t", &pid.to_string(), "-m", "-u", "-n", "-p"];
         let teardown = [&*format!("{PREFIX}/sbin/unsetupRoot"), "0"];
         Call::new(enter.into_iter().chain(teardown)).ok()?;
     }

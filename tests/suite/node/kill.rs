@@ -98,7 +98,7 @@ fn privileged_setup_killed_before_each_system_call_leaves_nothing() -> Result<()
                 .map_err(|error| error.context(when.to_owned()))
         },
     )?;
-    ensure!(deaths > 200, "only {deaths} kills hit");
+    ensure!(deaths > 800, "only {deaths} kills hit");
     Ok(())
 }
 
@@ -115,7 +115,7 @@ fn privileged_teardown_killed_before_each_system_call_is_finished_by_the_next() 
             .ensure_restored(None)
             .map_err(|error| error.context(when.to_owned()))
     })?;
-    ensure!(deaths > 50, "only {deaths} kills hit");
+    ensure!(deaths > 400, "only {deaths} kills hit");
     Ok(())
 }
 

@@ -409,7 +409,7 @@ fn privileged_a_cache_of_a_killed_setup_leaves_nothing() -> Result<()> {
             freed.map_err(|error| error.context(when.to_owned()))
         },
     )?;
-    ensure!(deaths > 300, "only {deaths} kills hit");
+    ensure!(deaths > 700, "only {deaths} kills hit");
     Ok(())
 }
 
