@@ -15,15 +15,23 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 # Not asked of rustc, which root may not have when it installs.
 HOST = $(shell uname -m)-unknown-linux-gnu
+MUSL = $(shell uname -m)-unknown-linux-musl
+# The C library of the programs that run on nodes. glibc asks the processor for its features whenever
+# a program begins, and a virtual machine answers slowly; it serves where rustc has no musl.
+LIBC ?= $(shell PATH="$(PATH)"; test -d "$$(rustc --print target-libdir --target $(MUSL) 2>/dev/null)" && \
+	echo musl || echo gnu)
+NODE_HOST = $(if $(filter musl,$(LIBC)),$(MUSL),$(HOST))
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # PROFILE=dev builds faster, for those who work on it.
 PROFILE ?= release
 OUTPUT = $(patsubst dev,debug,$(PROFILE))
 PLAIN = $(TARGET)/$(OUTPUT)
 STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
+# Leads to where the last build has put what runs on nodes.
+NODE = $(TARGET)/node-$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all benches bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
+.PHONY: all benches node-directory bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
 	test-long check rpm-check bench figures
 .NOTPARALLEL:
 
@@ -33,11 +41,11 @@ SMALL = $(if $(filter release,$(PROFILE)),CARGO_PROFILE_RELEASE_LTO=fat \
 
 # Each with its own features: what runs with privilege is never built together with what speaks
 # TLS. `--target` keeps crt-static away from proc macros, which must be dynamic.
-all:
-	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
+all: node-directory
+	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(NODE_HOST) \
 		-p node-setup --bins
 	$(SMALL) SHIFTER_PREFIX=$(PREFIX) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) \
-		--target $(HOST) -p torque-hooks --bins
+		--target $(NODE_HOST) -p torque-hooks --bins
 	$(SMALL) RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) \
 		-p udi-image --bins
 	SHIFTER_PREFIX=$(PREFIX) $(BUILD) -p spank-shifter
@@ -45,8 +53,12 @@ all:
 	$(BUILD) -p site-tools --bins
 
 # Static as the programs they stand beside.
-benches:
-	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p shifter-benches --bins
+benches: node-directory
+	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(NODE_HOST) -p shifter-benches --bins
+
+node-directory:
+	mkdir -p $(TARGET)
+	ln -sfn $(NODE_HOST)/$(OUTPUT) $(NODE)
 
 # conf/ is written for PREFIX=/usr.
 SUBSTITUTE = sed -E \
@@ -61,25 +73,25 @@ COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/shifter
-	install -m 0700 $(STATIC)/setupRoot $(STATIC)/unsetupRoot $(STATIC)/startSshd \
+	install -m 0700 $(NODE)/setupRoot $(NODE)/unsetupRoot $(NODE)/startSshd \
 		$(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifterimg $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 $(PLAIN)/shifter-config $(DESTDIR)$(PREFIX)/sbin/
 	install -m 0755 $(PLAIN)/shifter-doctor $(PLAIN)/shifter-ps $(DESTDIR)$(PREFIX)/lib/shifter/
-	install -m 0700 $(STATIC)/shifter-identity $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -m 0700 $(NODE)/shifter-identity $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -m 0755 $(PLAIN)/libshifter_slurm.so $(DESTDIR)$(PREFIX)/lib/shifter/shifter_slurm.so
 	install -m 0755 $(STATIC)/shifter-ssh-keys $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(UDI)/bin $(UDI)/sbin $(UDI)/etc
 	install -m 0755 $(STATIC)/ssh $(UDI)/bin/
-	install -m 0755 $(STATIC)/shifter-inside $(UDI)/bin/shifter
+	install -m 0755 $(NODE)/shifter-inside $(UDI)/bin/shifter
 	install -m 0755 $(STATIC)/sshd $(UDI)/sbin/
 	install -m 0755 $(STATIC)/shifter-ps-inside $(UDI)/sbin/shifter-ps
 	ln -sf /etc/ssh/ssh_config $(UDI)/etc/
-	install -m 4755 $(STATIC)/shifter $(DESTDIR)$(PREFIX)/bin/
-	install -m 0755 $(STATIC)/shifter-prologue $(STATIC)/shifter-epilogue $(STATIC)/shifter-node-service \
-		$(STATIC)/shifter-node-clean $(DESTDIR)$(PREFIX)/sbin/
-	install -m 0755 $(STATIC)/shifter-submit-filter $(STATIC)/shiftrun $(DESTDIR)$(PREFIX)/bin/
-	install -m 0700 $(STATIC)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
+	install -m 4755 $(NODE)/shifter $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(NODE)/shifter-prologue $(NODE)/shifter-epilogue $(NODE)/shifter-node-service \
+		$(NODE)/shifter-node-clean $(DESTDIR)$(PREFIX)/sbin/
+	install -m 0755 $(NODE)/shifter-submit-filter $(NODE)/shiftrun $(DESTDIR)$(PREFIX)/bin/
+	install -m 0700 $(NODE)/shifter-node $(DESTDIR)$(PREFIX)/lib/shifter/
 	install -d $(DESTDIR)$(PREFIX)/lib/shifter/torque
 	for name in prologue prologue.parallel cray-shifter-prologue udiRoot-prologue; do \
 		ln -sf ../../../sbin/shifter-prologue $(DESTDIR)$(PREFIX)/lib/shifter/torque/$$name; \
@@ -158,4 +170,4 @@ bench: bootstrap-bench all benches sample-image $(if $(findstring pull,$(BENCH))
 
 # The same where everything is built and this is a world already.
 figures:
-	@$(STATIC)/shifter-benches $(BENCH)
+	@$(NODE)/shifter-benches $(BENCH)

@@ -83,6 +83,16 @@ install_rust() {
         sh -s -- -y -q --profile minimal --component clippy,rustfmt --no-modify-path
 }
 
+# The C library that the programs on nodes are linked with if it is there; others do without.
+install_musl() {
+    local musl
+    musl=$(uname -m)-unknown-linux-musl
+    [ ! -d "$(rustc --print target-libdir --target "$musl")" ] || return 0
+    rustup -q target add "$musl" ||
+        echo "no $musl for this Rust: programs are linked with glibc, and start more slowly"
+}
+
 PATH=$HOME/.cargo/bin:$PATH
 install_packages
 install_rust
+install_musl

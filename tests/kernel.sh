@@ -16,7 +16,8 @@ repo=$(dirname "$here")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$repo/target}")
 kernel=$target/testbed/kernel
 plain=$target/${PROFILE:-release}
-programs=$target/$(uname -m)-unknown-linux-gnu/${PROFILE:-release}
+programs=$target/node-${PROFILE:-release}
+static=$target/$(uname -m)-unknown-linux-gnu/${PROFILE:-release}
 
 die() {
     echo "kernel.sh: $*" >&2
@@ -115,9 +116,9 @@ slurm() {
     cp "$plain/shifterimg" "$root/opt/shifter/bin/"
     cp "$plain/libshifter_slurm.so" "$root/opt/shifter/lib/shifter/shifter_slurm.so"
     cp "$programs/startSshd" "$root/opt/shifter/sbin/"
-    cp "$programs/shifter-ssh-keys" "$root/opt/shifter/lib/shifter/"
-    cp "$programs/sshd" "$udi/sbin/"
-    cp "$programs/ssh" "$udi/bin/"
+    cp "$static/shifter-ssh-keys" "$root/opt/shifter/lib/shifter/"
+    cp "$static/sshd" "$udi/sbin/"
+    cp "$static/ssh" "$udi/bin/"
     # Other plugins are loaded by nobody; a thread's end opens libgcc.
     libraries "$root"/usr/{bin,sbin}/* "$root/opt/shifter/bin/shifterimg" \
         /"$plugins"/{auth_munge,cgroup_v2,cred_munge,proctrack_cgroup,task_cgroup}.so

@@ -1,9 +1,6 @@
 //! The small files that every container is given, as text.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::identity::Identity;
@@ -21,7 +18,7 @@ pub struct GivenFile {
     pub mode: u32,
 }
 
-const HOST_FILE_LIMIT: u64 = 1 << 20;
+const HOST_FILE_LIMIT: usize = 1 << 20;
 
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n\
                         networks: files\nservices: files\nprotocols: files\nrpc: files\n\
@@ -109,15 +106,12 @@ fn hostsfile(hosts: &[HostSlots]) -> String {
 /// Reads a file of the host; a missing one is an empty one, as for the C library.
 fn host_file(path: &str) -> Vec<u8> {
     // Not waited for, whatever lies there.
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path);
-    let bytes = opened.and_then(|file| {
-        let bytes = read_at_once((&file).take(HOST_FILE_LIMIT));
-        leave_to_exec(file);
-        bytes
-    });
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else {
+        return Vec::new();
+    };
+    let bytes = read_at_once(&file, HOST_FILE_LIMIT);
+    leave_to_exec(file);
     bytes.unwrap_or_default()
 }
 

@@ -27,6 +27,7 @@ pub mod layer;
 pub mod located;
 pub mod lookup;
 pub mod loopdev;
+pub mod memory;
 pub mod metrics;
 pub mod mnt;
 pub mod modules;

@@ -4,7 +4,6 @@
 //! asked of the host's `getent`, run as nobody with a fixed environment and a deadline. So are a
 //! user's groups, unless there is nobody but the local file to know them.
 
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -17,12 +16,12 @@ use shifter_core::trusted;
 
 use crate::error::{Error, Result};
 use crate::nsswitch;
-use crate::process::read_at_once;
+use crate::process;
 
 const GROUPS: &str = "/etc/group";
 const GETENT: &str = "/usr/bin/getent";
 const DEADLINE: Duration = Duration::from_secs(5);
-const OUTPUT_LIMIT: u64 = 4 << 20;
+const OUTPUT_LIMIT: usize = 4 << 20;
 const NOBODY: u32 = 65534;
 
 /// Returns the account of `uid` with all its groups, as a job's launch node knows it.
@@ -106,7 +105,7 @@ fn with_groups(mut identity: Identity) -> Result<Identity> {
 /// Returns the groups that have the user as a member, by the text of the local file; nothing if that
 /// does not know all.
 fn local_groups(user: &str, text: &str) -> Option<Vec<u32>> {
-    let is_whole = !text.is_empty() && (text.len() as u64) < OUTPUT_LIMIT;
+    let is_whole = !text.is_empty() && text.len() < OUTPUT_LIMIT;
     if !is_whole || !nsswitch::has_only_local_groups() {
         return None;
     }
@@ -180,7 +179,7 @@ fn name_groups(groups: &mut [Group], text: &str) {
 /// Reads an account file of the host; a missing or strange one is an empty one.
 fn read_local(path: &str) -> String {
     // Where it cannot be read, getent is asked.
-    let bytes = File::open(path).and_then(|file| read_at_once(file.take(OUTPUT_LIMIT)));
+    let bytes = process::open(path).and_then(|file| process::read_at_once(file, OUTPUT_LIMIT));
     String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
 }
 
@@ -220,7 +219,7 @@ fn read_until(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
     let mut pipe = child.stdout.take()?;
     let mut bytes = Vec::new();
     let mut chunk = [0; 8192];
-    while (bytes.len() as u64) < OUTPUT_LIMIT {
+    while bytes.len() < OUTPUT_LIMIT {
         let left = deadline.checked_duration_since(Instant::now())?;
         let timeout = Timespec::try_from(left).ok()?;
         let mut fds = [PollFd::new(&pipe, PollFlags::IN)];

@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
 
@@ -42,7 +43,9 @@ const SETUID_STACK: u64 = 8 << 20;
 /// As for open(2) and read(2).
 pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(PROC_SIZE);
-    File::open(path)?.take(PROC_LIMIT).read_to_end(&mut bytes)?;
+    File::from(open(path)?)
+        .take(PROC_LIMIT)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -50,29 +53,38 @@ pub fn read_proc(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 const PROC_SIZE: usize = 16 << 10;
 const PROC_LIMIT: u64 = 64 << 20;
 
+/// Opens a file for reading; musl asks for close-on-exec in a call of its own.
+///
+/// # Errors
+/// As for open(2).
+pub fn open(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path.as_ref(), flags, Mode::empty())?)
+}
+
 /// Reads a file of /proc that the kernel writes as one record (proc_pid_status(5), cgroups(7)).
 ///
 /// # Errors
 /// As for open(2) and read(2).
 pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    read_at_once(File::open(path)?)
+    read_at_once(open(path)?, usize::MAX)
 }
 
-/// Reads such a file, or one of this machine's own disks or memory: there a read that leaves room
-/// had all of it.
+/// Reads at most so many bytes of such a file, or of one of this machine's own disks or memory:
+/// there a read that leaves room had all of it.
 ///
 /// # Errors
 /// As for read(2).
-pub fn read_at_once(mut file: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; PROC_SIZE];
-    let mut length = 0;
+pub fn read_at_once(file: impl AsFd, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(PROC_SIZE);
     loop {
-        length += file.read(&mut bytes[length..])?;
-        if length < bytes.len() {
-            bytes.truncate(length);
+        retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut bytes)))?;
+        if bytes.len() < bytes.capacity() || bytes.len() >= limit {
+            bytes.truncate(limit);
+            bytes.shrink_to_fit();
             return Ok(bytes);
         }
-        bytes.resize(2 * length, 0);
+        bytes.reserve(bytes.len());
     }
 }
 

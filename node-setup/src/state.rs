@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 const PRIVATE_DIR: Mode = Mode::from_raw_mode(0o700);
 
 /// Bytes that one file of the tree may have.
-const FILE_LIMIT: u64 = 2 << 20;
+const FILE_LIMIT: usize = 2 << 20;
 
 /// The mounted /run/shifter. While a process holds it, nobody unmounts it.
 pub struct RunDir {
@@ -377,7 +377,7 @@ pub fn read_file(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// Reads an open file of the tree.
 pub fn read_open(file: &File, name: &str) -> Result<Vec<u8>> {
-    read_at_once(file.take(FILE_LIMIT)).step("read", name)
+    read_at_once(file, FILE_LIMIT).step("read", name)
 }
 
 /// Removes a file of the tree where it exists.

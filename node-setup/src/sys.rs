@@ -306,7 +306,7 @@ static DEFAULT_ACTION: [u64; 8] = [0; 8];
 /// Returns the id of an open mount namespace, by which the kernel tells which of two is newer;
 /// ENOTTY before Linux 6.11.
 pub fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
-    const NS_GET_MNTNS_ID: c_ulong = 0x8008_B705;
+    const NS_GET_MNTNS_ID: libc::Ioctl = libc::_IOR::<u64>(0xB7, 5);
     let mut id = 0_u64;
     // SAFETY: the kernel writes one u64, and `id` is one.
     check(i64::from(unsafe {
@@ -409,9 +409,9 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-const LOOP_GET_STATUS64: c_ulong = 0x4C05;
-const LOOP_CONFIGURE: c_ulong = 0x4C0A;
-const LOOP_CTL_GET_FREE: c_ulong = 0x4C82;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 
 impl LoopInfo {
     const ZERO: LoopInfo = LoopInfo {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use node_setup::error::{Context, Error, Result};
 use node_setup::job::{self, Plan};
+use node_setup::memory::OnePiece;
 use node_setup::metrics;
 use node_setup::record::{Event, Phases, Record};
 use node_setup::{out, program};
@@ -17,6 +18,9 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{JOB_ROOT, is_step_root};
 use shifter_core::manifest::{JobManifest, ManifestError, SIZE_LIMIT};
 use shifter_core::trusted;
+
+#[global_allocator]
+static MEMORY: OnePiece = OnePiece::new();
 
 const NAME: &str = "setupRoot";
 

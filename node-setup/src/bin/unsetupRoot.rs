@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use node_setup::error::{Context, Error, Result};
+use node_setup::memory::OnePiece;
 use node_setup::record::{Event, Phases, Record};
 use node_setup::{abandoned, job, known, metrics, out, program, sys};
 use shared_state::Key;
@@ -14,6 +15,9 @@ use shifter_core::ids::JobId;
 use shifter_core::layout::{self, JOB_ROOT, is_step_root};
 use shifter_core::manifest::{JobManifest, SIZE_LIMIT, Start};
 use shifter_core::trusted;
+
+#[global_allocator]
+static MEMORY: OnePiece = OnePiece::new();
 
 const NAME: &str = "unsetupRoot";
 
