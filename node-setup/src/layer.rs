@@ -2,10 +2,9 @@
 //!
 //! An image is read-only, so files and mount points that it lacks are made on a tmpfs that is
 //! laid over the whole image. The overlay has no upper directory unless the user asked for
-//! scratch space: nothing is ever copied up. Directories with programs in them are then covered
-//! by clones of the image's own ([`expose`]), so that there is no overlay between a program and
-//! its libraries.
+//! scratch space: nothing is ever copied up. What of it a root shows is for [`crate::top`].
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,34 +23,10 @@ use crate::scratch::Scratch;
 pub type Refusal = String;
 
 /// Entries that a directory of the layer, or one whose children are cloned one by one, may have.
-const LIST_LIMIT: usize = 1000;
+pub const LIST_LIMIT: usize = 1000;
 
 /// Bytes of entries that are read at once.
 const LIST_BUFFER: usize = 8 << 10;
-
-/// Directories that may be cloned over the overlay; what is beyond is merely slower.
-const CLONE_LIMIT: usize = 256;
-
-/// Top-level directories in which nobody keeps programs, or which the host provides.
-const QUIET: [&str; 14] = [
-    "boot",
-    "dev",
-    "etc",
-    "home",
-    "lost+found",
-    "media",
-    "mnt",
-    "proc",
-    "root",
-    "run",
-    "srv",
-    "sys",
-    "tmp",
-    "var",
-];
-
-/// Of those, the ones that the host provides.
-const HOSTS: [&str; 4] = ["dev", "proc", "sys", "tmp"];
 
 /// What a mount point must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +57,8 @@ pub struct Layer<'a> {
     dir: OwnedFd,
     /// Directories of the layer, as absolute paths.
     dirs: BTreeSet<String>,
+    /// Files in its top level.
+    top_files: RefCell<Vec<String>>,
 }
 
 impl<'a> Layer<'a> {
@@ -93,7 +70,13 @@ impl<'a> Layer<'a> {
             top,
             dir,
             dirs: BTreeSet::from(["/".to_owned()]),
+            top_files: RefCell::default(),
         }
+    }
+
+    /// The image that it is over.
+    pub fn image(&self) -> &'a ImageTree {
+        self.image
     }
 
     /// Takes over the directories that a hook of the site's has made in the layer.
@@ -190,7 +173,7 @@ impl<'a> Layer<'a> {
 
     /// What the image has at a path of its top level; nothing for paths below that.
     fn top_level(&self, path: &str) -> Option<Option<FileType>> {
-        let name = path.strip_prefix('/').filter(|name| !name.contains('/'))?;
+        let name = top_name(path)?;
         let mut entries = self.top.iter();
         let found = entries.find(|entry| entry.name == name.as_bytes());
         Some(found.map(|entry| entry.kind))
@@ -222,6 +205,9 @@ impl<'a> Layer<'a> {
     /// Writes a small file into a directory that the layer has.
     pub fn file(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(mode);
+        if let Some(name) = top_name(path) {
+            self.top_files.borrow_mut().push(name.to_owned());
+        }
         if bytes.is_empty() {
             let kind = FileType::RegularFile;
             return rustix::fs::mknodat(&self.dir, below(path), kind, mode, 0).step("create", path);
@@ -368,8 +354,17 @@ impl<'a> Layer<'a> {
         self.image.stat(path).is_ok()
     }
 
+    /// Names what it has in its top level, and whether that is a directory or a file.
+    pub fn top(&self) -> Vec<(String, Kind)> {
+        let dirs = self.dirs.iter().filter_map(|path| top_name(path));
+        let files = self.top_files.borrow();
+        dirs.map(|name| (name.to_owned(), Kind::Dir))
+            .chain(files.iter().map(|name| (name.clone(), Kind::File)))
+            .collect()
+    }
+
     /// True if the layer has this directory of the image's.
-    fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         self.dirs.contains(path)
     }
 }
@@ -393,7 +388,7 @@ pub fn list(dir: &OwnedFd, limit: usize, kept: &Kept) -> Result<Option<Vec<Entry
 }
 
 /// The same for a directory that is open for reading.
-fn list_open(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
+pub fn list_open(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
     let mut buffer = Vec::with_capacity(LIST_BUFFER);
     let mut reader = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut entries = Vec::new();
@@ -419,68 +414,6 @@ fn list_open(dir: &OwnedFd, limit: usize) -> Result<Option<Vec<Entry>>> {
     Ok(Some(entries))
 }
 
-/// Covers the directories of the root that may hold programs by the image's own, as far as the
-/// layer has nothing in them.
-pub fn expose(
-    image: &ImageTree,
-    root: &OwnedFd,
-    layer: &Layer<'_>,
-    entries: &[Entry],
-) -> Result<()> {
-    let mut budget = CLONE_LIMIT;
-    let quiet: &[&str] = if image.is_host { &HOSTS } else { &QUIET };
-    let is_quiet = |name: &[u8]| quiet.iter().any(|quiet| quiet.as_bytes() == name);
-    for Entry { name, kind } in entries {
-        if *kind == FileType::Directory && !is_quiet(name) {
-            expose_entry((&image.dir, root), layer, "", name, &mut budget)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same for the entry `name` of the directory at `path`, open in image and root.
-fn expose_entry(
-    (image, root): (&OwnedFd, &OwnedFd),
-    layer: &Layer<'_>,
-    path: &str,
-    name: &[u8],
-    budget: &mut usize,
-) -> Result<()> {
-    let Some(left) = budget.checked_sub(1) else {
-        return Ok(());
-    };
-    *budget = left;
-    // A name that is not text is none of the layer's, which come from options.
-    let path = std::str::from_utf8(name).map(|name| format!("{path}/{name}"));
-    let Some(path) = path.ok().filter(|path| layer.has(path)) else {
-        let clone = mnt::clone_at(image, name, layer.image.is_whole)?;
-        mnt::attach_at(&clone, root, name)?;
-        layer.keep(clone);
-        return Ok(());
-    };
-    let open = |dir: &OwnedFd, access: OFlags| {
-        let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(dir, name, flags, Mode::empty())
-    };
-    // Where the layer has a directory of its own instead, there is nothing to clone.
-    let Ok(image) = open(image, OFlags::RDONLY) else {
-        return Ok(());
-    };
-    // Beside so many entries a walk through the overlay is what is left.
-    let mut entries = list_open(&image, LIST_LIMIT)?.unwrap_or_default();
-    entries.retain(|entry| entry.kind == FileType::Directory);
-    if !entries.is_empty()
-        && let Ok(root) = open(root, OFlags::PATH)
-    {
-        for Entry { name, .. } in entries {
-            expose_entry((&image, &root), layer, &path, &name, budget)?;
-        }
-        layer.keep(root);
-    }
-    layer.keep(image);
-    Ok(())
-}
-
 /// Gives a directory below `dir` the owner and mode of another.
 pub fn copy_attributes(dir: impl AsFd, path: &str, stat: &Stat) -> Result<()> {
     let dir = dir.as_fd();
@@ -499,6 +432,12 @@ pub fn copy_attributes(dir: impl AsFd, path: &str, stat: &Stat) -> Result<()> {
         rustix::fs::chmodat(dir, path, mode, AtFlags::empty()).step("set the mode of", path)?;
     }
     Ok(())
+}
+
+/// Returns the name of a path in the top level.
+fn top_name(path: &str) -> Option<&str> {
+    path.strip_prefix('/')
+        .filter(|name| !name.is_empty() && !name.contains('/'))
 }
 
 /// Appends a name to an absolute path.

@@ -55,5 +55,6 @@ pub mod superblock;
 pub mod supervised;
 pub mod sys;
 pub mod task;
+pub mod top;
 pub mod volumes;
 pub mod watch;

@@ -14,7 +14,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes of the piece; the pages that nobody touches cost nothing.
-const SIZE: usize = 1 << 20;
+const SIZE: usize = 256 << 10;
 
 /// The allocator: `#[global_allocator]` of programs that live briefly.
 pub struct OnePiece {

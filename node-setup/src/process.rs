@@ -109,6 +109,7 @@ const HIGHEST_LEFT: i32 = 60;
 pub struct CallersProcess {
     umask: Mode,
     limits: Vec<(Resource, Rlimit)>,
+    has_setuid_stack: bool,
     signals: SignalMask,
 }
 
@@ -161,12 +162,18 @@ fn is_null_or_full(stat: &rustix::fs::Stat) -> bool {
 pub fn take_over() -> Result<CallersProcess> {
     let signals = sys::block_signals().step("block", "signals")?;
     let umask = umask(Mode::from_raw_mode(0o022));
-    let limits = RELAXED.map(|(resource, enough)| {
-        let (now, callers) = callers_limit(resource);
-        let is_tight = now.current.is_some_and(|current| current < enough);
-        (is_tight || now != callers).then_some((resource, callers))
-    });
-    let limits: Vec<_> = limits.into_iter().flatten().collect();
+    let limits = RELAXED.map(|(resource, enough)| (resource, enough, getrlimit(resource)));
+    let is_setuid_stack = |(resource, _, limit): &(Resource, u64, Rlimit)| {
+        *resource == Resource::Stack && limit.current == Some(SETUID_STACK)
+    };
+    let has_setuid_stack = limits.iter().any(is_setuid_stack);
+    let is_tight = |(_, enough, limit): &(Resource, u64, Rlimit)| {
+        limit.current.is_some_and(|current| current < *enough)
+    };
+    let limits = limits.into_iter().filter(is_tight);
+    let limits: Vec<_> = limits
+        .map(|(resource, _, limit)| (resource, limit))
+        .collect();
     for (resource, old) in &limits {
         let relaxed = match (resource, old.maximum) {
             // The kernel refuses to set no limit at all on descriptors.
@@ -189,38 +196,9 @@ pub fn take_over() -> Result<CallersProcess> {
     Ok(CallersProcess {
         umask,
         limits,
+        has_setuid_stack,
         signals,
     })
-}
-
-/// Returns the limit in force and the one that the caller had. The kernel has lowered the stack's
-/// for the setuid program (execve(2) does since Linux 4.14), so the parent's, if it is the
-/// caller's, tells whether it was higher. Anybody may raise a soft limit up to the hard one.
-fn callers_limit(resource: Resource) -> (Rlimit, Rlimit) {
-    let now = getrlimit(resource);
-    if resource != Resource::Stack || now.current != Some(SETUID_STACK) {
-        return (now, now);
-    }
-    let Some(parents) = parents_stack() else {
-        return (now, now);
-    };
-    // `None` is no limit at all.
-    let current = match (parents, now.maximum) {
-        (Some(parents), Some(hard)) => Some(parents.min(hard)),
-        (parents, hard) => parents.or(hard),
-    };
-    let maximum = now.maximum;
-    (now, Rlimit { current, maximum })
-}
-
-/// Returns the parent's soft limit on the stack where it is higher than what the kernel leaves.
-fn parents_stack() -> Option<Option<u64>> {
-    let parent = rustix::process::getppid()?;
-    let process = format!("/proc/{}", parent.as_raw_nonzero());
-    let owner = rustix::fs::stat(process).ok()?.st_uid;
-    let is_callers = owner == rustix::process::getuid().as_raw();
-    let soft = is_callers.then(|| sys::stack_limit_of(parent).ok())??;
-    soft.is_none_or(|soft| soft > SETUID_STACK).then_some(soft)
 }
 
 /// Names the process that started this one, so that it is told from a later one of the same number.
@@ -309,6 +287,29 @@ impl CallersProcess {
             setrlimit(*resource, *limit).step("restore", "resource limits")?;
         }
         Ok(())
+    }
+
+    /// Gives back the soft limit on the stack, which the kernel has lowered for the setuid program
+    /// (execve(2) does since Linux 4.14); only for a process that is the caller again. The parent's
+    /// tells what it was, if the kernel lets the caller see that. Anybody may raise a soft limit up
+    /// to the hard one.
+    pub fn restore_stack(&self) {
+        if !self.has_setuid_stack {
+            return;
+        }
+        let parents = rustix::process::getppid().map(sys::stack_limit_of);
+        // `None` is no limit at all.
+        let Some(Ok(parents)) = parents else {
+            return;
+        };
+        let maximum = getrlimit(Resource::Stack).maximum;
+        let current = match (parents, maximum) {
+            (Some(parents), Some(hard)) => Some(parents.min(hard)),
+            (parents, hard) => parents.or(hard),
+        };
+        if current.is_none_or(|current| current > SETUID_STACK) {
+            let _ = setrlimit(Resource::Stack, Rlimit { current, maximum });
+        }
     }
 
     /// Gives the signal mask back: pending signals arrive now.

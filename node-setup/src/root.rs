@@ -3,13 +3,15 @@
 //! ```text
 //! /run/shifter, while building:   image   the squashfs mount
 //!                                 layer   a tmpfs: what the image lacks (see [`crate::layer`])
-//!                                 root    R: the overlay of both
-//! R  becomes "/":   usr, ...              clones of the image's directories with programs
+//!                                 overlay of both
+//!                                 root    R: a directory of the tmpfs (see [`crate::top`])
+//! R  becomes "/":   usr, ...              clones of the image's directories
+//!                   etc, var, opt         clones of the overlay's
 //!                   proc sys dev tmp      clones of the host's
 //!                   site mounts, volumes
 //! ```
 //!
-//! The three are stacked on one another in the new namespace, over what the host has there. When
+//! The four are stacked on one another in the new namespace, over what the host has there. When
 //! the build is done the process's root is R, and nothing of the host is left in the namespace
 //! but what was put on R.
 
@@ -37,16 +39,13 @@ use crate::scratch::Scratch;
 use crate::state::RunDir;
 use crate::sys::{self, Propagation};
 use crate::watch::{Awaited, Watch};
-use crate::{hooks, modules, namespace, rootless, ssh, state, volumes};
+use crate::{hooks, modules, namespace, rootless, ssh, state, top, volumes};
 
 /// Entries that the top level of an image may have.
 const TOP_LEVEL_LIMIT: usize = 1000;
 
 /// Inode of the root of every proc mount (PROC_ROOT_INO in the kernel).
 const PROC_ROOT_INODE: u64 = 1;
-
-/// Top-level directories that the host provides, whatever the image has there.
-const HOST_DIRS: [&str; 4] = ["proc", "sys", "dev", "tmp"];
 
 /// Top-level directories in which the site places files: a link would lead it elsewhere.
 const SITE_DIRS: [&str; 3] = ["etc", "var", "opt"];
@@ -90,7 +89,7 @@ pub struct Writable {
 
 /// A finished root.
 pub struct Root {
-    /// Its overlay, whose device mountinfo shows in every namespace derived from it.
+    /// Its mount, whose device mountinfo shows in every namespace derived from it.
     pub mount: OwnedFd,
     /// What was asked for and not done.
     pub warnings: Vec<String>,
@@ -147,7 +146,18 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
 
     let entries = top_level(&image, request)?;
     check_site_dirs(&entries, request)?;
-    let mut layer = Layer::new(&image, &entries, layer_mount);
+    let is_own = request.writable.is_none()
+        && site_hooks.pre_mount.is_empty()
+        && !image.is_whole
+        && top::can_be_own(&entries);
+    let (tmpfs, layer_dir) = match is_own {
+        true => {
+            let dir = top::place_of_layer(&layer_mount)?;
+            (Some(layer_mount), dir)
+        }
+        false => (None, layer_mount),
+    };
+    let mut layer = Layer::new(&image, &entries, layer_dir);
     if !site_hooks.pre_mount.is_empty() {
         layer.adopt()?;
     }
@@ -155,7 +165,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     if let Some(keys) = request.ssh {
         ssh::give_files(keys, request, &image, &mut layer)?;
     }
-    for name in HOST_DIRS {
+    for name in top::HOSTS {
         let is_dir = |e: &Entry| e.name == name.as_bytes() && e.kind == FileType::Directory;
         if !entries.iter().any(is_dir) {
             layer.dir(&format!("/{name}"))?;
@@ -172,11 +182,20 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         Some(job) => format!("{ROOT_SOURCE}:{job}"),
         None => ROOT_SOURCE.to_owned(),
     };
-    let root = layer.mount(&source, scratch.as_ref())?;
-    mnt::attach(&root, &image.dir)?;
+    let overlay = layer.mount(&source, scratch.as_ref())?;
+    mnt::attach(&overlay, &image.dir)?;
+    let root = match &tmpfs {
+        Some(tmpfs) => {
+            let is_covered = |path: &str| volumes::are_on(&mounts, path);
+            let root = top::own(&layer, tmpfs, &overlay, &entries, is_covered)?;
+            image.kept.keep(overlay);
+            root
+        }
+        None => overlay,
+    };
     host_dirs(&root, &image.kept)?;
-    if scratch.is_none() {
-        layer::expose(&image, &root, &layer, &entries).map_err(|error| image.blame(error))?;
+    if tmpfs.is_none() && scratch.is_none() {
+        top::expose(&root, &layer, &entries)?;
     }
     volumes::attach(&mounts, &root, &layer, request, run)?;
     hooks::run(
@@ -198,7 +217,7 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     ground.leave_for(&root)?;
     if !request.is_pinned {
         image.kept.leave_to_exec();
-        std::mem::forget((mounts, layer));
+        std::mem::forget((mounts, layer, tmpfs));
         std::mem::forget(image);
     }
     Ok(Root {

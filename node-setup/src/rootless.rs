@@ -80,6 +80,7 @@ pub fn restart(
     callers.restore()?;
     // With no_new_privs: the setuid bit of the program means nothing any more.
     become_user(caller)?;
+    callers.restore_stack();
     callers.restore_signals()?;
     let is_run = words.first().is_some_and(|word| word == "run");
     let (head, tail) = words.split_at(usize::from(is_run));

@@ -203,6 +203,7 @@ fn start_command(
         }
     };
     drop_privileges(callers, caller, footing)?;
+    callers.restore_stack();
     if let Some(prepared) = &entered.joined {
         prepared.still_lets_in()?;
     }

@@ -499,36 +499,35 @@ pub fn finit_module(file: impl AsFd, parameters: &CStr, is_compressed: bool) -> 
 
 /// Blocks every signal and returns the mask that was in force.
 pub fn block_signals() -> io::Result<SignalMask> {
-    let mut all = SignalMask::empty();
-    // SAFETY: writes one signal set that we own.
-    check(i64::from(unsafe { libc::sigfillset(&raw mut all.0) }))?;
-    all.swap()
+    SignalMask(u64::MAX).swap()
 }
 
-/// A signal mask.
-pub struct SignalMask(libc::sigset_t);
+/// A signal mask as the kernel has it, with those that a C library uses itself: these leave out
+/// what it keeps, and would not give it back.
+pub struct SignalMask(u64);
 
 impl SignalMask {
-    fn empty() -> Self {
-        // SAFETY: sigset_t is an array of integers, for which zero is a value.
-        Self(unsafe { std::mem::zeroed() })
-    }
-
     /// Puts the mask into force and returns the one before.
     pub fn swap(&self) -> io::Result<SignalMask> {
-        let mut old = Self::empty();
-        // SAFETY: reads one signal set and writes another, both ours.
-        check(i64::from(unsafe {
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, &raw mut old.0)
-        }))?;
-        Ok(old)
+        let mut old = 0_u64;
+        // SAFETY: reads one signal set and writes another, both ours and of the size that is told.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const self.0,
+                &raw mut old,
+                size_of::<u64>(),
+            )
+        })?;
+        Ok(Self(old))
     }
 }
 
 /// Has the command begin with no signal blocked: it would inherit what this process blocks, and
 /// neither end when it is told to nor hear its own alarms.
 pub fn unblock_signals_of(command: &mut Command) {
-    let unblock = || SignalMask::empty().swap().map(drop);
+    let unblock = || SignalMask(0).swap().map(drop);
     // SAFETY: between fork and exec one system call is made; it neither allocates nor locks.
     unsafe { command.pre_exec(unblock) };
 }

@@ -197,6 +197,11 @@ pub fn cover(mounts: &[Planned], path: &str) -> bool {
     targets.any(|target| contains(target, path)) || BUILT_IN.iter().any(|dir| contains(dir, path))
 }
 
+/// True if one of the mounts goes on this path of the container itself.
+pub fn are_on(mounts: &[Planned], path: &str) -> bool {
+    mounts.iter().any(|mount| mount.target == path)
+}
+
 /// Attaches what was planned to the finished root, outer targets before inner ones.
 pub fn attach(
     mounts: &[Planned],
