@@ -52,9 +52,9 @@ all: node-directory
 	$(BUILD) -p image-manager --bins
 	$(BUILD) -p site-tools --bins
 
-# Static as the programs they stand beside.
-benches: node-directory
-	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(NODE_HOST) -p shifter-benches --bins
+# The floor is as one would write it by hand: static, with the C library that everything else has.
+benches:
+	RUSTFLAGS='-C target-feature=+crt-static' $(BUILD) --target $(HOST) -p shifter-benches --bins
 
 node-directory:
 	mkdir -p $(TARGET)
@@ -170,4 +170,4 @@ bench: bootstrap-bench all benches sample-image $(if $(findstring pull,$(BENCH))
 
 # The same where everything is built and this is a world already.
 figures:
-	@$(NODE)/shifter-benches $(BENCH)
+	@$(STATIC)/shifter-benches $(BENCH)

@@ -175,27 +175,16 @@ fn dress(tree: &str, floor: &str) -> Result<()> {
 /// Puts a tree into the store as an image of this name: zstd in blocks of 64 KiB, as `shifterimg` writes it.
 pub fn store(tree: &str, name: &str) -> Result<Stored> {
     // Other worlds on this machine have loop devices too: an id that only this one has.
-    let mut id = String::new();
-    while id.len() < 64 {
-        let random = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        id.extend(random.chars().filter(char::is_ascii_hexdigit));
-    }
-    id.truncate(64);
-    let file = format!("{STORE}/{id}.squashfs");
-    let entry = json!({"reference": format!("docker:{name}:latest"), "id": id, "digest": null,
-                       "pulled": 1, "size": 1});
     let script = format!(
-        "set -e; mkdir -p {STORE}/index/docker
-        mksquashfs {tree} {file} -noappend -no-progress -quiet -b 64K \
-            -comp zstd -Xcompression-level 3
-        printf 'FORMAT: squashfs\\nENV: PATH=/usr/bin:/bin\\n' >{STORE}/{id}.meta
-        cat >{STORE}/index/docker/{name}%3Alatest
-        chmod 0644 {STORE}/{id}.*; chown -R shifter {STORE}"
+        "set -e; mkdir -p {STORE} {tree}/etc; chown shifter {STORE}
+        cat /proc/sys/kernel/random/uuid >{tree}/etc/bench-id
+        manager='runuser -u shifter -- {PREFIX}/bin/shifterimg'
+        tar -C {tree} --numeric-owner -c . | $manager import --source-format tar - {name} >&2
+        $manager lookup {name}"
     );
-    Call::shell(&script)
-        .input(entry.to_string())
-        .timeout(600)
-        .ok()?;
+    let id = Call::shell(&script).timeout(600).ok()?.trim().to_owned();
+    let file = format!("{STORE}/{id}.squashfs");
+    ensure!(fs::exists(&file)?, "{file} was not made");
     Ok(Stored {
         name: name.to_owned(),
         option: format!("--image={name}"),
@@ -253,8 +242,8 @@ impl Stored {
 impl Drop for Stored {
     fn drop(&mut self) {
         let index = format!("{STORE}/index/docker/{}%3Alatest", self.name);
-        let meta = format!("{STORE}/{}.meta", self.id);
-        for file in [&index, &meta, &self.file] {
+        let [meta, json] = ["meta", "json"].map(|end| format!("{STORE}/{}.{end}", self.id));
+        for file in [&index, &meta, &json, &self.file] {
             // The world would take it away otherwise.
             let _ = fs::remove_file(file);
         }

@@ -4,7 +4,7 @@
 //! from it. A store that a user owns is looked at with that user's eyes only, serves that user
 //! only, and its images get a loop device and superblock of their own each time.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -358,12 +358,14 @@ impl Image {
     }
 
     /// Mounts the image; the mount is attached nowhere yet. One of the site's shares its loop
-    /// device and superblock with every other container of it on this node. `run` is the state of
-    /// the node where the caller has it open.
-    pub fn mount(&self, run: Option<&RunDir>) -> Result<OwnedFd> {
-        match &self.source {
+    /// device and superblock with every other container of it on this node; true if there is one.
+    /// `run` is the state of the node where the caller has it open.
+    pub fn mount(&self, run: Option<&RunDir>) -> Result<(OwnedFd, bool)> {
+        let is_shared = Cell::new(false);
+        let mount = match &self.source {
             Source::SiteFile(file) => {
-                let attach = || site_device(file, run);
+                let attach =
+                    || site_device(file, run).inspect(|device| is_shared.set(device.is_shared));
                 filesystem::mount(&self.meta.format, &self.reference, file, attach)
             }
             Source::UserFile(file) => {
@@ -373,7 +375,8 @@ impl Image {
             Source::Tree(dir) => host_image::clone_tree(dir, false),
             Source::Host => host_image::clone_host(),
             Source::Mounted(mount) => mount.try_clone().step("open", "image"),
-        }
+        };
+        Ok((mount?, is_shared.get()))
     }
 }
 

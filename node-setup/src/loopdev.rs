@@ -35,6 +35,8 @@ const ENOUGH_HINTS: usize = 64;
 /// A loop device with an image file, attached as long as this or a mount of it lives.
 pub struct LoopDevice {
     number: u32,
+    /// True if others on this node had the file attached to it already.
+    pub is_shared: bool,
     _held: OwnedFd,
 }
 
@@ -82,12 +84,13 @@ pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {
             return Ok(device);
         }
         let device = attach_new(file, IMAGE, 0)?;
+        let is_new = hint.metadata().step("examine", &*name)?.len() == 0;
         let line = format!("{} {} {}\n", device.number, stat.st_size, stat.st_ctime);
         hint.set_len(0).step("write", &*name)?;
         hint.rewind().step("write", &*name)?;
         hint.write_all(line.as_bytes()).step("write", &*name)?;
         // Jobs' teardowns sweep; on a login host there are none.
-        if state::list(hints)?.len() > ENOUGH_HINTS {
+        if is_new && state::list(hints)?.len() > ENOUGH_HINTS {
             sweep(hints)?;
         }
         return Ok(device);
@@ -146,6 +149,7 @@ fn recall(hint: &mut File, stat: &Stat) -> Option<LoopDevice> {
         && (info.offset, info.size_limit) == (0, 0);
     same.then_some(LoopDevice {
         number,
+        is_shared: true,
         _held: held,
     })
 }
@@ -198,6 +202,7 @@ fn attach_new(file: impl AsFd, flags: u32, sector: u32) -> Result<LoopDevice> {
             Ok(held) => {
                 return Ok(LoopDevice {
                     number,
+                    is_shared: false,
                     _held: held,
                 });
             }

@@ -117,13 +117,21 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
         false => Ground::take(&request.config.torque.node_context_prefix)?,
     };
 
-    let image_mount = match early {
+    let (image_mount, is_shared) = match early {
         Some(mount) => mount,
         None => request.image.mount(run)?,
     };
 
+    let source = match request.within {
+        Some(job) => format!("{ROOT_SOURCE}:{job}"),
+        None => ROOT_SOURCE.to_owned(),
+    };
     let size = format!("{}m", request.config.root.tmpfs_size_mib);
-    let options = [("mode", Some("0755")), ("size", Some(&*size))];
+    let options = [
+        ("source", Some(&*source)),
+        ("mode", Some("0755")),
+        ("size", Some(&*size)),
+    ];
     let layer_mount = mnt::make("tmpfs", &options, SAFE)?;
     if request.image.is_rootless() {
         mnt::attach_at(&layer_mount, CWD, rootless::place()?.as_bytes())?;
@@ -146,7 +154,10 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
 
     let entries = top_level(&image, request)?;
     check_site_dirs(&entries, request)?;
-    let is_own = request.writable.is_none()
+    // Nothing has been read yet of an image that is new on the node, and each entry would be: that
+    // pays for a root that is joined, not for one that is made for a command.
+    let is_own = (request.is_pinned || is_shared)
+        && request.writable.is_none()
         && site_hooks.pre_mount.is_empty()
         && !image.is_whole
         && top::can_be_own(&entries);
@@ -178,10 +189,6 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     })?;
     let mounts = volumes::plan(request, &mut layer, brought.mounts)?;
     let scratch = scratch(request, &image, &mounts)?;
-    let source = match request.within {
-        Some(job) => format!("{ROOT_SOURCE}:{job}"),
-        None => ROOT_SOURCE.to_owned(),
-    };
     let overlay = layer.mount(&source, scratch.as_ref())?;
     mnt::attach(&overlay, &image.dir)?;
     let root = match &tmpfs {

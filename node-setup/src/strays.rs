@@ -1,7 +1,7 @@
 //! Finding and ending processes that are still in a container when its job is over.
 //!
 //! A process is a container's by its mount namespace, or, where it has made itself a namespace
-//! of its own since, by the device of the root's overlay in its mountinfo; never by its name.
+//! of its own since, by the device of the root in its mountinfo; never by its name.
 //! Where a root is seen in the host's namespace, it is the root directory that tells. Containers that
 //! the job's user has made for single commands are in no journal: of those the kernel says by their
 //! cgroup whose job they are, or, with batch systems that make none, the name of the root's overlay,
@@ -41,7 +41,7 @@ pub struct Marks {
     pub uid: u32,
     /// Inode of the root's mount namespace.
     pub namespace: u64,
-    /// Device of the root's overlay.
+    /// Device of the root: of its own tmpfs, or its overlay.
     pub device: (u32, u32),
     /// Where the root is seen in the host's namespace, if it is.
     pub place: Option<PathBuf>,

@@ -4,6 +4,9 @@
 //! everything is in the order in which a walk by name looks at it. The kernel keeps eight blocks of
 //! metadata: in this order each is read and decompressed least often, by walks (a quarter less
 //! often than with a directory's files side by side) and also by programs that start.
+//!
+//! What is near the root comes last, together: who makes a container looks at every entry of the
+//! top level, and at some directories below, before the image's first program is asked for.
 
 use super::attributes::Attributes;
 use super::data::Files;
@@ -31,11 +34,14 @@ pub(super) struct Tables<'a> {
     newest: u32,
 }
 
-/// What is left to do, the next thing last.
+/// What is left to do, the next thing last, with how far from the root it is.
 enum Step {
-    Enter(InodeId),
-    Leave(InodeId),
+    Enter(InodeId, usize),
+    Leave(InodeId, usize),
 }
+
+/// Directories that are so far from the root, or nearer, come last; in the top level everything does.
+const NEAR: usize = 2;
 
 /// What is known about one inode so far; number 0 means that nothing links to it.
 #[derive(Clone, Copy, Default)]
@@ -91,20 +97,30 @@ impl<'a> Tables<'a> {
     pub(super) fn build(mut self, export: bool) -> Result<Built<'a>, Error> {
         let tree = self.tree;
         self.number();
-        let mut root = Position::default();
-        let mut waiting = vec![Step::Enter(Tree::ROOT)];
+        let mut near: [Vec<InodeId>; NEAR + 1] = Default::default();
+        let mut waiting = vec![Step::Enter(Tree::ROOT, 0)];
         while let Some(step) = waiting.pop() {
             match step {
-                Step::Leave(id) => root = self.write_directory(id)?,
-                Step::Enter(id) => match tree.content(id) {
+                Step::Leave(id, depth) if depth <= NEAR => near[depth].push(id),
+                Step::Leave(id, _) => _ = self.write_directory(id)?,
+                Step::Enter(id, depth) => match tree.content(id) {
                     Content::Directory => {
-                        waiting.push(Step::Leave(id));
+                        waiting.push(Step::Leave(id, depth));
                         let first = waiting.len();
-                        waiting.extend(tree.names(id).map(|(_, child)| Step::Enter(child)));
+                        let children = tree.names(id);
+                        waiting.extend(children.map(|(_, child)| Step::Enter(child, depth + 1)));
                         waiting[first..].reverse();
                     }
+                    _ if depth == 1 => near[depth].push(id),
                     content => self.write_other(id, content)?,
                 },
+            }
+        }
+        let mut root = Position::default();
+        for id in near.into_iter().rev().flatten() {
+            match tree.content(id) {
+                Content::Directory => root = self.write_directory(id)?,
+                content => self.write_other(id, content)?,
             }
         }
         let numbered = if export { self.numbered() } else { Vec::new() };

@@ -14,7 +14,7 @@ node_context_prefix = '/dsl'"
 
 # What alice sees: the container and no mount else. Then with every capability in a namespace of
 # her own: what lies over the first file system stays there, and upwards is nothing.
-look='cat /etc/marker; grep -c " / / .* - overlay shifter" /proc/self/mountinfo
+look='cat /etc/marker; grep -c " / ro.* - [a-z]* shifter" /proc/self/mountinfo
     grep -e " / / .* - rootfs " -e /dsl -e /run /proc/self/mountinfo
     exec unshare -Urm sh -c "
         umount -l / 2>/dev/null && echo uncovered

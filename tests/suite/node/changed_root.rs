@@ -29,7 +29,7 @@ const DIRECTORY: &str = "cd / && for entry in *; do
 /// a root that she has changed herself, and goes up.
 const LOOK: &str = r#"
     cat /etc/marker; cd /; cd -P ../../..; stat -c %i . >/tmp/here; stat -c %i / | cmp - /tmp/here
-    grep -c ' - overlay shifter ' /proc/self/mountinfo
+    grep -c ' / ro.* - [a-z]* shifter ' /proc/self/mountinfo
     grep -e /dsl -e /run/shifter -e shared: -e master: /proc/self/mountinfo
     for fd in /proc/self/fd/*; do [ -d $fd ] && readlink $fd; done
     exec unshare -Urm sh -c '
