@@ -56,5 +56,6 @@ pub mod supervised;
 pub mod sys;
 pub mod task;
 pub mod top;
+pub mod twin;
 pub mod volumes;
 pub mod watch;

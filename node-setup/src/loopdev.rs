@@ -20,6 +20,7 @@ use shifter_core::layout::RUN_DIR;
 use crate::error::{Context, Result};
 use crate::state;
 use crate::sys::{self, LOOP_AUTOCLEAR, LOOP_DIRECT_IO, LOOP_READ_ONLY};
+use crate::twin;
 
 /// How an image is attached.
 const IMAGE: u32 = LOOP_READ_ONLY | LOOP_AUTOCLEAR;
@@ -109,9 +110,22 @@ pub fn recall_unlocked(file: &OwnedFd) -> Result<Option<LoopDevice>> {
     Ok(recall(&mut File::from(hint), &stat))
 }
 
-/// Removes the hints whose device no longer has their file.
+/// Returns the name of a file's hint.
+pub fn hint_of(file: &OwnedFd) -> Result<String> {
+    let stat = rustix::fs::fstat(file).step("examine", "image")?;
+    Ok(hint_name(&stat))
+}
+
+/// Removes the hints whose device no longer has their file, and the notes whose container is gone.
 pub fn sweep(hints: &OwnedFd) -> Result<()> {
     for name in state::list(hints)? {
+        if twin::is_note(&name) {
+            let note = state::open_file(hints, &name)?;
+            if !note.is_some_and(twin::is_in_use) {
+                state::remove_file(hints, &name)?;
+            }
+            continue;
+        }
         let mut hint = File::from(state::create_file(hints.as_fd(), &name)?);
         if rustix::fs::flock(&hint, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;

@@ -35,7 +35,7 @@ const OWN_MAGIC: [i64; 5] = [
 ];
 
 /// STATX_MNT_ID_UNIQUE: the kernel's own number of a mount, which is never used again (Linux 6.8).
-const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+pub const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Where a file system keeps its files, as far as it concerns how long it may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,6 +41,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
+use crate::twin::Likeness;
 use crate::watch::{Awaited, Watch};
 use crate::{hooks, lookup, modules, out};
 
@@ -538,6 +539,22 @@ impl Way<'_> {
             spool: None,
             watch: deadline,
         };
+        let entered = Entry::Entered(Box::new(Entered {
+            id: image.id.clone(),
+            reference: image.reference.clone(),
+            meta: image.meta.clone(),
+            modules: modules.clone(),
+            shell: user.shell.clone(),
+            joined: None,
+        }));
+        let likeness = Likeness::of(&request)?;
+        if let Some(likeness) = &likeness
+            && likeness.enter()?
+        {
+            std::mem::forget(image.source);
+            return Ok(entered);
+        }
+        let note = likeness.and_then(Likeness::prepare);
         // Where templates of caches are kept; before the namespace is unshared.
         let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
         let run = volumes
@@ -553,16 +570,12 @@ impl Way<'_> {
         for warning in &root.warnings {
             out::complain(NAME, warning);
         }
+        if let Some(note) = note {
+            note.write();
+        }
         // The command's execve closes them.
         std::mem::forget((root.mount, image.source));
-        Ok(Entry::Entered(Box::new(Entered {
-            id: image.id,
-            reference: image.reference,
-            meta: image.meta,
-            modules,
-            shell: user.shell,
-            joined: None,
-        })))
+        Ok(entered)
     }
 }
 

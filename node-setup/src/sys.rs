@@ -113,6 +113,43 @@ pub fn magic_of_mount(unique_id: u64) -> io::Result<u64> {
     Ok(answer.magic)
 }
 
+/// Mounts that are listed at most.
+const MOUNTS_LIMIT: usize = 512;
+
+/// Returns the numbers of all mounts that the process can reach, which the kernel never uses again;
+/// an error where there are [`MOUNTS_LIMIT`] or more. listmount(2), Linux 6.8.
+pub fn mounts() -> io::Result<Vec<u64>> {
+    // The same on every architecture but Alpha; libc does not have it.
+    const SYS_LISTMOUNT: c_long = 458;
+    const LSMT_ROOT: u64 = u64::MAX;
+    let request = MountRequest {
+        size: size_of::<MountRequest>() as u32,
+        spare: 0,
+        mount: LSMT_ROOT,
+        asked: 0,
+    };
+    let mut numbers = [0_u64; MOUNTS_LIMIT];
+    // SAFETY: the kernel reads one mnt_id_req, whose size `request` says, and writes at most as many
+    // numbers as there is room for.
+    let count = unsafe {
+        libc::syscall(
+            SYS_LISTMOUNT,
+            &raw const request,
+            numbers.as_mut_ptr(),
+            MOUNTS_LIMIT,
+            0,
+        )
+    };
+    check(count)?;
+    match usize::try_from(count)
+        .ok()
+        .and_then(|count| numbers.get(..count))
+    {
+        Some(numbers) if numbers.len() < MOUNTS_LIMIT => Ok(numbers.to_vec()),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 /// Makes every mount of the process's namespace a slave of what it is a copy of: nothing that is
 /// mounted here leaves.
 pub fn enslave_mounts() -> io::Result<()> {
