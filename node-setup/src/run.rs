@@ -554,7 +554,8 @@ impl Way<'_> {
             std::mem::forget(image.source);
             return Ok(entered);
         }
-        let note = likeness.and_then(Likeness::prepare);
+        let note = likeness.map(|likeness| likeness.prepare(&request));
+        let note = note.transpose()?.flatten();
         // Where templates of caches are kept; before the namespace is unshared.
         let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
         let run = volumes

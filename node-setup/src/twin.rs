@@ -162,17 +162,23 @@ impl Likeness {
     }
 
     /// Opens a note for the container that is about to be built; nothing where none can be kept.
-    pub fn prepare(self) -> Option<Note> {
+    pub fn prepare(self, request: &RootRequest<'_>) -> Result<Option<Note>> {
+        if let Some(note) = self.open() {
+            return Ok(Some(note));
+        }
+        // The first container of the node: where notes are kept is a mount, too.
+        let made = RunDir::open_for_hints().map(|run| run.subdir("images"));
+        match made {
+            Some(Ok(_)) => Ok(Self::of(request)?.and_then(|likeness| likeness.open())),
+            _ => Ok(None),
+        }
+    }
+
+    fn open(&self) -> Option<Note> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let open = || rustix::fs::open(&*self.path, flags, Mode::RUSR | Mode::WUSR);
-        let file = open().or_else(|error| {
-            // The first container of the node.
-            let run = RunDir::open_for_hints().ok_or(error)?;
-            run.subdir("images").map_err(|_| error)?;
-            open()
-        });
-        let (file, text) = (file.ok()?, self.text);
+        let file = rustix::fs::open(&*self.path, flags, Mode::RUSR | Mode::WUSR).ok()?;
+        let text = self.text.clone();
         Some(Note { file, text })
     }
 }

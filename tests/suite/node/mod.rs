@@ -42,6 +42,7 @@ mod secure_volume;
 mod stalled_jobs;
 mod stalls;
 mod tools;
+mod twin;
 mod writable;
 
 /// A site whose store holds one image, `tiny:latest`, and no batch system.
