@@ -37,7 +37,7 @@ use crate::sys;
 use crate::watch::{Awaited, Watch};
 
 /// Descriptors that a deputy brings back at most.
-const FDS: usize = 4;
+const FDS: usize = 5;
 
 /// Bytes of one message through the socket, well below what every socket takes.
 const MESSAGE_LIMIT: usize = 64 << 10;

@@ -58,6 +58,8 @@ struct Journal {
     uid: u32,
     namespace: u64,
     device: (u32, u32),
+    #[serde(default)]
+    overlay: Option<(u32, u32)>,
     /// Where it is seen in the host's namespace, if it is.
     #[serde(default)]
     place: Option<PathBuf>,
@@ -166,7 +168,7 @@ fn make(
         };
         let root = root::build(&request, Some(run))?;
         let meta = child::filled(&image.meta_bytes).step("copy", "metadata")?;
-        let mut fds = vec![namespace::own()?, root.mount, meta.into()];
+        let mut fds = vec![namespace::own()?, root.mount, root.overlay, meta.into()];
         if place.is_some() {
             fds.push(host_view::copy()?);
         }
@@ -176,7 +178,7 @@ fn make(
     let Delivery { fds, warnings } = built.map_err(|error| blame.judge(error))?;
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or(Errno::BADF).step("take over", "root");
-    let (own, mount, meta) = (next()?, next()?, File::from(next()?));
+    let (own, mounts, meta) = (next()?, [next()?, next()?], File::from(next()?));
     let view = match place {
         Some(place) => Some(HostView::new(next()?, place)),
         None => None,
@@ -191,7 +193,7 @@ fn make(
             state::write_file(&dir, HOLDER, holder.as_bytes())?;
         }
     }
-    pin(&dir, &own, &mount, uid, view.as_ref())?;
+    pin(&dir, &own, &mounts, uid, view.as_ref())?;
     if let Some(view) = &view {
         view.attach(run)?;
     }
@@ -469,7 +471,7 @@ fn forget(node: Node<'_>, job: &JobDir, name: &str) -> Result<Option<String>> {
 fn pin(
     dir: &OwnedFd,
     own: &OwnedFd,
-    root: &OwnedFd,
+    [root, overlay]: &[OwnedFd; 2],
     uid: u32,
     view: Option<&HostView>,
 ) -> Result<()> {
@@ -478,6 +480,7 @@ fn pin(
         uid,
         namespace,
         device: mnt::device_of(root)?,
+        overlay: Some(mnt::device_of(overlay)?),
         place: view.map(|view| view.place().to_owned()),
     };
     let bytes = serde_json::to_vec(&journal).map_err(std::io::Error::from);
@@ -524,12 +527,14 @@ fn demolish(
                 uid,
                 namespace,
                 device,
+                overlay,
                 place,
             } = journal;
             marks.push(Marks {
                 uid,
                 namespace,
                 device,
+                overlay,
                 place,
             });
         }

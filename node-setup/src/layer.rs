@@ -58,7 +58,7 @@ pub struct Layer<'a> {
     /// Directories of the layer, as absolute paths.
     dirs: BTreeSet<String>,
     /// Files in its top level.
-    top_files: RefCell<Vec<String>>,
+    top_files: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Layer<'a> {
@@ -206,7 +206,7 @@ impl<'a> Layer<'a> {
     pub fn file(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(mode);
         if let Some(name) = top_name(path) {
-            self.top_files.borrow_mut().push(name.to_owned());
+            self.top_files.borrow_mut().insert(name.to_owned());
         }
         if bytes.is_empty() {
             let kind = FileType::RegularFile;

@@ -3,7 +3,8 @@
 //! A device is attached with autoclear: the kernel frees it when the last mount and the last
 //! open descriptor are gone. Whoever opens an attached device keeps it attached, so a hint that
 //! is found true after the device was opened stays true. The hints lie in
-//! `/run/shifter/images/<device>-<inode>` and hold one line: `loop size ctime`.
+//! `/run/shifter/images/<device>-<inode>` and hold one line: `loop size ctime`. Beside them lie the
+//! notes of [`crate::twin`].
 //!
 //! A file that is to be written gets a device of its own, without a hint.
 
@@ -91,8 +92,8 @@ pub fn attach(file: &OwnedFd, hints: Option<&OwnedFd>) -> Result<LoopDevice> {
         hint.rewind().step("write", &*name)?;
         hint.write_all(line.as_bytes()).step("write", &*name)?;
         // Jobs' teardowns sweep; on a login host there are none.
-        if is_new && state::list(hints)?.len() > ENOUGH_HINTS {
-            sweep(hints)?;
+        if is_new {
+            sweep_if_many(hints)?;
         }
         return Ok(device);
     }
@@ -114,6 +115,14 @@ pub fn recall_unlocked(file: &OwnedFd) -> Result<Option<LoopDevice>> {
 pub fn hint_of(file: &OwnedFd) -> Result<String> {
     let stat = rustix::fs::fstat(file).step("examine", "image")?;
     Ok(hint_name(&stat))
+}
+
+/// Does the same as [`sweep`] where there may be much to remove.
+pub fn sweep_if_many(hints: &OwnedFd) -> Result<()> {
+    if state::list(hints)?.len() > ENOUGH_HINTS {
+        sweep(hints)?;
+    }
+    Ok(())
 }
 
 /// Removes the hints whose device no longer has their file, and the notes whose container is gone.

@@ -1,9 +1,9 @@
 //! Memory for programs that end within milliseconds: taken from one piece, in turn.
 //!
-//! A C library keeps order in memory for a long life: it asks the kernel for pages and gives them
-//! back, each time and finds each of them empty anew. A program of this crate
-//! needs less than the piece before it becomes the command. What comes back to the piece is used
-//! again only if it was the last that was taken; whoever needs more is served by the system.
+//! A C library keeps order in memory for a long life: it asks the kernel for pages, gives them
+//! back, and has them empty again the next time. A program of this crate needs less than the piece
+//! before it becomes the command. What comes back to the piece is used again only if it was the last
+//! that was taken; whoever needs more is served by the system.
 #![allow(
     unsafe_code,
     reason = "an allocator is an unsafe trait, and hands out raw memory"
@@ -11,7 +11,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 /// Bytes of the piece; the pages that nobody touches cost nothing.
 const SIZE: usize = 256 << 10;
@@ -27,8 +28,8 @@ struct Piece {
     _bytes: [u8; SIZE],
 }
 
-// SAFETY: no two callers are ever given the same part of the piece: `used` alone says what is free,
-// and is changed by compare-and-swap.
+// SAFETY: no two callers are ever given the same part of the piece: `used` alone says what is free, is
+// changed by compare-and-swap, and orders what was done with a part before it is given again.
 unsafe impl Sync for OnePiece {}
 
 impl OnePiece {
@@ -54,7 +55,7 @@ impl OnePiece {
     /// Says that the last allocation ends at `to`, if the one that ends at `from` is the last.
     fn move_end(&self, from: usize, to: usize) -> bool {
         self.used
-            .compare_exchange(from, to, Relaxed, Relaxed)
+            .compare_exchange(from, to, AcqRel, Acquire)
             .is_ok()
     }
 }
@@ -71,7 +72,7 @@ unsafe impl GlobalAlloc for OnePiece {
         };
         let taken = self
             .used
-            .fetch_update(Relaxed, Relaxed, |used| place(used).map(|(_, end)| end));
+            .fetch_update(AcqRel, Acquire, |used| place(used).map(|(_, end)| end));
         match taken.ok().and_then(place) {
             // SAFETY: `place` leaves no part of it outside of the piece.
             Some((begin, _)) => unsafe { self.base().add(begin) },
@@ -107,6 +108,7 @@ unsafe impl GlobalAlloc for OnePiece {
         if !new.is_null() {
             // SAFETY: the old allocation has as many bytes, the new one more, and they lie apart.
             unsafe { new.copy_from_nonoverlapping(at, layout.size()) };
+            self.move_end(offset + layout.size(), offset);
         }
         new
     }
@@ -149,7 +151,7 @@ mod tests {
     fn fresh() -> &'static OnePiece {
         static PIECES: [OnePiece; 2] = [const { OnePiece::new() }; 2];
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        &PIECES[NEXT.fetch_add(1, Relaxed)]
+        &PIECES[NEXT.fetch_add(1, AcqRel)]
     }
 
     #[test]

@@ -91,6 +91,10 @@ pub struct Writable {
 pub struct Root {
     /// Its mount, whose device mountinfo shows in every namespace derived from it.
     pub mount: OwnedFd,
+    /// The overlay of which it shows directories, or which it is.
+    pub overlay: OwnedFd,
+    /// The host's mounts just before the namespace was copied, if the kernel tells.
+    pub host_mounts: Option<Vec<u64>>,
     /// What was asked for and not done.
     pub warnings: Vec<String>,
 }
@@ -106,6 +110,10 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let early = early.transpose()?;
     volumes::trigger(request)?;
 
+    let host_mounts = match request.is_pinned {
+        true => None,
+        false => sys::mounts().ok(),
+    };
     if request.is_pinned {
         namespace::unshare_newer()?;
     } else {
@@ -194,11 +202,9 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     let root = match &tmpfs {
         Some(tmpfs) => {
             let is_covered = |path: &str| volumes::are_on(&mounts, path);
-            let root = top::own(&layer, tmpfs, &overlay, &entries, is_covered)?;
-            image.kept.keep(overlay);
-            root
+            top::own(&layer, tmpfs, &overlay, &entries, is_covered)?
         }
-        None => overlay,
+        None => overlay.try_clone().step("open", "root")?,
     };
     host_dirs(&root, &image.kept)?;
     if tmpfs.is_none() && scratch.is_none() {
@@ -229,6 +235,8 @@ pub fn build(request: &RootRequest<'_>, run: Option<&RunDir>) -> Result<Root> {
     }
     Ok(Root {
         mount: root,
+        overlay,
+        host_mounts,
         warnings: brought.warnings,
     })
 }

@@ -41,7 +41,7 @@ use crate::process::{self, CallersProcess};
 use crate::root::{self, RootRequest, Writable};
 use crate::rootless::{self, Footing};
 use crate::state::RunDir;
-use crate::twin::Likeness;
+use crate::twin::{self, Likeness};
 use crate::watch::{Awaited, Watch};
 use crate::{hooks, lookup, modules, out};
 
@@ -176,6 +176,7 @@ fn start_command(
             return rootless::restart(callers, caller, words, more);
         }
     }
+    let configuration = twin::configuration();
     let mut config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
     if footing == Footing::User {
         rootless::leave_out_roots(&mut config);
@@ -195,6 +196,7 @@ fn start_command(
         caller,
         footing,
         deadline: &deadline,
+        configuration,
     };
     let entered = match way.enter(&request, place)? {
         Entry::Entered(entered) => entered,
@@ -204,7 +206,9 @@ fn start_command(
         }
     };
     drop_privileges(callers, caller, footing)?;
-    callers.restore_stack();
+    if footing == Footing::Root {
+        callers.restore_stack();
+    }
     if let Some(prepared) = &entered.joined {
         prepared.still_lets_in()?;
     }
@@ -439,6 +443,8 @@ struct Way<'a> {
     caller: &'a Caller,
     footing: Footing,
     deadline: &'a Deadline<'a>,
+    /// The configuration's file before it was read.
+    configuration: Option<twin::File>,
 }
 
 impl Way<'_> {
@@ -474,6 +480,7 @@ impl Way<'_> {
             caller,
             footing,
             deadline,
+            ..
         } = *self;
         let job = job.map(|prepared| &prepared.manifest);
         let user = lookup::identity_with_groups(caller.uid, caller.gid, &caller.groups)?;
@@ -547,15 +554,14 @@ impl Way<'_> {
             shell: user.shell.clone(),
             joined: None,
         }));
-        let likeness = Likeness::of(&request)?;
+        let likeness = Likeness::of(&request, self.configuration)?;
         if let Some(likeness) = &likeness
             && likeness.enter()?
         {
             std::mem::forget(image.source);
             return Ok(entered);
         }
-        let note = likeness.map(|likeness| likeness.prepare(&request));
-        let note = note.transpose()?.flatten();
+        let note = likeness.and_then(Likeness::prepare);
         // Where templates of caches are kept; before the namespace is unshared.
         let has_cache = |volume: &volmap::Volume| volume.flags.per_node_cache.is_some();
         let run = volumes
@@ -572,10 +578,10 @@ impl Way<'_> {
             out::complain(NAME, warning);
         }
         if let Some(note) = note {
-            note.write();
+            note.write(root.host_mounts.as_deref());
         }
         // The command's execve closes them.
-        std::mem::forget((root.mount, image.source));
+        std::mem::forget((root.mount, root.overlay, image.source));
         Ok(entered)
     }
 }

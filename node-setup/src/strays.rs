@@ -43,6 +43,8 @@ pub struct Marks {
     pub namespace: u64,
     /// Device of the root: of its own tmpfs, or its overlay.
     pub device: (u32, u32),
+    /// Device of its overlay, if that is told: of what a process takes along of a root, `/etc` is it.
+    pub overlay: Option<(u32, u32)>,
     /// Where the root is seen in the host's namespace, if it is.
     pub place: Option<PathBuf>,
 }
@@ -167,8 +169,13 @@ fn is_wanted(process: &Path, own: u64, wanted: &Wanted<'_>) -> bool {
             place.is_some_and(|place| host_view::is_within(&root, place))
         });
     }
-    let is_marked =
-        |mark: &Marks| mark.namespace == namespace || shows_device(&read("mountinfo"), mark.device);
+    let is_marked = |mark: &Marks| {
+        mark.namespace == namespace || {
+            let mounts = read("mountinfo");
+            let mut devices = std::iter::once(mark.device).chain(mark.overlay);
+            devices.any(|device| shows_device(&mounts, device))
+        }
+    };
     marks.any(is_marked)
         || wanted.job.is_some_and(|job| {
             let mounts = read("mountinfo");
@@ -194,7 +201,7 @@ fn shows_device(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
 }
 
 /// Finds the roots of containers in the mountinfo text, and in which job each was started, if it is
-/// a private one of a job's.
+/// a private one of a job's. Each shows its overlay, at least as `/etc` and `/var`.
 fn roots(mountinfo: &str) -> impl Iterator<Item = Option<&str>> {
     mountinfo.lines().filter_map(|line| {
         let (_, overlay) = line.split_once(" - overlay ")?;

@@ -111,16 +111,11 @@ pub fn own(
             Kind::File => own.file(name.as_bytes())?,
         }
     }
-    for Entry { name, kind } in entries.iter().filter(|entry| !is_added(&entry.name)) {
-        let covered = str::from_utf8(name).is_ok_and(is_covered);
-        match kind {
-            FileType::Directory => own.dir(name)?,
-            FileType::Symlink => own.link(name)?,
-            _ => own.file(name)?,
-        }
-        if *kind != FileType::Symlink && !covered {
-            own.show(&layer.image().dir, name)?;
-        }
+    for entry in entries.iter().filter(|entry| !is_added(&entry.name)) {
+        let is_covered = str::from_utf8(&entry.name).is_ok_and(is_covered);
+        // Its listing may say what it likes: names twice, files that are directories.
+        own.entry(entry, is_covered)
+            .map_err(|error| layer.image().blame(error))?;
     }
     Ok(own.root)
 }
@@ -128,6 +123,19 @@ pub fn own(
 impl Own<'_> {
     fn path(name: &[u8]) -> Vec<u8> {
         [ROOT.as_bytes(), b"/", name].concat()
+    }
+
+    /// Shows an entry of the image's that the layer does not have.
+    fn entry(&self, Entry { name, kind }: &Entry, is_covered: bool) -> Result<()> {
+        match kind {
+            FileType::Directory => self.dir(name)?,
+            FileType::Symlink => return self.link(name),
+            _ => self.file(name)?,
+        }
+        match is_covered {
+            true => Ok(()),
+            false => self.show(&self.layer.image().dir, name),
+        }
     }
 
     fn dir(&self, name: &[u8]) -> Result<()> {
@@ -144,15 +152,13 @@ impl Own<'_> {
     fn link(&self, name: &[u8]) -> Result<()> {
         let shown = || String::from_utf8_lossy(name).into_owned();
         let target = rustix::fs::readlinkat(&self.layer.image().dir, name, Vec::new());
-        let target = target.step("read link", &*shown());
-        let target = target.map_err(|error| self.layer.image().blame(error))?;
+        let target = target.step("read link", &*shown())?;
         rustix::fs::symlinkat(target, self.tmpfs, Self::path(name)).step("link", &*shown())
     }
 
     /// Mounts what `tree` has under this name.
     fn show(&self, tree: &OwnedFd, name: &[u8]) -> Result<()> {
-        let clone =
-            mnt::clone_at(tree, name, false).map_err(|error| self.layer.image().blame(error))?;
+        let clone = mnt::clone_at(tree, name, false)?;
         mnt::attach_at(&clone, &self.root, name)?;
         self.layer.keep(clone);
         Ok(())

@@ -8,21 +8,23 @@
 //! | what decides | how a change is seen |
 //! |---|---|
 //! | user, groups, image, hosts, the job that it is started in | they are in the note |
-//! | the image's file, the configuration, /etc/hosts, /etc/resolv.conf | by inode, size and times |
-//! | directories that it shows: the site's, /tmp, what lies at /opt/udiImage | by mount and inode |
+//! | the image's file, the configuration, /etc/hosts, /etc/resolv.conf, what lies at /opt/udiImage | by inode, size and times |
+//! | directories that it shows: the site's, /tmp, /var/tmp | by mount and inode |
 //! | what is mounted on the host, where the caller sees it | by the numbers of all mounts, which the kernel uses once (listmount(2), Linux 6.8) |
 //!
-//! A mount of the host's whose own flags are changed without unmounting it is seen by new containers
-//! when the last one like them has ended. Containers with volumes, modules, scratch space or hooks are always
-//! built: what these bring is looked up as their user, or has effects.
+//! A mount of the host's that is moved, or whose own flags are changed, without being unmounted is
+//! seen by new containers when the last one like them has ended. Containers with volumes, modules, scratch space
+//! or hooks are always built: what these bring is looked up as their user, or has effects.
 //!
 //! Only root writes notes, the kernel never gives the number of a namespace to another one
-//! (NS_GET_MNTNS_ID, Linux 6.11), and no process in a container can change what is mounted there:
-//! that takes privileges over the namespace that nobody in it has.
+//! (NS_GET_MNTNS_ID, Linux 6.11), and no process in a container can mount or unmount there: that
+//! takes privileges over the namespace that nobody in it has. What the kernel mounts by itself when
+//! somebody goes there (automounts of network file systems) comes along.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::process::chdir;
 use serde::Serialize;
 use shifter_core::config::DEFAULT_PATH;
@@ -43,19 +45,26 @@ use crate::{loopdev, namespace, sys};
 /// Bytes that a note may have; containers that take more to describe are always built.
 const NOTE_LIMIT: usize = 32 << 10;
 
+/// Where notes are, below [`RUN_DIR`].
+const NOTES: &str = "images";
+
+/// One start of so many looks whether there are too many notes.
+const SELDOM: u32 = 16;
+
 /// Files of the host that a root is made from.
-const FILES: [&str; 3] = [DEFAULT_PATH, "/etc/hosts", "/etc/resolv.conf"];
+const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 /// Directories of the host that every container shows and that need not be mounts there.
 const DIRS: [&str; 2] = ["/tmp", "/var/tmp"];
 
 /// What a private container is like.
 pub struct Likeness {
-    path: String,
-    text: Vec<u8>,
+    name: String,
+    traits: Vec<u8>,
+    mounts: Vec<u64>,
 }
 
-/// All that decides it, as it is written down.
+/// What decides it beside the host's mounts, as it is written down.
 #[derive(Serialize)]
 struct Traits<'a> {
     version: &'a str,
@@ -63,14 +72,13 @@ struct Traits<'a> {
     image: &'a str,
     within: Option<&'a JobId>,
     hosts: &'a [HostSlots],
-    files: Vec<File>,
+    files: Vec<Option<File>>,
     dirs: Vec<Dir>,
-    mounts: Vec<u64>,
 }
 
 /// A file as it was: device, inode, size, times of the last changes.
-#[derive(Serialize)]
-struct File([u32; 2], u64, u64, [(i64, u32); 2]);
+#[derive(Clone, Copy, Serialize)]
+pub struct File([u32; 2], u64, u64, [(i64, u32); 2]);
 
 /// A directory: the mount that it is on, and its inode.
 #[derive(Serialize)]
@@ -78,62 +86,68 @@ struct Dir(u64, u64);
 
 /// A note that is to be written when the container is there.
 pub struct Note {
-    file: OwnedFd,
-    text: Vec<u8>,
+    dir: OwnedFd,
+    name: String,
+    traits: Vec<u8>,
+}
+
+/// Looks at the configuration's file, which is to be read after that.
+pub fn configuration() -> Option<File> {
+    file(CWD, DEFAULT_PATH).ok()?
 }
 
 impl Likeness {
-    /// Describes what is asked for; nothing if it is always to be built, or if the kernel cannot tell
-    /// all that decides.
-    pub fn of(request: &RootRequest<'_>) -> Result<Option<Self>> {
-        let Source::SiteFile(image) = &request.image.source else {
+    /// Describes what is asked for under this configuration; nothing if it is always to be built, or
+    /// if the kernel cannot tell all that decides.
+    pub fn of(request: &RootRequest<'_>, configuration: Option<File>) -> Result<Option<Self>> {
+        let (config, image) = (request.config, request.image);
+        let (Source::SiteFile(image_file), Some(configuration)) = (&image.source, configuration)
+        else {
             return Ok(None);
         };
-        let hooks = &request.config.hooks;
         let is_plain = request.volumes.is_empty()
             && request.modules.is_empty()
             && request.writable.is_none()
-            && hooks.pre_mount.is_empty()
-            && hooks.post_mount.is_empty();
+            && config.hooks.pre_mount.is_empty()
+            && config.hooks.post_mount.is_empty()
+            && config.root.udi_image.is_none();
         if !is_plain {
             return Ok(None);
         }
-        let Ok(mounts) = sys::mounts() else {
-            return Ok(None);
-        };
-        let mut files = vec![file(image, "")];
-        files.extend(FILES.map(|path| file(CWD, path)));
-        let config = &request.config;
-        let site_mounts = config.site_mounts();
         let udi = layout::udi_image(&config.prefix);
-        let mut dirs = vec![dir(&*udi)];
-        dirs.extend(config.root.udi_image.as_deref().map(dir));
-        dirs.extend(DIRS.map(dir));
-        for volume in site_mounts.entries() {
+        let mut files = vec![
+            file(image_file, ""),
+            Ok(Some(configuration)),
+            file(CWD, &*udi),
+        ];
+        files.extend(FILES.map(|path| file(CWD, path)));
+        let mut dirs: Vec<_> = DIRS.map(dir).into();
+        for volume in config.site_mounts().entries() {
             request.watch.on(Awaited::SiteMount(&volume.from))?;
             dirs.push(dir(&*volume.from));
         }
         request.watch.on(Awaited::Nothing)?;
-        let (Some(files), Some(dirs)) = (
-            files.into_iter().collect::<Option<Vec<File>>>(),
-            dirs.into_iter().collect::<Option<Vec<Dir>>>(),
-        ) else {
+        let files: rustix::io::Result<Vec<_>> = files.into_iter().collect();
+        let dirs: Option<Vec<_>> = dirs.into_iter().collect();
+        // Last: what was looked at may have been mounted by that.
+        let (Ok(files), Some(dirs), Ok(mounts)) = (files, dirs, sys::mounts()) else {
             return Ok(None);
         };
-        let traits = Traits {
+        let traits = serde_json::to_vec(&Traits {
             version: env!("CARGO_PKG_VERSION"),
             user: request.user,
-            image: &request.image.id,
+            image: &image.id,
             within: request.within,
             hosts: request.hosts,
             files,
             dirs,
+        });
+        let name = format!("{}.{}", loopdev::hint_of(image_file)?, request.user.uid);
+        Ok(traits.ok().map(|traits| Self {
+            name,
+            traits,
             mounts,
-        };
-        let text = serde_json::to_vec(&traits).unwrap_or_default();
-        let hint = loopdev::hint_of(image)?;
-        let path = format!("{RUN_DIR}/images/{hint}.{}", request.user.uid);
-        Ok((text.len() < NOTE_LIMIT).then_some(Self { path, text }))
+        }))
     }
 
     /// Moves the process into a copy of the container that is like this, to "/"; false if there is
@@ -152,54 +166,75 @@ impl Likeness {
     }
 
     fn find(&self) -> Option<OwnedFd> {
+        let path = format!("{RUN_DIR}/{NOTES}/{}", self.name);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let note = rustix::fs::open(&*self.path, flags, Mode::empty()).ok()?;
+        let note = rustix::fs::open(path, flags, Mode::empty()).ok()?;
         let text = read_note(&note)?;
         leave_to_exec(note);
         let end = text.iter().position(|byte| *byte == b'\n')?;
         let (place, rest) = text.split_at(end);
-        (rest[1..] == *self.text).then(|| namespace_at(place))?
+        (rest == described(&self.traits, &self.mounts)).then(|| namespace_at(place))?
     }
 
-    /// Opens a note for the container that is about to be built; nothing where none can be kept.
-    pub fn prepare(self, request: &RootRequest<'_>) -> Result<Option<Note>> {
-        if let Some(note) = self.open() {
-            return Ok(Some(note));
+    /// Prepares a note for the container that is about to be built; nothing where none can be kept.
+    pub fn prepare(self) -> Option<Note> {
+        let path = format!("{RUN_DIR}/{NOTES}");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let dir = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            // The first container of the node.
+            Err(_) => RunDir::open_for_hints()?.subdir(NOTES).ok()?,
+        };
+        // On a login host no teardown does it. Not each time: all of them are looked at.
+        if std::process::id().is_multiple_of(SELDOM) {
+            loopdev::sweep_if_many(&dir).ok()?;
         }
-        // The first container of the node: where notes are kept is a mount, too.
-        let made = RunDir::open_for_hints().map(|run| run.subdir("images"));
-        match made {
-            Some(Ok(_)) => Ok(Self::of(request)?.and_then(|likeness| likeness.open())),
-            _ => Ok(None),
-        }
-    }
-
-    fn open(&self) -> Option<Note> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(&*self.path, flags, Mode::RUSR | Mode::WUSR).ok()?;
-        let text = self.text.clone();
-        Some(Note { file, text })
+        Some(Note {
+            dir,
+            name: self.name,
+            traits: self.traits,
+        })
     }
 }
 
 impl Note {
-    /// Writes the note, once the process is in the container. Where that fails, the next one like it
-    /// is built.
-    pub fn write(self) {
-        let own = rustix::process::getpid();
-        let own_namespace = namespace::own().ok();
-        let number = own_namespace.and_then(|own| {
-            let number = sys::mount_namespace_id(&own).ok();
-            leave_to_exec(own);
+    /// Writes the note, once the process is in the container; `mounts` is what its namespace was
+    /// copied from. Where that fails, the next one like it is built.
+    pub fn write(self, mounts: Option<&[u64]>) {
+        let own = rustix::process::getpid().as_raw_nonzero();
+        let number = namespace::own().ok().and_then(|namespace| {
+            let number = sys::mount_namespace_id(&namespace).ok();
+            leave_to_exec(namespace);
             number
         });
-        if let Some(number) = number {
-            let place = format!("{} {number}\n", own.as_raw_nonzero());
-            let text = [place.as_bytes(), &self.text].concat();
-            let _ = rustix::io::write(&self.file, &text);
+        let (Some(number), Some(mounts)) = (number, mounts) else {
+            return;
+        };
+        let place = format!("{own} {number}");
+        let text = [place.as_bytes(), &described(&self.traits, mounts)].concat();
+        if text.len() > NOTE_LIMIT {
+            return;
+        }
+        let (dir, new) = (&self.dir, format!("{}.{own}", self.name));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, &*new, flags, Mode::RUSR | Mode::WUSR);
+        let written = file.and_then(|file| rustix::io::write(file, &text));
+        if written != Ok(text.len()) || rustix::fs::renameat(dir, &*new, dir, &*self.name).is_err()
+        {
+            let _ = rustix::fs::unlinkat(dir, &*new, AtFlags::empty());
         }
     }
+}
+
+/// Writes down what decides, after the place of the container.
+fn described(traits: &[u8], mounts: &[u64]) -> Vec<u8> {
+    let mut text = vec![b'\n'];
+    text.extend(traits);
+    for mount in mounts {
+        text.push(b' ');
+        text.extend(mount.to_string().into_bytes());
+    }
+    text
 }
 
 /// True if a name in the directory of hints is that of a note.
@@ -232,13 +267,16 @@ fn namespace_at(place: &[u8]) -> Option<OwnedFd> {
     (sys::mount_namespace_id(&found).ok()? == number).then_some(found)
 }
 
-/// Describes a file; an empty path is what `at` is.
-fn file(at: impl AsFd, path: &str) -> Option<File> {
-    let mask = StatxFlags::BASIC_STATS;
-    let stat = rustix::fs::statx(at, path, AtFlags::EMPTY_PATH, mask).ok()?;
+/// Describes a file, if there is one; an empty path is what `at` is.
+fn file(at: impl AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<Option<File>> {
+    let stat = match rustix::fs::statx(at, path, AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let times = [stat.stx_mtime, stat.stx_ctime].map(|time| (time.tv_sec, time.tv_nsec));
     let device = [stat.stx_dev_major, stat.stx_dev_minor];
-    Some(File(device, stat.stx_ino, stat.stx_size, times))
+    Ok(Some(File(device, stat.stx_ino, stat.stx_size, times)))
 }
 
 /// Describes a directory, without asking a server for what the kernel knows.

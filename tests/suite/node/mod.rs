@@ -42,6 +42,7 @@ mod secure_volume;
 mod stalled_jobs;
 mod stalls;
 mod tools;
+mod top;
 mod twin;
 mod writable;
 

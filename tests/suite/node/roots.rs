@@ -20,7 +20,7 @@ fn loops() -> Result<usize> {
 }
 
 /// Runs a program of the image in a job's pinned root, as root, to look at it from outside.
-fn look(job: &str, script: &str) -> Result<String> {
+pub fn look(job: &str, script: &str) -> Result<String> {
     let pin = format!("--mount=/run/shifter/jobs/{job}/roots/job/mnt");
     Call::new(["nsenter", &*pin, "/bin/sh", "-c", script]).ok()
 }

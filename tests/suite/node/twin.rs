@@ -10,6 +10,7 @@ use shifter_tests::image::Recipe;
 use shifter_tests::product::{CONFIG, STORE};
 use shifter_tests::world::User::{self, Alice, Bob};
 
+use super::join::Step;
 use super::{Site, ensure_refused, store_image};
 
 /// Prints the file system of the root, which each container that is built has for itself, and the
@@ -216,7 +217,8 @@ fn privileged_what_differs_in_anything_is_built() -> Result<()> {
     fs::write(tree.join("etc/marker"), "another image\n")?;
     store_image(&tree, &"6".repeat(64), "tiny")?;
     ensure!(site.script(&[], "cat /etc/marker")? == "another image\n");
-    // And another file under the same id.
+    // And another file under the same id, while the first one is mounted.
+    fs::remove_file(format!("{STORE}/{}.squashfs", super::image_id()))?;
     store_image(&tree, &super::image_id(), "tiny")?;
     ensure!(site.script(&[], "cat /etc/marker")? == "another image\n");
     fs::remove_file(format!("{STORE}/{}.squashfs", super::image_id()))?;
@@ -278,6 +280,47 @@ fn privileged_no_note_but_a_true_one_of_roots_leads_into_a_container() -> Result
     fs::set_permissions(&note, fs::Permissions::from_mode(0o666))?;
     is_copied("one that others can write", false)?;
     drop(held);
+    site.tear_down("0")?.success()?;
+    site.clean.ensure_restored(None)
+}
+
+#[test]
+fn privileged_what_runs_in_a_job_is_not_copied_by_another_and_ends_with_its_own() -> Result<()> {
+    let site = Site::prepare()?;
+    let (step, other) = (Step::of(Alice, "17")?, Step::of(Alice, "18")?);
+    let start = |seconds: u32, to: &str| {
+        format!(
+            "shifter --image=tiny sh -c '{}; exec sleep {seconds}' >{to} 2>&1 </dev/null & \
+                 while [ $(wc -l <{to}) -lt 2 ]; do sleep 0.02; done\n",
+            LOOK.replace('\'', "'\\''")
+        )
+    };
+    let both = start(1701, "/tmp/first") + &start(1702, "/tmp/second");
+    step.run(Alice, &both)?.success()?;
+    other.run(Alice, &start(1801, "/tmp/third"))?.success()?;
+    let seen = |path: &str| Seen::parse(&fs::read_to_string(path)?);
+    let (first, second, third) = (
+        seen("/tmp/first")?,
+        seen("/tmp/second")?,
+        seen("/tmp/third")?,
+    );
+    ensure!(first.root == second.root && first.namespace != second.namespace);
+    ensure!(third.root != first.root, "another job's");
+    ensure!(look(&site, &[])?.root != third.root, "no job's");
+    let running = |seconds: &str| Call::new(["pgrep", "-f", &format!("sleep {seconds}")]).output();
+    ensure!(running("170[12]")?.stdout.lines().count() >= 2);
+    site.tear_down("17")?.success()?;
+    ensure!(
+        running("170[12]")?.stdout.is_empty(),
+        "a copy has outlived its job"
+    );
+    ensure!(
+        !running("180[1]")?.stdout.is_empty(),
+        "another job's has ended"
+    );
+    site.tear_down("18")?.success()?;
+    ensure!(running("180[1]")?.stdout.is_empty());
+    drop((step, other));
     site.tear_down("0")?.success()?;
     site.clean.ensure_restored(None)
 }
