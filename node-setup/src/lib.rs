@@ -5,6 +5,7 @@
 pub mod abandoned;
 pub mod caller;
 pub mod child;
+pub mod companions;
 pub mod deadline;
 pub mod deputy;
 pub mod drop;

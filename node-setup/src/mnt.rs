@@ -17,7 +17,7 @@ use crate::sys::{Propagation, mount_setattr};
 /// Look-ups of one path before giving up against somebody who renames files all the time.
 const RETRIES: usize = 10_000;
 
-/// Name of a root's overlay in mountinfo, followed by `:` and the job's id for a private container
+/// Name of a root's tmpfs and overlay in mountinfo, followed by `:` and the job's id for a private container
 /// within a job.
 pub const ROOT_SOURCE: &str = "shifter";
 

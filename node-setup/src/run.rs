@@ -11,9 +11,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Instant;
 
 use shifter_core::config::{Config, DEFAULT_PATH};
@@ -21,17 +19,15 @@ use shifter_core::env::Pair;
 use shifter_core::exit::ExitCode;
 use shifter_core::hostlist::HostSlots;
 use shifter_core::ids::JobId;
-use shifter_core::layout::Program;
 use shifter_core::manifest::JobManifest;
 use shifter_core::meta::ImageMeta;
 use shifter_core::reference::ImageRef;
 use shifter_core::sanitize;
-use shifter_core::trusted;
 use shifter_core::volmap::{self, Origin, VolumeError, VolumeMap};
 
 use crate::caller::{self, Caller, Place};
 use crate::deadline::Deadline;
-use crate::drop::{become_caller, become_user, stay_user};
+use crate::drop::{become_user, stay_user};
 use crate::error::{Error, Result};
 use crate::image::{self, Found, Image};
 use crate::launch::{self, Container};
@@ -43,7 +39,7 @@ use crate::rootless::{self, Footing};
 use crate::state::RunDir;
 use crate::twin::{self, Likeness};
 use crate::watch::{Awaited, Watch};
-use crate::{hooks, lookup, modules, out};
+use crate::{companions, hooks, lookup, modules, out};
 
 const NAME: &str = "shifter";
 
@@ -70,59 +66,12 @@ fn run(words: Vec<OsString>) -> Result<ExitCode> {
             env!("CARGO_PKG_VERSION"),
             "\n"
         ))),
-        Action::Images(words) => manage_images(&words).map(|never| match never {}),
-        Action::Tool(program, words) => become_tool(program, &words).map(|never| match never {}),
+        Action::Images(words) => companions::manage_images(&words).map(|never| match never {}),
+        Action::Tool(program, words) => {
+            companions::become_tool(program, &words).map(|never| match never {})
+        }
         Action::Run(options) => run_command(&options, &words).map(|never| match never {}),
     }
-}
-
-/// Becomes the image manager, without any privilege.
-fn manage_images(words: &[OsString]) -> Result<Infallible> {
-    drop_set_user_id()?;
-    let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
-    execute(&Program::Shifterimg.path(&config.prefix), words)
-}
-
-/// Becomes another program, without any privilege: the one installed with this one, for a broken
-/// configuration, or one that names another prefix, is what `doctor` is asked about.
-fn become_tool(program: Program, words: &[OsString]) -> Result<Infallible> {
-    drop_set_user_id()?;
-    let beside = own_prefix().map(|prefix| program.path(&prefix));
-    match beside.filter(|path| path.is_file()) {
-        Some(path) => execute(&path, words),
-        None => {
-            let config = Config::open_trusted(Path::new(DEFAULT_PATH))?;
-            execute(&program.path(&config.prefix), words)
-        }
-    }
-}
-
-/// Gives up what the set-user-id bit gave, for good.
-fn drop_set_user_id() -> Result<()> {
-    let caller = Caller::identify_any()?;
-    if rustix::process::geteuid().is_root() && caller.uid != 0 {
-        become_caller(&caller)?;
-    }
-    Ok(())
-}
-
-/// Returns the prefix of which this program is `bin/shifter`; only for a process that has no
-/// privilege, for it may be a link of a user's making.
-fn own_prefix() -> Option<PathBuf> {
-    let program = std::env::current_exe().ok()?;
-    Some(program.parent()?.parent()?.to_owned())
-}
-
-fn execute(program: &Path, words: &[OsString]) -> Result<Infallible> {
-    // It runs as whoever calls: nobody else may have put it there.
-    let own = rustix::process::getuid().as_raw();
-    trusted::audit(program, &[0, own]).map_err(Error::Untrusted)?;
-    let source = Command::new(program).args(words).exec();
-    Err(Error::Step {
-        step: "run",
-        object: program.to_string_lossy().into_owned(),
-        source,
-    })
 }
 
 /// A container that the process is in, and what is known of it.
