@@ -31,8 +31,8 @@ STATIC = $(TARGET)/$(HOST)/$(OUTPUT)
 NODE = $(TARGET)/node-$(OUTPUT)
 BUILD = $(CARGO) build --profile $(PROFILE) --locked
 
-.PHONY: all benches node-directory bench-images install sample-image real-images test-kernel testbed demo cluster cluster-stop test \
-	test-long check rpm-check bench figures
+.PHONY: all benches node-directory bench-images install sample-image real-images test-kernel testbed demo cluster \
+	cluster-stop test test-long check rpm-check bench figures
 .NOTPARALLEL:
 
 # A start takes as long as it takes to load the program: the smaller, the sooner. Not for PROFILE=dev.

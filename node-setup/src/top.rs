@@ -12,9 +12,10 @@
 //! | a file | a clone of the image's |
 //! | a link | a link |
 //!
-//! Images with more or other things in their top level, and those over which a site's hook or the
-//! user writes, keep the overlay as their root, covered by the image's directories with programs
-//! ([`expose`]). Either way there is no overlay between a program and its libraries.
+//! Images with more or other things in their top level, those over which a site's hook or the user
+//! writes, and the first private container of an image on a node keep the overlay as their root,
+//! covered by the image's directories with programs ([`expose`]). Either way there is no overlay
+//! between a program and its libraries.
 
 use std::os::fd::OwnedFd;
 
