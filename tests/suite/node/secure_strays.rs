@@ -75,6 +75,39 @@ fn privileged_strays_in_nested_namespaces_are_ended() -> Result<()> {
     guard.finish()
 }
 
+/// What a sandbox takes along of a root tells that it is the job's, where the batch system has no
+/// cgroups: its programs may all be of its own.
+#[test]
+fn privileged_a_sandbox_with_a_part_of_a_root_ends_with_the_job() -> Result<()> {
+    let guard = Guard::prepare()?;
+    guard.site.set_up(&manifest("17.server"))?.success()?;
+    let script = "exec unshare -Urm sh -c 'new=/tmp/sandbox; mkdir -p $new; mount -t tmpfs x $new
+        mkdir $new/etc $new/old; cp /bin/busybox $new/; mount --rbind /etc $new/etc
+        cd $new; /busybox true 2>/dev/null; /bin/busybox pivot_root . old
+        /busybox umount -l /old; exec /busybox sleep 1717'";
+    let sandbox = guard.site.product.shifter(["sh", "-c", script]).by(Alice);
+    let sandbox = sandbox.env("PBS_JOBID", "17.server").timeout(0);
+    let mut sandbox = sandbox.start("/tmp/stray")?;
+    let shown = wait_for("the sandbox", 10, || {
+        let pid = Call::new(["pgrep", "-f", "^/busybox sleep 171[7]"]).output()?;
+        let pid = pid.stdout.trim().to_owned();
+        Ok((!pid.is_empty()).then_some(pid))
+    });
+    let mounts = shown.and_then(|pid| Ok(fs::read_to_string(format!("/proc/{pid}/mountinfo"))?));
+    let output = guard.site.tear_down("17.server");
+    let outcome = ended(std::slice::from_mut(&mut sandbox));
+    Call::shell("rm -rf /tmp/sandbox; rm -f /tmp/stray").ok()?;
+    let mounts = mounts?;
+    ensure!(
+        mounts.lines().count() == 2 && mounts.contains(" /etc /etc "),
+        "{mounts}"
+    );
+    output?.success()?;
+    outcome?;
+    ensure!(processes_of("alice")? == 0, "something of alice's is left");
+    guard.finish()
+}
+
 /// Who is asked twice may take it for the order to drop everything (as MPI's launchers do).
 #[test]
 fn privileged_a_stray_is_asked_to_end_once_and_then_made_to() -> Result<()> {
