@@ -70,15 +70,16 @@ unsafe impl GlobalAlloc for OnePiece {
             // The piece's own beginning is aligned to a page and no more.
             (end <= SIZE && layout.align() <= align_of::<Piece>()).then_some((begin, end))
         };
-        let taken = self
-            .used
-            .fetch_update(AcqRel, Acquire, |used| place(used).map(|(_, end)| end));
-        match taken.ok().and_then(place) {
-            // SAFETY: `place` leaves no part of it outside of the piece.
-            Some((begin, _)) => unsafe { self.base().add(begin) },
-            // SAFETY: as the caller promises.
-            None => unsafe { System.alloc(layout) },
+        let mut used = self.used.load(Acquire);
+        while let Some((begin, end)) = place(used) {
+            match self.used.compare_exchange_weak(used, end, AcqRel, Acquire) {
+                // SAFETY: `place` leaves no part of it outside of the piece.
+                Ok(_) => return unsafe { self.base().add(begin) },
+                Err(now) => used = now,
+            }
         }
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {

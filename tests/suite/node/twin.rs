@@ -288,27 +288,24 @@ fn privileged_no_note_but_a_true_one_of_roots_leads_into_a_container() -> Result
 fn privileged_what_runs_in_a_job_is_not_copied_by_another_and_ends_with_its_own() -> Result<()> {
     let site = Site::prepare()?;
     let (step, other) = (Step::of(Alice, "17")?, Step::of(Alice, "18")?);
-    let start = |seconds: u32, to: &str| {
+    let file = |seconds: u32| format!("/tmp/twin.{seconds}");
+    let start = |seconds: u32| {
+        let (to, look) = (file(seconds), LOOK.replace('\'', "'\\''"));
         format!(
-            "shifter --image=tiny sh -c '{}; exec sleep {seconds}' >{to} 2>&1 </dev/null & \
-                 while [ $(wc -l <{to}) -lt 2 ]; do sleep 0.02; done\n",
-            LOOK.replace('\'', "'\\''")
+            "shifter --image=tiny sh -c '{look}; exec sleep {seconds}' >{to} 2>&1 </dev/null &
+            while [ \"$(cat {to} 2>/dev/null | wc -l)\" -lt 2 ]; do sleep 0.02; done\n"
         )
     };
-    let all = start(1701, "/tmp/first") + &start(1702, "/tmp/second") + &start(1703, "/tmp/more");
-    step.run(Alice, &all)?.success()?;
-    other.run(Alice, &start(1801, "/tmp/third"))?.success()?;
-    let seen = |path: &str| Seen::parse(&fs::read_to_string(path)?);
-    let own = ["/tmp/first", "/tmp/second", "/tmp/more"].map(seen);
-    let own = own.into_iter().collect::<Result<Vec<_>>>()?;
-    // Whatever changes on the machine meanwhile makes one of them a new one, which the next copies.
-    let is_copied = |one: &Seen| own.iter().filter(|other| other.root == one.root).count() > 1;
-    ensure!(own.iter().any(is_copied), "{own:?}");
-    let third = seen("/tmp/third")?;
-    ensure!(
-        own.iter().all(|own| own.root != third.root),
-        "another job's"
-    );
+    step.run(Alice, &(start(1701) + &start(1702) + &start(1703)))?
+        .success()?;
+    other.run(Alice, &start(1801))?.success()?;
+    let seen = |seconds: u32| Seen::parse(&fs::read_to_string(file(seconds))?);
+    let (first, third) = (seen(1701)?, seen(1801)?);
+    for copy in [seen(1702)?, seen(1703)?] {
+        ensure!(copy.root == first.root, "{copy:?} {first:?}");
+        ensure!(copy.namespace != first.namespace, "{copy:?} {first:?}");
+    }
+    ensure!(third.root != first.root, "another job's");
     ensure!(look(&site, &[])?.root != third.root, "no job's");
     let running = |seconds: &str| Call::new(["pgrep", "-f", &format!("sleep {seconds}")]).output();
     ensure!(running("170[123]")?.stdout.lines().count() >= 3);
