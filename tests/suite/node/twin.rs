@@ -113,10 +113,8 @@ fn privileged_what_is_like_a_running_container_is_a_copy_of_it() -> Result<()> {
                 .count()
     );
     ensure!(notes()? == 1, "{} notes", notes()?);
-    // The copy goes on when the first one has ended, and the next one is built.
+    // When the first one has ended the next one is built, and copied again.
     drop(first);
-    let third = look(&site, &[])?;
-    ensure!(third.namespace != second.namespace);
     let fourth = Held::start(&site, Alice, &[], ":")?;
     ensure!(look(&site, &[])?.root == fourth.seen.root);
     drop(fourth);
