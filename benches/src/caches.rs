@@ -210,17 +210,13 @@ fn writes(site: &Site, places: &Places, rounds: usize) -> Result<Vec<Row>> {
     for (name, from, to, fs) in TARGETS {
         let (job, join) = (&job, &join);
         let case = Case::timed(name, move || write(site, job, join, to, &[]));
-        // Ten times as fast as the file system below, and as fast as the same on the local one. What
-        // XFS takes longer than the disk's own ext4 is XFS's: see docs/benchmarks.md.
+        // Ten times as fast as the file system below, and as fast as the local one.
         cases.push(match (fs, from) {
-            ("xfs", FUSE) => case
+            ("", _) => case,
+            (_, FUSE) => case
                 .goal(Goal::Times(0.1, ON_FUSE))
-                .goal(Goal::Times(1.1, TARGETS[1].0)),
-            (_, FUSE) if !fs.is_empty() => case
-                .goal(Goal::Times(0.1, ON_FUSE))
-                .goal(Goal::Times(1.1, TARGETS[2].0)),
-            ("ext4", _) => case.goal(Goal::Times(1.1, ON_DISK)),
-            _ => case,
+                .goal(Goal::Times(1.1, ON_DISK)),
+            _ => case.goal(Goal::Times(1.1, ON_DISK)),
         });
         let name = format!("{name}, and fsync");
         cases.push(Case::timed(name, move || {
